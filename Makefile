@@ -1,0 +1,49 @@
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.stamp
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: setup demo test test-all check bench format help
+
+# Everything below runs on the weights that travel with the package: no download, no telemetry.
+demo test test-all bench: export HF_HUB_OFFLINE := 1
+demo test test-all bench: export HF_HUB_DISABLE_TELEMETRY := 1
+
+setup: $(STAMP)  ## make .venv with the versions of constraints.txt
+
+# torch comes first and alone, so that a CPU build is taken where the index offers one.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "make setup needs Python 3.11 or newer, and '$(PYTHON)' is not. Try: make setup PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install "$(TORCH)"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: setup  ## erase a concept on the playground; pictures and numbers land in demo/
+	$(BIN)/diffusers-erase demo --out demo --overwrite
+
+test: setup  ## the tests, without the slow ones
+	$(BIN)/python -m pytest
+
+test-all: setup  ## the tests, with the slow ones
+	$(BIN)/python -m pytest -m ''
+
+check: setup  ## format, lint, types, floor plan, spelling; changes nothing
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+bench: setup  ## time sampling with and without erasers
+	@if [ -f benchmarks/sampling.py ]; then $(BIN)/python benchmarks/sampling.py; \
+	else echo "There is no benchmarks/sampling.py in this checkout." >&2; exit 1; fi
+
+format: setup  ## rewrite the code in the house format, imports sorted
+	$(BIN)/ruff check --fix --select I
+	$(BIN)/ruff format
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile

@@ -1,0 +1,76 @@
+"""Concept erasure for diffusers, as adapters: `pipe.load_erasure("user/erase-vangogh")`.
+
+Importing this package adds the family of `load_erasure` to diffusers' pipelines. It is light:
+neither torch nor diffusers is imported before somebody needs it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from diffusers_erase.binding import install, uninstall
+from diffusers_erase.errors import ErasureError
+
+
+if TYPE_CHECKING:
+    from diffusers_erase.adapter import EraserAdapter, EraserConfig
+    from diffusers_erase.concepts import Concept
+    from diffusers_erase.making import erase
+    from diffusers_erase.runtime.plugin import (
+        erasures_disabled,
+        list_erasures,
+        load_erasure,
+        set_erasure_strength,
+        unload_erasure,
+        unload_erasures,
+    )
+    from diffusers_erase.training.recipes import Recipe
+    from diffusers_erase.training.trainer import Step, train
+
+
+_ROOMS = {
+    "Concept": "concepts",
+    "EraserAdapter": "adapter",
+    "EraserConfig": "adapter",
+    "Recipe": "training.recipes",
+    "Step": "training.trainer",
+    "erase": "making",
+    "erasures_disabled": "runtime.plugin",
+    "list_erasures": "runtime.plugin",
+    "load_erasure": "runtime.plugin",
+    "set_erasure_strength": "runtime.plugin",
+    "train": "training.trainer",
+    "unload_erasure": "runtime.plugin",
+    "unload_erasures": "runtime.plugin",
+}
+
+__all__ = [
+    "Concept",
+    "EraserAdapter",
+    "EraserConfig",
+    "ErasureError",
+    "Recipe",
+    "Step",
+    "erase",
+    "erasures_disabled",
+    "install",
+    "list_erasures",
+    "load_erasure",
+    "set_erasure_strength",
+    "train",
+    "uninstall",
+    "unload_erasure",
+    "unload_erasures",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+install()

@@ -1,0 +1,373 @@
+"""EraserAdapter, the waist of the house: a LoRA on cross-attention and the story of what it erases.
+
+The only module that knows peft.
+"""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from warnings import warn
+
+import torch
+from huggingface_hub import HfApi, hf_hub_download
+from peft import LoraConfig
+from peft.helpers import rescale_adapter_scale
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from diffusers_erase.card import model_card
+from diffusers_erase.crossattention import fingerprint, linear, projections
+from diffusers_erase.errors import ErasureError
+
+
+WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+CONFIG_NAME = "erasure_config.json"
+
+Factors = tuple[Tensor, Tensor]
+"""A (rank x in) and B (out x rank) of one layer: its weight changes by B A."""
+
+
+@dataclass(frozen=True)
+class EraserConfig:
+    """What an eraser erases, to what, in which model, how it was made: `erasure_config.json`."""
+
+    concept: str
+    kind: str = "object"
+    synonyms: tuple[str, ...] = ()
+    target: str | None = None
+    """What the concept is answered as; None for the same prompt without it."""
+    recipe: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Every number the recipe ran with."""
+    base_model: str = ""
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    """Class, text width and cross-attention size of the denoiser it was made for."""
+    rank: int = 0
+    results: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """Keys that a newer version wrote; kept, and written back."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        known = asdict(self)
+        return {**known.pop("unknown"), **known, "synonyms": list(self.synonyms)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "EraserConfig":
+        """The inverse of `to_dict`; unknown keys are kept and warned about."""
+        if not isinstance(content.get("concept"), str):
+            raise ErasureError(
+                f"{CONFIG_NAME} names no concept; it was not written by diffusers_erase."
+            )
+        names = {f.name for f in fields(cls)} - {"unknown"}
+        known = {name: value for name, value in content.items() if name in names}
+        unknown = {name: value for name, value in content.items() if name not in names}
+        if unknown:
+            warn(
+                f"{CONFIG_NAME} was written by another version; kept but not understood: "
+                f"{', '.join(unknown)}.",
+                stacklevel=3,
+            )
+        return cls(**{**known, "synonyms": tuple(known.get("synonyms", ())), "unknown": unknown})
+
+
+@dataclass(frozen=True)
+class EraserAdapter:
+    """Low-rank changes to a denoiser's cross-attention that erase a concept.
+
+    `factors` maps a layer's path to (A, B), float32 on the CPU.
+    """
+
+    factors: Mapping[str, Factors]
+    config: EraserConfig
+
+    def __post_init__(self) -> None:
+        if not self.factors:
+            raise ErasureError("The eraser has no LoRA weights.")
+        for path, (A, B) in self.factors.items():
+            if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]:
+                raise ErasureError(
+                    f"LoRA factors of '{path}' do not fit each other: {_shape(A)} and {_shape(B)}."
+                )
+            if not (torch.isfinite(A).all() and torch.isfinite(B).all()):
+                raise ErasureError(
+                    f"LoRA factors of '{path}' hold values that are not finite numbers."
+                )
+
+    def delta(self, path: str) -> Tensor:
+        """B A, float32, or an error if the layer is not touched."""
+        A, B = self.factors[path]
+        return B @ A
+
+    def check(self, unet: nn.Module) -> None:
+        """Refuse, before anything is changed, a denoiser that this eraser was not made for.
+
+        Raises:
+            ErasureError: a layer is missing or has another shape.
+        """
+        for path, (A, B) in self.factors.items():
+            try:
+                there = tuple(linear(unet, path).weight.shape)
+            except ErasureError:
+                there = ()
+            if there != (len(B), A.shape[1]):
+                raise ErasureError(
+                    f"This eraser was made for {_describe(self.config.fingerprint)}; "
+                    f"the pipeline has {_describe(fingerprint(unet))}. "
+                    f"'{path}' should be {len(B)} x {A.shape[1]} and is "
+                    f"{' x '.join(map(str, there)) or 'missing'}."
+                )
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write `pytorch_lora_weights.safetensors`, `erasure_config.json` and a model card.
+
+        Plain `pipe.load_lora_weights(folder)` reads the result too. All or nothing: the folder
+        appears complete.
+
+        Raises:
+            ErasureError: the folder exists and `overwrite` is not set, it holds something else than
+                an eraser, or it cannot be written.
+        """
+        folder = Path(folder)
+        check_output(folder, overwrite=overwrite)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+            try:
+                self._write(draft, folder.name)
+                draft.chmod(0o755)
+                if folder.exists():
+                    shutil.rmtree(folder)
+                draft.replace(folder)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+        except OSError as error:
+            raise ErasureError(
+                f"Cannot write the eraser to '{folder}': {error.strerror or error}."
+            ) from error
+        return folder
+
+    def _write(self, folder: Path, repo_id: str) -> None:
+        content = self.config.to_dict()
+        tensors: dict[str, Tensor] = {}
+        for path, (A, B) in self.factors.items():
+            tensors[f"unet.{path}.lora_A.weight"] = A.contiguous()
+            tensors[f"unet.{path}.lora_B.weight"] = B.contiguous()
+        ranks = {path: len(A) for path, (A, _) in self.factors.items()}
+        rank = max(ranks.values())
+        others = {path: r for path, r in ranks.items() if r != rank}
+        # exactly the fields that old and new diffusers read; alpha == rank keeps the strength
+        lora = {
+            "r": rank,
+            "lora_alpha": rank,
+            "rank_pattern": others,
+            "alpha_pattern": others,
+            "target_modules": sorted(ranks),
+            "use_dora": False,
+            "lora_bias": False,
+        }
+        header = {
+            "format": "pt",
+            "lora_adapter_metadata": json.dumps(
+                {f"unet.{key}": value for key, value in lora.items()}
+            ),
+            "erasure": json.dumps(content),
+        }
+        save_file(tensors, folder / WEIGHTS_NAME, header)
+        (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(model_card(content, repo_id), encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **hub: Any) -> "EraserAdapter":
+        """Read an eraser from a folder or from the Hub.
+
+        Args:
+            source: a folder written by `save_pretrained`, or a Hub id such as `user/erase-vangogh`.
+            **hub: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`,
+                `force_download`.
+
+        Raises:
+            ErasureError: nothing there, or not an eraser; safetensors only, nothing is executed.
+        """
+        weights = _fetch(source, WEIGHTS_NAME, **hub)
+        factors, header = _read(weights)
+        try:
+            content = json.loads(_fetch(source, CONFIG_NAME, **hub).read_text(encoding="utf-8"))
+        except ErasureError:
+            content = header
+        except ValueError as error:
+            raise ErasureError(f"'{source}' holds a broken {CONFIG_NAME}: {error}.") from error
+        if not content:
+            raise ErasureError(f"'{source}' holds no {CONFIG_NAME}: it is a LoRA, but no eraser.")
+        return cls(factors, EraserConfig.from_dict(content))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Publish on the Hub, in a new repository if need be, and return the commit's address."""
+        api = HfApi(token=token)
+        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self._write(Path(folder), repo)
+            commit = api.upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                commit_message=commit_message or f"Eraser for '{self.config.concept}'",
+                create_pr=create_pr,
+            )
+        return str(commit.commit_url)
+
+
+def check_output(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that cannot or must not be written, before work is spent on its content.
+
+    Raises:
+        ErasureError: it exists without `overwrite`, holds something else than an eraser, or cannot
+            be made.
+    """
+    if not folder.exists():
+        above = next(parent for parent in folder.absolute().parents if parent.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise ErasureError(
+                f"Cannot write to '{folder}': '{above}' is no folder that can be written to."
+            )
+        return
+    if not overwrite:
+        raise ErasureError(f"'{folder}' exists already; choose another folder or pass --overwrite.")
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONFIG_NAME).is_file()):
+        raise ErasureError(
+            f"'{folder}' exists and is not an eraser: it is not overwritten; choose another folder."
+        )
+
+
+def versions() -> dict[str, str]:
+    """The versions an eraser is made with."""
+    found = {}
+    for package in ("diffusers-erase", "torch", "diffusers", "transformers", "peft"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A LoRA in training on a denoiser."""
+
+    parameters: list[nn.Parameter]
+    silenced: Callable[[], AbstractContextManager[Any]]
+    """In its block the denoiser is the bare base, bit for bit; `requires_grad` is left alone."""
+    factors: Callable[[], dict[str, Factors]]
+    """The trained factors so far, copied."""
+
+
+@contextmanager
+def attached(unet: Any, *, parts: tuple[str, ...], rank: int, seed: int) -> Iterator[Attached]:
+    """A fresh LoRA (B = 0, so it changes nothing yet) on the bare denoiser; taken off at the end.
+
+    Raises:
+        ErasureError: the denoiser wears another adapter; erasers are made from the bare base.
+    """
+    if getattr(unet, "peft_config", None):
+        raise ErasureError(
+            f"The denoiser wears adapters ({', '.join(unet.peft_config)}); "
+            "erasers are made from the bare base: "
+            "call `pipe.unload_lora_weights()` first."
+        )
+    name, paths = "eraser", list(projections(unet, parts))
+    trainable = {p: p.requires_grad for p in unet.parameters()}
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules="|".join(map(re.escape, paths)))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unet.add_adapter(config, adapter_name=name)
+
+    def factors() -> dict[str, Factors]:
+        pairs = ((path, unet.get_submodule(path)) for path in paths)
+        return {
+            path: (_copy(layer.lora_A[name].weight), _copy(layer.lora_B[name].weight))
+            for path, layer in pairs
+        }
+
+    try:
+        parameters = [p for p in unet.parameters() if p not in trainable]
+        yield Attached(parameters, partial(rescale_adapter_scale, unet, 0.0), factors)
+    finally:
+        unet.unload_lora()
+        for p, flag in trainable.items():
+            p.requires_grad_(flag)
+
+
+def _copy(weight: Tensor) -> Tensor:
+    return weight.detach().float().cpu().clone()
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape))
+
+
+def _describe(found: Mapping[str, Any]) -> str:
+    if not found:
+        return "a model that was not recorded"
+    return (
+        f"a {found['denoiser']} with text width {found['text_width']} "
+        f"and {found['cross_attention_layers']} cross-attention layers"
+    )
+
+
+def _fetch(source: str | Path, name: str, **hub: Any) -> Path:
+    folder = Path(source)
+    if folder.exists():
+        path: Path = folder / hub.get("subfolder", "") / name
+        if not path.is_file():
+            raise ErasureError(
+                f"'{folder}' holds no {name}; is it a folder written by `save_pretrained`?"
+            )
+        return path
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise ErasureError(
+            f"There is no folder '{source}', and it is no Hub id (user/name) either."
+        )
+    try:
+        return Path(hf_hub_download(str(source), name, **hub))
+    except OSError as error:  # the Hub's errors and being offline are all of this kind
+        reason = str(error).strip().splitlines()[0]
+        raise ErasureError(f"Cannot get {name} of '{source}' from the Hub: {reason}") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Factors], dict[str, Any]]:
+    """LoRA factors by layer, and what the file's header says of the erasure."""
+    try:
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+            tensors = {key: file.get_tensor(key) for key in names}
+            header = json.loads((file.metadata() or {}).get("erasure", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ErasureError(f"'{path}' is no readable safetensors file: {error}.") from error
+    halves: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        match = re.fullmatch(r"unet\.(.+)\.lora_([AB])\.weight", key)
+        if match is None or not value.is_floating_point():
+            raise ErasureError(f"'{path}' holds '{key}', which is no LoRA weight of a UNet.")
+        halves.setdefault(match[1], {})[match[2]] = value.float()
+    single = [layer for layer, pair in halves.items() if len(pair) != 2]
+    if single:
+        raise ErasureError(f"'{path}' lacks one of the two LoRA factors of '{single[0]}'.")
+    return {layer: (pair["A"], pair["B"]) for layer, pair in halves.items()}, header

@@ -1,0 +1,62 @@
+"""Plain mappings in, Markdown out: the model card of an eraser."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+
+def model_card(config: Mapping[str, Any], repo_id: str) -> str:
+    """The README of an eraser's repository; `config` is the content of `erasure_config.json`."""
+    base, concept = config["base_model"], config["concept"]
+    header = ModelCardData(
+        base_model=base or None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["lora", "text-to-image", "concept-erasure", "diffusers-erase"],
+        base_model_relation="adapter",
+    ).to_yaml()
+    rows = {
+        "erased concept": ", ".join([concept, *config["synonyms"]]),
+        "answered as": config["target"] or "the same prompt without the concept",
+        "recipe": config["recipe"],
+        "base model": base or "not recorded",
+        "rank": config["rank"],
+    }
+    rows |= {str(name): value for name, value in config["parameters"].items()}
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"""---
+{header}
+---
+
+# {repo_id}: erases "{concept}"
+
+```python
+import diffusers_erase
+from diffusers import StableDiffusionPipeline
+
+pipe = StableDiffusionPipeline.from_pretrained("{base or "..."}")
+pipe.load_erasure("{repo_id}")
+```
+
+It is an ordinary LoRA too: `pipe.load_lora_weights("{repo_id}")` works without `diffusers_erase`,
+but is then switched off by the next adapter that is loaded.
+
+| | |
+| --- | --- |
+{table}
+
+## Results
+
+{_results(config.get("results") or {})}
+
+## Limits
+
+Whoever holds the weights can unload an eraser, and erased concepts can be recovered by attacks.
+"""
+
+
+def _results(results: Mapping[str, Any]) -> str:
+    if not results:
+        return "Not measured."
+    return "\n".join(f"- {name}: {value}" for name, value in results.items())

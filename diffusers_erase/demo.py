@@ -1,0 +1,262 @@
+"""The whole story on the playground: erase, save, load into a fresh pipeline, look, count."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from diffusers_erase.concepts import Concept
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.evaluation.metrics import Rate, draw
+from diffusers_erase.making import erase
+from diffusers_erase.playground import (
+    ARTISTS,
+    COLOURS,
+    FAMILIES,
+    FAMILY_OF,
+    OBJECTS,
+    SYNONYMS,
+    Scene,
+    Thing,
+    Verdict,
+    load_judge,
+    load_pipeline,
+    prompt,
+)
+from diffusers_erase.runtime.plugin import load_erasure
+
+
+TARGET_PICTURES = 64
+"""Pictures of the erased concept; every other one gets `OTHER_PICTURES`."""
+OTHER_PICTURES = 4
+SHEET_COLUMNS = 12
+STEPS = 10
+"""DDIM steps of the counted pictures; 25 give the same verdicts (docs/playground.md)."""
+
+DRAWN_AT_MOST, OTHERS_AT_LEAST = 0.05, 0.9
+"""The demo fails if the concept is drawn more often, or the others keep less of their rate."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Prompts that make one line of the table, and what the judge must see in their pictures."""
+
+    name: str
+    prompts: list[str]
+    wanted: list[str]
+    sees: Callable[[Verdict], Sequence[str]]
+
+    def rate(self, verdicts: Sequence[Verdict]) -> Rate:
+        """How many pictures show what their prompt asked for."""
+        hits = sum(w in self.sees(v) for w, v in zip(self.wanted, verdicts, strict=True))
+        return Rate(hits, len(verdicts))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One erasure of the demo."""
+
+    concept: Concept
+    target: str | None
+    groups: tuple[Group, ...]
+    keep: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    group: str
+    base: Rate
+    erased: Rate
+
+
+def object_case(name: str, target: str | None) -> Case:
+    """Erase an object; its neighbours are its family."""
+    family = [o for o in FAMILIES[FAMILY_OF[name]] if o != name]
+    others = [o for o in OBJECTS if FAMILY_OF[o] != FAMILY_OF[name]]
+
+    def group(title: str, objects: Sequence[str], each: int) -> Group:
+        scenes = [Scene((Thing(o, c),)) for o in objects for c in islice(cycle(COLOURS), each)]
+        wanted = [scene.things[0].object for scene in scenes]
+        return Group(
+            title, [prompt(scene) for scene in scenes], wanted, lambda verdict: verdict.objects
+        )
+
+    groups = (
+        group("target", [name], TARGET_PICTURES),
+        group("neighbours", family, OTHER_PICTURES),
+        group("others", others, OTHER_PICTURES),
+    )
+    keep = tuple(f"a photo of a {o}" for o in [*family, *others[::3]])
+    return Case(Concept(name, synonyms=SYNONYMS.get(name, ())), target, groups, keep)
+
+
+def style_case(style: str) -> Case:
+    """Erase a painter; the neighbours are the other painters, the others are plain pictures."""
+    subjects = [o for family in FAMILIES.values() for o in family[:2]]
+
+    def painted(styles: Sequence[str], each: int) -> tuple[list[str], list[str]]:
+        things = cycle(Thing(o, c) for o, c in zip(subjects, cycle(COLOURS), strict=False))
+        scenes = [Scene((next(things),), s) for s in styles for _ in range(each)]
+        return [prompt(scene) for scene in scenes], [scene.style for scene in scenes]
+
+    def seen_style(verdict: Verdict) -> Sequence[str]:
+        return (verdict.style,)
+
+    plain = [Scene((Thing(o, c),)) for o in subjects for c in COLOURS[:OTHER_PICTURES]]
+    groups = (
+        Group("target", *painted([style], TARGET_PICTURES), seen_style),
+        Group(
+            "neighbours",
+            *painted([s for s in ARTISTS if s != style], 2 * OTHER_PICTURES),
+            seen_style,
+        ),
+        Group(
+            "others",
+            [prompt(s) for s in plain],
+            [s.things[0].object for s in plain],
+            lambda v: v.objects,
+        ),
+    )
+    others = [s for s in ARTISTS if s != style]
+    keep = tuple(f"a painting of a {o} by {ARTISTS[s]}" for s in others for o in subjects[::6])
+    return Case(Concept(ARTISTS[style], kind="style"), None, groups, keep)
+
+
+CASES: tuple[Callable[[], Case], ...] = (
+    lambda: object_case("car", "truck"),
+    lambda: style_case("swirl"),
+)
+
+
+def run_demo(folder: Path, *, overwrite: bool, seed: int, say: Say) -> bool:
+    """Run every case; write erasers, `<concept>.png` and `report.json`; True if all erased well.
+
+    Raises:
+        ErasureError: the folder exists without `overwrite`, or holds something else than a demo.
+    """
+    _clear(folder, overwrite=overwrite)
+    report, passed = {}, True
+    for make_case in CASES:
+        case = make_case()
+        rows, seconds = _run_case(case, folder, seed=seed, say=say)
+        ok = _passes(rows)
+        passed = passed and ok
+        say(_table(case, rows))
+        say(_words(case, rows, ok))
+        report[case.concept.name] = {
+            "target": case.target,
+            "passed": ok,
+            "seconds": seconds,
+            "groups": {row.group: _counts(row) for row in rows},
+        }
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    say(f"Everything is in {folder}/: an eraser folder and a picture for each, and report.json.")
+    return passed
+
+
+def _clear(folder: Path, *, overwrite: bool) -> None:
+    if folder.exists():
+        if not overwrite:
+            raise ErasureError(
+                f"'{folder}' exists already; choose another folder or pass --overwrite."
+            )
+        if not folder.is_dir() or (
+            any(folder.iterdir()) and not (folder / "report.json").is_file()
+        ):
+            raise ErasureError(
+                f"'{folder}' holds something else than a demo, so it is not overwritten."
+            )
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(parents=True)
+        (folder / "report.json").write_text("{}\n", encoding="utf-8")
+    except OSError as error:
+        raise ErasureError(f"Cannot write to '{folder}': {error.strerror or error}.") from error
+
+
+def _run_case(
+    case: Case, folder: Path, *, seed: int, say: Say
+) -> tuple[list[Row], dict[str, float]]:
+    name, started = case.concept.name, time.monotonic()
+    say(f"\nErasing '{name}' (instead: {case.target or 'the same prompt without it'}).")
+    eraser = erase(load_pipeline(), case.concept, target=case.target, keep=case.keep, seed=seed)
+    path = eraser.save_pretrained(folder / name.replace(" ", "-"))
+    made = time.monotonic()
+    pipe = load_pipeline()
+    before = [draw(pipe, group.prompts, steps=STEPS, seed=seed) for group in case.groups]
+    load_erasure(pipe, path)
+    after = [draw(pipe, group.prompts, steps=STEPS, seed=seed) for group in case.groups]
+    judge = load_judge()
+    rows = [
+        Row(group.name, group.rate(judge(old)), group.rate(judge(new)))
+        for group, old, new in zip(case.groups, before, after, strict=True)
+    ]
+    _sheet(case.groups, before, after).save(folder / f"{path.name}.png")
+    return rows, {"erasing": round(made - started, 1), "judging": round(time.monotonic() - made, 1)}
+
+
+def _passes(rows: Sequence[Row]) -> bool:
+    target, *rest = rows
+    base = sum((row.base for row in rest), Rate(0, 0))
+    erased = sum((row.erased for row in rest), Rate(0, 0))
+    return target.erased.value <= DRAWN_AT_MOST and erased.value >= OTHERS_AT_LEAST * base.value
+
+
+def _counts(row: Row) -> dict[str, Any]:
+    return {
+        which: {"hits": rate.hits, "n": rate.n, "interval": rate.interval}
+        for which, rate in (("base", row.base), ("erased", row.erased))
+    }
+
+
+def _table(case: Case, rows: Sequence[Row]) -> str:
+    lines = [f"  {case.concept.name:<12} {'base':>9} {'erased':>9} {'n':>5}   95 % interval"]
+    for row in rows:
+        low, high = row.erased.interval
+        lines.append(
+            f"  {row.group:<12} {100 * row.base.value:>7.1f} % {100 * row.erased.value:>7.1f} % "
+            f"{row.erased.n:>5}   {100 * low:.0f} .. {100 * high:.0f} %"
+        )
+    return "\n".join(lines)
+
+
+def _words(case: Case, rows: Sequence[Row], passed: bool) -> str:
+    target, near, far = rows
+    verdict = "Erased" if passed else "NOT ERASED WELL"
+    return (
+        f"  {verdict}: asked for '{case.concept.name}' {target.erased.n} times, the model drew it "
+        f"{target.erased.hits} times (before: {target.base.hits}). What is near kept "
+        f"{near.erased.hits} of {near.base.hits} hits, the rest {far.erased.hits} of "
+        f"{far.base.hits}."
+    )
+
+
+def _sheet(
+    groups: Sequence[Group], before: Sequence[list[Image.Image]], after: Sequence[list[Image.Image]]
+) -> Image.Image:
+    """Per group two rows of the same prompts and seeds: base above, erased below."""
+    size, label, gap = before[0][0].height, 14, 8
+    block = label + 2 * size + gap
+    sheet = Image.new("RGB", (SHEET_COLUMNS * (size + 2), len(groups) * block), "white")
+    canvas = ImageDraw.Draw(sheet)
+    for k, (group, old, new) in enumerate(zip(groups, before, after, strict=True)):
+        canvas.text(
+            (2, k * block + 1),
+            f"{group.name}: base above, erased below (same prompts and seeds)",
+            "black",
+        )
+        stride = max(1, len(old) // SHEET_COLUMNS)
+        for column, i in enumerate(range(0, min(len(old), stride * SHEET_COLUMNS), stride)):
+            for row, picture in enumerate((old[i], new[i])):
+                sheet.paste(picture, (column * (size + 2), k * block + label + row * size))
+    return sheet

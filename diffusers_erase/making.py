@@ -1,0 +1,148 @@
+"""erase(): one call from a pipeline and a word to an eraser."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+from warnings import warn
+
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from diffusers_erase.adapter import Attached, EraserAdapter, EraserConfig, attached, versions
+from diffusers_erase.concepts import Concept, encode, unknown_words
+from diffusers_erase.crossattention import denoiser_of, fingerprint
+from diffusers_erase.denoiser import Denoiser
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.runtime.plugin import list_erasures
+from diffusers_erase.training.objectives import Keep, Objective, Steer, Sum
+from diffusers_erase.training.recipes import RECIPES, Recipe
+from diffusers_erase.training.trainer import Step, train
+from diffusers_erase.trajectories import Trajectories, sample_trajectories
+
+
+def erase(
+    pipe: Any,
+    concept: str | Concept,
+    *,
+    target: str | None = None,
+    keep: Sequence[str] = (),
+    recipe: str | Recipe = "replace",
+    steps: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> EraserAdapter:
+    """Make an eraser, after which the concept is answered as `target`; leaves the pipeline alone.
+
+    Args:
+        pipe: a Stable Diffusion pipeline without other adapters or erasures.
+        concept: its name, or a `Concept` with synonyms, kind and prompts of its own.
+        target: what to draw instead, in the concept's place; None for the same prompt without the
+            concept. A near neighbour costs the others least; None leaves the choice to the model.
+        keep: prompts whose pictures must stay as they are; each costs sampling time and buys
+            preservation.
+        recipe: `replace`, `esd`, or a `Recipe` with numbers of your own.
+        steps: training steps, if not the recipe's.
+        seed: of trajectories, weights and minibatches; the same seed gives the same eraser on the
+            same machine.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ErasureError: an empty concept, an unknown recipe, a pipeline without known cross-attention,
+            or one that wears adapters or erasures.
+    """
+    concept = concept if isinstance(concept, Concept) else Concept(concept)
+    recipe = _recipe(recipe, steps)
+    unet = denoiser_of(pipe)
+    if list_erasures(pipe):
+        raise ErasureError(
+            f"The pipeline has erasures loaded ({', '.join(list_erasures(pipe))}); "
+            "erasers are made from the bare base: call `pipe.unload_erasures()` first."
+        )
+    _warn_of_unknown_words(pipe, concept, target)
+    with attached(unet, parts=recipe.parts, rank=recipe.rank, seed=seed) as lora:
+        loop = _steps(pipe, concept, lora, target=target, keep=keep, recipe=recipe, seed=seed)
+        bar = tqdm(loop, f"erasing '{concept.name}'", recipe.steps, disable=not progress)
+        for step in bar:
+            bar.set_postfix(loss=f"{step.loss:.4f}")
+        factors = lora.factors()
+    config = EraserConfig(
+        concept=concept.name,
+        kind=concept.kind,
+        synonyms=concept.synonyms,
+        target=target,
+        recipe=recipe.name,
+        parameters={**asdict(recipe), "seed": seed, "kept_prompts": list(keep)},
+        base_model=str(getattr(pipe, "name_or_path", "") or ""),
+        fingerprint=fingerprint(unet),
+        rank=recipe.rank,
+        versions=versions(),
+    )
+    return EraserAdapter(factors, config)
+
+
+def _recipe(recipe: str | Recipe, steps: int | None) -> Recipe:
+    if isinstance(recipe, str):
+        if recipe not in RECIPES:
+            raise ErasureError(f"No recipe named {recipe!r}. Known: {', '.join(sorted(RECIPES))}.")
+        recipe = RECIPES[recipe]
+    return recipe if steps is None else replace(recipe, steps=steps)
+
+
+def _steps(
+    pipe: Any,
+    concept: Concept,
+    lora: Attached,
+    *,
+    target: str | None,
+    keep: Sequence[str],
+    recipe: Recipe,
+    seed: int,
+) -> Iterator[Step]:
+    denoiser = Denoiser(pipe.unet, lora.silenced)
+    prompts = concept.written()
+    answers = [concept.replaced(p, target) if target else concept.without(p) for p in prompts]
+    null = encode(pipe, [""])
+
+    def sampled(states: Tensor, shift: int) -> Trajectories:
+        return sample_trajectories(
+            denoiser,
+            pipe.scheduler,
+            states,
+            null,
+            guidance=recipe.guidance,
+            steps=recipe.sampling_steps,
+            seed=seed + shift,
+        )
+
+    trajectories = {
+        "concept": sampled(encode(pipe, prompts), 0).remember(
+            denoiser, "target", encode(pipe, answers)
+        )
+    }
+    terms: list[tuple[float, Objective]] = [(1.0, Steer(recipe.eta))]
+    if keep:
+        trajectories["kept"] = sampled(encode(pipe, keep), 1)
+        terms.append((recipe.keep_weight, Keep()))
+    return train(
+        denoiser,
+        lora.parameters,
+        trajectories,
+        Sum(tuple(terms)),
+        steps=recipe.steps,
+        batch=recipe.batch,
+        learning_rate=recipe.learning_rate,
+        seed=seed,
+    )
+
+
+def _warn_of_unknown_words(pipe: Any, concept: Concept, target: str | None) -> None:
+    for phrase in (*concept.names, *([target] if target else [])):
+        unknown = unknown_words(pipe.tokenizer, phrase)
+        if unknown and len(unknown) == len(phrase.split()):
+            near = sorted({word for words in unknown.values() for word in words})
+            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            warn(
+                f"The text encoder knows none of the words of {phrase!r}.{hint}",
+                UserWarning,
+                stacklevel=3,
+            )

@@ -1,0 +1,42 @@
+"""The embedded default: a procedural world and a real, tiny Stable Diffusion trained on it."""
+
+from diffusers_erase.playground.judge import Judge, Verdict, load_judge
+from diffusers_erase.playground.model import load_pipeline
+from diffusers_erase.playground.world import (
+    ARTISTS,
+    BACKGROUNDS,
+    COLOURS,
+    FAMILIES,
+    FAMILY_OF,
+    OBJECTS,
+    STYLES,
+    SYNONYMS,
+    Scene,
+    Thing,
+    captions,
+    prompt,
+    render,
+    sample_scene,
+)
+
+
+__all__ = [
+    "ARTISTS",
+    "BACKGROUNDS",
+    "COLOURS",
+    "FAMILIES",
+    "FAMILY_OF",
+    "OBJECTS",
+    "STYLES",
+    "SYNONYMS",
+    "Judge",
+    "Scene",
+    "Thing",
+    "Verdict",
+    "captions",
+    "load_judge",
+    "load_pipeline",
+    "prompt",
+    "render",
+    "sample_scene",
+]

@@ -1,0 +1,102 @@
+"""Pictures of the world with labels and captions, on disk: what the networks learn from."""
+
+import json
+import multiprocessing
+import random
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffusers_erase.playground.world import (
+    BACKGROUNDS,
+    COLOURS,
+    OBJECTS,
+    STYLES,
+    Scene,
+    captions,
+    render,
+    sample_scene,
+)
+
+
+HELD_OUT = 2048
+"""The last so many pictures of a corpus are never trained on."""
+
+UNSAID = -1
+"""Label of what a picture does not have: a second object, one colour for two things."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A folder of pictures (N x 64 x 64 x 3 uint8), labels (N x 5) and captions (N x 4)."""
+
+    folder: Path
+
+    @cached_property
+    def pictures(self) -> NDArray[np.uint8]:
+        """Memory-mapped, N x 64 x 64 x 3."""
+        mapped: NDArray[np.uint8] = np.load(self.folder / "pictures.npy", mmap_mode="r")
+        return mapped
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """N x 5: first object, second object, colour, style, background; UNSAID where none is."""
+        return torch.from_numpy(np.load(self.folder / "labels.npy"))
+
+    @cached_property
+    def captions(self) -> list[list[str]]:
+        """Four captions a picture."""
+        written: list[list[str]] = json.loads((self.folder / "captions.json").read_text())
+        return written
+
+    @property
+    def train(self) -> int:
+        """How many pictures, from the first on, may be trained on."""
+        return len(self.pictures) - HELD_OUT
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """Pictures as B x 3 x 64 x 64 in -1 .. 1."""
+        return to_tensor(self.pictures[indices.numpy()])
+
+
+def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
+    """N x H x W x 3 uint8 -> N x 3 x H x W in -1 .. 1."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def label(scene: Scene) -> tuple[int, int, int, int, int]:
+    """The five labels of a scene."""
+    objects = [OBJECTS.index(thing.object) for thing in scene.things]
+    colours = {COLOURS.index(thing.colour) for thing in scene.things}
+    return (
+        objects[0],
+        objects[1] if len(objects) == 2 else UNSAID,
+        colours.pop() if len(colours) == 1 else UNSAID,
+        STYLES.index(scene.style),
+        BACKGROUNDS.index(scene.background),
+    )
+
+
+def make_corpus(folder: Path, count: int, *, seed: int = 0, processes: int = 2) -> Corpus:
+    """Render `count` scenes as often as the world has them.
+
+    Does nothing if the folder holds them already.
+    """
+    if not (folder / "captions.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+            rows = pool.map(_example, range(seed * count, (seed + 1) * count), chunksize=256)
+        np.save(folder / "pictures.npy", np.stack([picture for picture, _, _ in rows]))
+        np.save(folder / "labels.npy", np.array([labels for _, labels, _ in rows]))
+        (folder / "captions.json").write_text(json.dumps([said for _, _, said in rows]))
+    return Corpus(folder)
+
+
+def _example(index: int) -> tuple[NDArray[np.uint8], tuple[int, ...], list[str]]:
+    scene = sample_scene(random.Random(index))
+    return render(scene, index), label(scene), captions(scene, seed=index)

@@ -1,0 +1,174 @@
+"""A judge of rendered pictures: which objects, which style, colour and background, or none."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffusers_erase.playground.corpus import to_tensor
+from diffusers_erase.playground.model import PICTURE_SIZE, WEIGHTS
+from diffusers_erase.playground.world import BACKGROUNDS, COLOURS, OBJECTS, STYLES
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge sees in one picture."""
+
+    label: str
+    """The most certain object, also when the picture is rejected."""
+    score: float
+    """Its probability, 0 .. 1."""
+    valid: bool
+    """Whether the picture shows a whole object; False for noise, blank and melted pictures."""
+    objects: tuple[str, ...]
+    """Objects with a probability above one half, the most certain first; empty if not valid."""
+    style: str
+    colour: str
+    background: str
+
+
+class JudgeNetwork(nn.Module):
+    """B x 3 x 64 x 64 -> logits: presence of objects, style, colour, background, validity."""
+
+    HEADS: ClassVar[dict[str, int]] = {
+        "object": len(OBJECTS),
+        "style": len(STYLES),
+        "colour": len(COLOURS),
+        "background": len(BACKGROUNDS),
+        "valid": 1,
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (
+            (3, 32, 2), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 192, 2),
+            (192, 192, 1),
+        )  # fmt: skip
+        blocks = (_block(*width) for width in widths)
+        self.body = nn.Sequential(*blocks, nn.Flatten(), nn.Dropout(0.2))
+        self.heads = nn.ModuleDict({name: nn.Linear(192 * 16, n) for name, n in self.HEADS.items()})
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        """Logits by head; pictures in -1 .. 1."""
+        features = self.body(pictures)
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+def _block(channels: int, out: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.GroupNorm(8, out), nn.ReLU()
+    )
+
+
+class Judge:
+    """`judge(images) -> [Verdict, ...]`, as the `Detector`s of `diffusers_erase.evaluation`."""
+
+    def __init__(self, network: JudgeNetwork) -> None:
+        self.network = network.eval()
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image] | np.ndarray | Tensor) -> list[Verdict]:
+        """One verdict per picture.
+
+        Args:
+            images: PIL pictures, an N x 64 x 64 x 3 uint8 array, or an N x 3 x 64 x 64 tensor in
+                -1 .. 1.
+
+        Raises:
+            ValueError: pictures of another size.
+        """
+        pictures = _pictures(images)
+        verdicts: list[Verdict] = []
+        for chunk in pictures.split(256):
+            verdicts += self._verdicts(self.network(chunk))
+        return verdicts
+
+    def _verdicts(self, logits: dict[str, Tensor]) -> list[Verdict]:
+        presence, valid = logits["object"].sigmoid(), logits["valid"][:, 0] > 0
+        names = {"style": STYLES, "colour": COLOURS, "background": BACKGROUNDS}
+        best = {head: logits[head].argmax(1).tolist() for head in names}
+        verdicts = []
+        for i, scores in enumerate(presence):
+            order = scores.argsort(descending=True).tolist()
+            seen = tuple(OBJECTS[k] for k in order[:4] if scores[k] > 0.5)
+            whole = bool(valid[i]) and bool(seen)
+            rest = {head: known[best[head][i]] for head, known in names.items()}
+            label, score = OBJECTS[order[0]], scores[order[0]].item()
+            verdicts.append(Verdict(label, score, whole, seen if whole else (), **rest))
+        return verdicts
+
+
+def _pictures(images: Sequence[Image.Image] | np.ndarray | Tensor) -> Tensor:
+    if isinstance(images, Tensor):
+        pictures = images.float()
+    elif isinstance(images, np.ndarray):
+        pictures = to_tensor(images)
+    else:
+        pictures = to_tensor(np.stack([np.asarray(image.convert("RGB")) for image in images]))
+    if pictures.shape[1:] != (3, PICTURE_SIZE, PICTURE_SIZE):
+        raise ValueError(
+            f"The judge reads 64 x 64 colour pictures; got {tuple(pictures.shape[1:])}. "
+            "Resize them first."
+        )
+    return pictures
+
+
+def load_judge(folder: str | Path | None = None) -> Judge:
+    """The judge shipped with the package, or the one in `folder`.
+
+    Raises:
+        FileNotFoundError: there is no judge; the message says how to make one.
+    """
+    path = (Path(folder) if folder is not None else WEIGHTS) / "judge.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No judge at '{path}'; make one with `python -m diffusers_erase.playground.build`."
+        )
+    network = JudgeNetwork()
+    network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    return Judge(network)
+
+
+def smear(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """What no longer shows an object.
+
+    A random one of warped, shuffled, blurred, drowned, smooth or blank. Shapes and range stay,
+    B x 3 x 64 x 64 in -1 .. 1.
+    """
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * torch.rand((), generator=generator).item()
+
+    count, size = len(pictures), pictures.shape[-1]
+    kind = int(torch.randint(6, (), generator=generator))
+    if kind == 0:
+        push = torch.randn(count, 2, 9, 9, generator=generator) * uniform(0.16, 0.4)
+        push = F.interpolate(push, size=(size, size), mode="bicubic", align_corners=True)
+        axis = torch.linspace(-1, 1, size)
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        grid = torch.stack([x, y], -1) + push.permute(0, 2, 3, 1)
+        return F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=True)
+    if kind == 1:
+        tiles = F.unfold(pictures, 8, stride=8)
+        order = torch.randperm(tiles.shape[-1], generator=generator)
+        return F.fold(tiles[..., order], size, 8, stride=8)
+    if kind == 2:
+        small = F.adaptive_avg_pool2d(pictures, int(uniform(2, 6)))
+        return F.interpolate(small, size=size, mode="bilinear")
+    if kind == 3:
+        noise = torch.randn(pictures.shape, generator=generator) * uniform(0.6, 1.4)
+        return (pictures * uniform(0.0, 0.25) + noise).clamp(-1, 1)
+    if kind == 4:
+        cells = int(uniform(2, 33))
+        noise = torch.randn(count, 3, cells, cells, generator=generator) * uniform(0.2, 1.2)
+        return F.interpolate(noise, size=size, mode="bilinear").clamp(-1, 1)
+    level = torch.rand(count, 3, 1, 1, generator=generator) * 2 - 1
+    speckle = torch.randn(pictures.shape, generator=generator) * uniform(0.0, 0.06)
+    return (level + speckle).clamp(-1, 1)

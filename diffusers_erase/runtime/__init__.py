@@ -1,0 +1,1 @@
+"""Ways out, at inference: erasers on a pipeline."""

@@ -1,0 +1,88 @@
+"""W = W0 + sum_i s_i B_i A_i, from a pristine W0: any order and strength, and back bit for bit."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from diffusers_erase.adapter import EraserAdapter
+from diffusers_erase.crossattention import linear
+from diffusers_erase.errors import ErasureError
+
+
+@dataclass
+class Pristine:
+    """A layer's weight before any eraser, and what was last written in its place."""
+
+    weight: Tensor
+    written: Tensor
+
+
+@dataclass
+class Erasures:
+    """The erasers on one denoiser; kept there, so that pipelines which share it see the same."""
+
+    loaded: dict[str, tuple[EraserAdapter, float]] = field(default_factory=dict)
+    pristine: dict[str, Pristine] = field(default_factory=dict)
+
+    def rebake(self, unet: nn.Module, loaded: dict[str, tuple[EraserAdapter, float]]) -> None:
+        """Make `loaded` the erasers in force; all is computed and checked before the first write.
+
+        What others did to a weight since it was last written (a style LoRA fused in, a move to
+        another precision) is found by comparison and kept.
+
+        Raises:
+            ErasureError: an eraser does not fit, or weights cannot be rewritten; nothing is
+                changed.
+        """
+        for adapter, _ in loaded.values():
+            adapter.check(unet)
+        touched = {path for adapter, _ in loaded.values() for path in adapter.factors}
+        plans: list[tuple[str, nn.Linear, Pristine]] = []
+        for path in sorted(touched | set(self.pristine)):
+            layer = linear(unet, path)
+            base = self._base(layer, path)
+            written = base.clone() if path not in touched else _sum(base, path, loaded)
+            plans.append((path, layer, Pristine(base, written)))
+        with torch.no_grad():
+            for path, layer, plan in plans:
+                layer.weight.copy_(plan.written)
+                self.pristine[path] = plan
+        for path in set(self.pristine) - touched:
+            del self.pristine[path]
+        self.loaded = loaded
+
+    def _base(self, layer: nn.Linear, path: str) -> Tensor:
+        """W0 in the weight's present precision and place, with foreign changes added."""
+        weight = layer.weight.detach()
+        if weight.is_meta or weight.dtype not in (
+            torch.float16,
+            torch.bfloat16,
+            torch.float32,
+            torch.float64,
+        ):
+            raise ErasureError(
+                f"The weight of '{path}' ({weight.dtype} on {weight.device}) cannot be rewritten; "
+                "load the model unquantised and without offloading to add or remove erasures."
+            )
+        known = self.pristine.get(path)
+        if known is None:
+            return weight.clone()
+        expected = known.written.to(weight)
+        base = known.weight.to(weight)
+        if torch.equal(expected, weight):
+            return base
+        return (base.float() + (weight.float() - expected.float())).to(weight.dtype)
+
+
+def _sum(base: Tensor, path: str, loaded: dict[str, tuple[EraserAdapter, float]]) -> Tensor:
+    """W0 + sum_i s_i B_i A_i in float32, rounded once; W0 itself where every strength is zero."""
+    total = torch.zeros(base.shape, dtype=torch.float32)
+    for _, (adapter, strength) in sorted(
+        loaded.items()
+    ):  # by name: the order of loading leaves no trace
+        if path in adapter.factors and strength:
+            total += strength * adapter.delta(path)
+    if not total.any():
+        return base.clone()
+    return (base.float() + total.to(base.device)).to(base.dtype)

@@ -1,0 +1,1 @@
+"""Ways in, by gradient: objectives, recipes and the loop."""

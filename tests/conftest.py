@@ -1,0 +1,125 @@
+"""Fixtures: no network, an untrained pipeline for algebra, the playground for behaviour."""
+
+import copy
+import os
+import socket
+import warnings
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+import pytest
+import torch
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+from diffusers_erase.adapter import EraserAdapter, EraserConfig
+from diffusers_erase.crossattention import fingerprint, projections
+from diffusers_erase.playground import load_judge, load_pipeline, model
+
+
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Loopback only."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "localhost", "::1"):
+            raise AssertionError(f"a test reached for the network: {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session")
+def untrained_parts(tmp_path_factory):
+    torch.manual_seed(0)
+    tokenizer = model.write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    return {
+        "vae": model.vae().eval(),
+        "text_encoder": model.text_encoder(tokenizer).eval(),
+        "tokenizer": tokenizer,
+        "unet": model.unet().eval(),
+    }
+
+
+@pytest.fixture
+def untrained(untrained_parts):
+    """A fresh pipeline of the playground's architecture with random weights."""
+    pipe = model.assemble(**{**untrained_parts, "unet": copy.deepcopy(untrained_parts["unet"])})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def shipped():
+    return load_pipeline()
+
+
+@pytest.fixture
+def playground(shipped):
+    """A fresh copy of the playground's pipeline."""
+    pipe = model.assemble(
+        vae=shipped.vae,
+        text_encoder=shipped.text_encoder,
+        tokenizer=shipped.tokenizer,
+        unet=copy.deepcopy(shipped.unet),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def judge():
+    return load_judge()
+
+
+@pytest.fixture
+def make_eraser():
+    """Random erasers for a denoiser: `make_eraser(unet, seed=0, parts=(...), rank=2)`."""
+
+    def make(unet, *, concept="car", seed=0, parts=("to_k", "to_v"), rank=2, scale=0.1):
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape):
+            return torch.randn(*shape, generator=generator) * scale
+
+        layers = projections(unet, parts)
+        factors = {
+            path: (normal(rank, layer.in_features), normal(layer.out_features, rank))
+            for path, layer in layers.items()
+        }
+        config = EraserConfig(
+            concept, target="truck", recipe="random", fingerprint=fingerprint(unet), rank=rank
+        )
+        return EraserAdapter(factors, config)
+
+    return make
+
+
+@pytest.fixture
+def picture():
+    """The picture a pipeline draws for a prompt, as an array in 0 .. 1."""
+
+    def draw(pipe, prompt="a photo of a red car", steps=2, **kwargs):
+        generator = torch.Generator().manual_seed(0)
+        return pipe(
+            prompt,
+            num_inference_steps=steps,
+            guidance_scale=5.0,
+            generator=generator,
+            output_type="np",
+            **kwargs,
+        ).images
+
+    return draw

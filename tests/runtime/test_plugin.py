@@ -1,0 +1,241 @@
+import copy
+import random
+
+import pytest
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline
+
+from diffusers_erase import ErasureError, list_erasures, load_erasure
+from diffusers_erase.adapter import EraserAdapter
+from diffusers_erase.crossattention import projections
+
+
+def weights(unet):
+    return {k: v.clone() for k, v in unet.state_dict().items()}
+
+
+def equal(unet, before):
+    after = unet.state_dict()
+    return after.keys() == before.keys() and all(
+        torch.equal(v, before[k]) for k, v in after.items()
+    )
+
+
+def exact(unet, *erasers):
+    """A copy of the denoiser with s B A added by hand, in float64."""
+    reference = copy.deepcopy(unet)
+    layers = projections(reference)
+    for eraser, strength in erasers:
+        for path, (A, B) in eraser.factors.items():
+            weight = layers[path].weight.data
+            weight.copy_((weight.double() + strength * B.double() @ A.double()).float())
+    return reference
+
+
+def close(unet, reference):
+    return all(
+        torch.allclose(a, b, atol=2e-6)
+        for a, b in zip(unet.parameters(), reference.parameters(), strict=True)
+    )
+
+
+def test_loading_changes_the_picture_and_unloading_restores_it_bit_for_bit(
+    untrained, make_eraser, picture
+):
+    before, base = weights(untrained.unet), picture(untrained)
+    untrained.load_erasure(make_eraser(untrained.unet, scale=0.5), name="car")
+    assert abs(picture(untrained) - base).max() > 1e-3
+    untrained.unload_erasure("car")
+    assert equal(untrained.unet, before)
+    assert abs(picture(untrained) - base).max() == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_after_any_sequence_the_weights_are_the_exact_sum_and_in_the_end_the_originals(
+    untrained, make_eraser, seed
+):
+    rng = random.Random(seed)
+    unet, before = untrained.unet, weights(untrained.unet)
+    parts = (("to_k", "to_v"), ("to_q", "to_out.0"), ("to_v",))
+    erasers = {f"e{i}": make_eraser(unet, seed=i, parts=p) for i, p in enumerate(parts)}
+    base, loaded = copy.deepcopy(unet), {}
+    for _ in range(12):
+        name, strength = rng.choice(sorted(erasers)), rng.choice([0.0, 0.5, 1.0, -1.0, 1.7])
+        if name not in loaded:
+            untrained.load_erasure(erasers[name], name, strength)
+            loaded[name] = strength
+        elif rng.random() < 0.5:
+            untrained.set_erasure_strength(name, strength)
+            loaded[name] = strength
+        else:
+            untrained.unload_erasure(name)
+            del loaded[name]
+        assert {k: v.strength for k, v in list_erasures(untrained).items()} == loaded
+        assert close(unet, exact(base, *((erasers[k], s) for k, s in loaded.items())))
+    untrained.unload_erasures()
+    assert equal(unet, before)
+    assert list_erasures(untrained) == {}
+
+
+def test_the_order_of_loading_leaves_no_trace(untrained, make_eraser):
+    one, two = make_eraser(untrained.unet, seed=1), make_eraser(untrained.unet, seed=2)
+    other = copy.deepcopy(untrained.unet)
+    for unet, order in ((untrained.unet, "ab"), (other, "ba")):
+        for name in order:
+            load_erasure(unet, {"a": one, "b": two}[name], name)
+    assert equal(untrained.unet, weights(other))
+
+
+def test_strength_zero_is_the_base_bit_for_bit(untrained, make_eraser):
+    before = weights(untrained.unet)
+    untrained.load_erasure(make_eraser(untrained.unet), strength=0.0)
+    assert equal(untrained.unet, before)
+    untrained.set_erasure_strength("car", 1.0)
+    assert not equal(untrained.unet, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_restored_bit_for_bit_too(untrained, make_eraser, dtype):
+    untrained.unet.to(dtype)
+    before = weights(untrained.unet)
+    untrained.load_erasure(make_eraser(untrained.unet))
+    assert not equal(untrained.unet, before)
+    untrained.unload_erasures()
+    assert equal(untrained.unet, before)
+
+
+def test_moving_to_another_precision_in_between_is_no_foreign_change(untrained, make_eraser):
+    wanted = {k: v.bfloat16() for k, v in weights(untrained.unet).items()}
+    untrained.load_erasure(make_eraser(untrained.unet))
+    untrained.unet.to(torch.bfloat16)
+    untrained.unload_erasures()
+    assert equal(untrained.unet, wanted)
+
+
+def test_what_others_change_in_the_meantime_is_kept(untrained, make_eraser):
+    unet = untrained.unet
+    style, eraser = make_eraser(unet, seed=5, concept="style"), make_eraser(unet, seed=6)
+    wanted = exact(unet, (style, 1.0))
+    untrained.load_erasure(eraser)
+    layers = projections(unet)
+    for path in style.factors:
+        layers[path].weight.data.add_(style.delta(path))
+    untrained.set_erasure_strength("car", 0.3)
+    untrained.unload_erasures()
+    assert close(unet, wanted)
+
+
+def test_an_eraser_stays_on_whatever_happens_to_other_adapters(
+    untrained, make_eraser, picture, tmp_path
+):
+    """The calls that silently switch ordinary adapters off, one after the other."""
+    pipe, unet = untrained, untrained.unet
+    eraser = make_eraser(unet, seed=1, scale=0.3)
+    style = make_eraser(unet, seed=2, scale=0.3, concept="style")
+    folder = style.save_pretrained(tmp_path / "style")
+
+    def drawn_with(*erasers):
+        mine, pipe.unet = pipe.unet, exact(clean, *erasers)
+        try:
+            return picture(pipe)
+        finally:
+            pipe.unet = mine
+
+    clean = copy.deepcopy(unet)
+    erased, half, both = (drawn_with((eraser, 1), (style, s)) for s in (0, 0.5, 1))
+    assert abs(erased - both).max() > 1e-3
+    pipe.load_erasure(eraser)
+    pipe.load_lora_weights(folder, adapter_name="S")
+    assert abs(picture(pipe) - both).max() < 1e-4
+    pipe.set_adapters("S", 0.5)
+    assert abs(picture(pipe) - half).max() < 1e-4
+    pipe.set_adapters("S")
+    assert abs(picture(pipe, cross_attention_kwargs={"scale": 0.5}) - half).max() < 1e-4
+    pipe.disable_lora()
+    assert abs(picture(pipe) - erased).max() < 1e-4
+    pipe.enable_lora()
+    pipe.set_adapters("S")
+    pipe.fuse_lora(adapter_names=["S"])
+    assert abs(picture(pipe) - both).max() < 1e-4
+    pipe.unfuse_lora()
+    pipe.delete_adapters("S")
+    assert abs(picture(pipe) - erased).max() < 1e-4
+    pipe.unload_lora_weights()
+    assert abs(picture(pipe) - erased).max() < 1e-4
+    pipe.unload_erasures()
+    assert close(unet, clean)
+
+
+def test_pipelines_that_share_the_denoiser_share_its_erasures(untrained, make_eraser):
+    untrained.load_erasure(make_eraser(untrained.unet))
+    other = StableDiffusionImg2ImgPipeline.from_pipe(untrained)
+    assert list(other.list_erasures()) == ["car"]
+    other.unload_erasures()
+    assert untrained.list_erasures() == {}
+
+
+def test_a_copy_of_the_denoiser_has_its_own_erasures(untrained, make_eraser):
+    before = weights(untrained.unet)
+    load_erasure(untrained, make_eraser(untrained.unet))
+    twin = copy.deepcopy(untrained.unet)
+    untrained.unload_erasures()
+    assert equal(untrained.unet, before)
+    assert list(list_erasures(twin)) == ["car"]
+    assert not equal(twin, before)
+
+
+def test_disabled_inside_the_block_and_back_after_it_even_if_it_fails(untrained, make_eraser):
+    before = weights(untrained.unet)
+    untrained.load_erasure(make_eraser(untrained.unet), strength=0.7)
+    erased = weights(untrained.unet)
+
+    def fail_inside():
+        with untrained.erasures_disabled():
+            assert equal(untrained.unet, before)
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail_inside()
+    assert equal(untrained.unet, erased)
+    assert untrained.list_erasures()["car"].strength == 0.7
+
+
+def test_names_are_unique_and_unknown_ones_are_answered_with_the_known(untrained, make_eraser):
+    untrained.load_erasure(make_eraser(untrained.unet))
+    with pytest.raises(ErasureError, match="'car' is loaded already"):
+        untrained.load_erasure(make_eraser(untrained.unet, seed=3))
+    with pytest.raises(ErasureError, match=r"No erasure named 'cat' is loaded. Loaded: 'car'"):
+        untrained.unload_erasure("cat")
+    with pytest.raises(ErasureError, match="finite"):
+        untrained.set_erasure_strength("car", float("nan"))
+    assert untrained.list_erasures()["car"].strength == 1.0
+
+
+def test_an_eraser_of_another_architecture_is_refused_and_nothing_moves(untrained, make_eraser):
+    before = weights(untrained.unet)
+    eraser = make_eraser(untrained.unet)
+    wide = {path: (torch.ones(2, 768), B) for path, (_, B) in eraser.factors.items()}
+    deep = {f"down_blocks.9.{path}": pair for path, pair in eraser.factors.items()}
+    last = {**eraser.factors, "nowhere.attn2.to_k": (torch.ones(1, 1), torch.ones(1, 1))}
+    for factors in (wide, deep, last):
+        with pytest.raises(
+            ErasureError, match=r"made for a UNet2DConditionModel .*the pipeline has"
+        ):
+            untrained.load_erasure(EraserAdapter(factors, eraser.config))
+        assert equal(untrained.unet, before)
+        assert untrained.list_erasures() == {}
+
+
+def test_weights_that_cannot_be_rewritten_are_refused(untrained, make_eraser):
+    eraser = make_eraser(untrained.unet)
+    next(iter(projections(untrained.unet, ("to_v",)).values())).to("meta")
+    before = {k: v.clone() for k, v in untrained.unet.state_dict().items() if not v.is_meta}
+    with pytest.raises(ErasureError, match="cannot be rewritten"):
+        untrained.load_erasure(eraser)
+    assert all(torch.equal(untrained.unet.state_dict()[k], v) for k, v in before.items())
+
+
+def test_fused_projections_are_refused_because_no_eraser_would_reach_them(untrained, make_eraser):
+    untrained.fuse_qkv_projections()
+    with pytest.raises(ErasureError, match="unfuse_qkv_projections"):
+        untrained.load_erasure(make_eraser(untrained.unet))

@@ -1,0 +1,241 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from diffusers_erase.adapter import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    EraserAdapter,
+    EraserConfig,
+    attached,
+    check_output,
+)
+from diffusers_erase.crossattention import linear, projections
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.runtime.plugin import load_erasure
+
+
+def same(one, other):
+    return one.factors.keys() == other.factors.keys() and all(
+        torch.equal(a, b)
+        for path in one.factors
+        for a, b in zip(one.factors[path], other.factors[path], strict=True)
+    )
+
+
+def test_what_is_saved_comes_back_bit_for_bit(untrained, make_eraser, tmp_path):
+    eraser = make_eraser(untrained.unet)
+    back = EraserAdapter.from_pretrained(eraser.save_pretrained(tmp_path / "car"))
+    assert same(eraser, back)
+    assert back.config == eraser.config
+
+
+def test_alpha_equals_rank_on_disk_so_that_no_reader_loses_the_strength(
+    untrained, make_eraser, tmp_path
+):
+    folder = make_eraser(untrained.unet, rank=3).save_pretrained(tmp_path / "car")
+    with safe_open(folder / WEIGHTS_NAME, "pt") as file:
+        header = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert header["unet.r"] == header["unet.lora_alpha"] == 3
+    assert len(header) == 7
+
+
+@pytest.mark.parametrize("ranks", [(2, 2), (2, 5)])
+def test_plain_diffusers_draws_the_same_with_it(untrained, make_eraser, picture, tmp_path, ranks):
+    first, second = (make_eraser(untrained.unet, rank=r, scale=0.5) for r in ranks)
+    mixed = {p: (first if i % 2 else second).factors[p] for i, p in enumerate(first.factors)}
+    eraser = EraserAdapter(mixed, first.config)
+    folder = eraser.save_pretrained(tmp_path / "car")
+    base = picture(untrained)
+    load_erasure(untrained, folder)
+    ours = picture(untrained)
+    untrained.unload_erasures()
+    untrained.load_lora_weights(folder)
+    assert abs(base - ours).max() > 1e-3
+    assert abs(picture(untrained) - ours).max() < 1e-4
+
+
+def test_the_header_alone_tells_the_story(untrained, make_eraser, tmp_path):
+    eraser = make_eraser(untrained.unet)
+    folder = eraser.save_pretrained(tmp_path / "car")
+    (folder / CONFIG_NAME).unlink()
+    assert EraserAdapter.from_pretrained(folder).config == eraser.config
+
+
+def test_keys_of_a_newer_version_are_kept_and_warned_about(untrained, make_eraser, tmp_path):
+    folder = make_eraser(untrained.unet).save_pretrained(tmp_path / "car")
+    content = json.loads((folder / CONFIG_NAME).read_text())
+    (folder / CONFIG_NAME).write_text(json.dumps({**content, "gate": {"threshold": 0.5}}))
+    with pytest.warns(UserWarning, match="gate"):
+        back = EraserAdapter.from_pretrained(folder)
+    back.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / CONFIG_NAME).read_text())["gate"] == {"threshold": 0.5}
+
+
+def test_an_existing_folder_is_only_replaced_on_request_and_never_if_it_is_something_else(
+    untrained, make_eraser, tmp_path
+):
+    one, two = make_eraser(untrained.unet, seed=1), make_eraser(untrained.unet, seed=2)
+    folder = one.save_pretrained(tmp_path / "car")
+    with pytest.raises(ErasureError, match=r"exists already.*--overwrite"):
+        two.save_pretrained(folder)
+    assert same(EraserAdapter.from_pretrained(folder), one)
+    two.save_pretrained(folder, overwrite=True)
+    assert same(EraserAdapter.from_pretrained(folder), two)
+    diary = tmp_path / "diary"
+    diary.mkdir()
+    (diary / "today.txt").write_text("dear diary")
+    with pytest.raises(ErasureError, match="not an eraser"):
+        two.save_pretrained(diary, overwrite=True)
+    assert (diary / "today.txt").read_text() == "dear diary"
+
+
+def test_an_unwritable_place_is_refused_and_leaves_nothing(untrained, make_eraser, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ErasureError, match="Cannot write"):
+        make_eraser(untrained.unet).save_pretrained(tmp_path / "file" / "car")
+    with pytest.raises(ErasureError, match="Cannot write"):
+        check_output(tmp_path / "file" / "car", overwrite=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def _spoil_bytes(folder):
+    (folder / WEIGHTS_NAME).write_bytes(b"not a safetensors file")
+
+
+def _spoil_config(folder):
+    (folder / CONFIG_NAME).write_text("{")
+
+
+def _remove_weights(folder):
+    (folder / WEIGHTS_NAME).unlink()
+
+
+def _edit(change):
+    def spoil(folder):
+        tensors = load_file(folder / WEIGHTS_NAME)
+        change(tensors, next(iter(tensors)))
+        save_file(tensors, folder / WEIGHTS_NAME)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_spoil_bytes, "no readable safetensors"),
+        (_spoil_config, f"broken {CONFIG_NAME}"),
+        (_remove_weights, f"holds no {WEIGHTS_NAME}"),
+        (_edit(lambda tensors, key: tensors.pop(key)), "lacks one of the two"),
+        (_edit(lambda tensors, key: tensors.update(alien=torch.ones(1))), "'alien'"),
+        (_edit(lambda tensors, key: tensors[key].fill_(float("nan"))), "not finite"),
+        (
+            _edit(lambda tensors, key: tensors.update({key: torch.ones(7, 3)})),
+            "do not fit each other",
+        ),
+    ],
+)
+def test_broken_files_are_named_and_change_nothing(
+    untrained, make_eraser, tmp_path, spoil, message
+):
+    folder = make_eraser(untrained.unet).save_pretrained(tmp_path / "car")
+    before = {k: v.clone() for k, v in untrained.unet.state_dict().items()}
+    spoil(folder)
+    with pytest.raises(ErasureError, match=message):
+        untrained.load_erasure(folder)
+    assert all(torch.equal(v, before[k]) for k, v in untrained.unet.state_dict().items())
+    assert untrained.list_erasures() == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no/such/folder", "no folder"),
+        ("nowhere", "no folder 'nowhere'"),
+        ("user/erase-vangogh", "from the Hub"),
+    ],
+)
+def test_what_cannot_be_found_is_said_so(source, message):
+    with pytest.raises(ErasureError, match=message):
+        EraserAdapter.from_pretrained(source)
+
+
+def test_an_ordinary_lora_is_no_eraser(untrained, make_eraser, tmp_path):
+    folder = make_eraser(untrained.unet).save_pretrained(tmp_path / "car")
+    save_file(load_file(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME)
+    (folder / CONFIG_NAME).unlink()
+    with pytest.raises(ErasureError, match="no eraser"):
+        EraserAdapter.from_pretrained(folder)
+
+
+def test_a_config_must_name_a_concept():
+    with pytest.raises(ErasureError, match="names no concept"):
+        EraserConfig.from_dict({"recipe": "esd"})
+
+
+def test_attaching_changes_nothing_and_leaves_nothing(untrained):
+    before = {k: v.clone() for k, v in untrained.unet.state_dict().items()}
+    next(untrained.unet.parameters()).requires_grad_(False)
+    flags = [p.requires_grad for p in untrained.unet.parameters()]
+    with attached(untrained.unet, parts=("to_k", "to_v"), rank=3, seed=0) as lora:
+        assert set(lora.factors()) == set(projections(untrained.unet, ("to_k", "to_v")))
+        assert sum(p.numel() for p in lora.parameters) == sum(
+            3 * (layer.in_features + layer.out_features)
+            for layer in projections(untrained.unet, ("to_k", "to_v")).values()
+        )
+        for p in lora.parameters:
+            torch.nn.init.normal_(p)
+    after = untrained.unet.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(v, before[k]) for k, v in after.items())
+    assert [p.requires_grad for p in untrained.unet.parameters()] == flags
+
+
+def test_erasers_are_made_from_the_bare_base(untrained, make_eraser, tmp_path):
+    untrained.load_lora_weights(
+        make_eraser(untrained.unet).save_pretrained(tmp_path / "car"), adapter_name="style"
+    )
+    with (
+        pytest.raises(ErasureError, match=r"wears adapters .style."),
+        attached(untrained.unet, parts=("to_k",), rank=1, seed=0),
+    ):
+        pass
+
+
+def test_trained_factors_are_what_the_student_used(untrained, make_eraser):
+    z, t, c = torch.randn(1, 4, 16, 16), torch.tensor([300]), torch.randn(1, 24, 128)
+    with attached(untrained.unet, parts=("to_k", "to_v"), rank=2, seed=0) as lora, torch.no_grad():
+        for p in lora.parameters:
+            torch.nn.init.normal_(p, std=0.3)
+        student, factors = untrained.unet(z, t, c).sample, lora.factors()
+    base = untrained.unet(z, t, c).sample
+    with torch.no_grad():
+        for path, (A, B) in factors.items():
+            linear(untrained.unet, path).weight.add_(B @ A)
+        assert not torch.allclose(base, student, atol=1e-3)
+        assert torch.allclose(untrained.unet(z, t, c).sample, student, atol=1e-5)
+
+
+HUB = Path(__file__).parent / "hub_server.py"
+
+
+def test_an_eraser_travels_over_the_hub(untrained, make_eraser, tmp_path):
+    """Push and load against a real HTTP server on loopback, in a process of its own."""
+    eraser = make_eraser(untrained.unet)
+    folder = eraser.save_pretrained(tmp_path / "car")
+    done = subprocess.run(
+        [sys.executable, HUB, folder, tmp_path / "home"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("from the Hub") == 2
+    assert done.stdout.splitlines()[-1] == "same"

@@ -1,0 +1,127 @@
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from diffusers_erase import cli
+from diffusers_erase.errors import ErasureError
+
+
+def command(*arguments, folder):
+    return subprocess.run(
+        [sys.executable, "-m", "diffusers_erase.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_help_is_light(tmp_path):
+    code = (
+        "import sys; from diffusers_erase import cli; "
+        "print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    shown = command("--help", folder=tmp_path)
+    assert shown.returncode == 0
+    assert all(name in shown.stdout for name in ("demo", "train", "generate"))
+
+
+def test_train_then_generate(tmp_path):
+    trained = command(
+        "train", "car", "--target", "truck", "--steps", 2, "--out", "eraser", folder=tmp_path
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "eraser" / "erasure_config.json").is_file()
+    options = ("--steps", 2, "--count", 2)
+    drawn = command(
+        "generate", "a red car", "--eraser", "eraser", *options, "--out", "a.png", folder=tmp_path
+    )
+    assert drawn.returncode == 0, drawn.stderr
+    assert (
+        command("generate", "a red car", *options, "--out", "b.png", folder=tmp_path).returncode
+        == 0
+    )
+    erased, base = (np.asarray(Image.open(tmp_path / name)) for name in ("a.png", "b.png"))
+    assert erased.shape == (64, 128, 3)
+    assert (erased != base).any()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, untrained, make_eraser):
+    """Run a command in a folder with an eraser, a broken one and a diary: code and exception."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_open", lambda model: untrained)
+    make_eraser(untrained.unet).save_pretrained("good")
+    make_eraser(untrained.unet).save_pretrained("broken")
+    (tmp_path / "broken" / "pytorch_lora_weights.safetensors").write_bytes(b"junk")
+    (tmp_path / "diary").mkdir()
+    (tmp_path / "diary" / "today.txt").write_text("dear diary")
+    (tmp_path / "there.png").write_bytes(b"")
+
+    def run(*arguments):
+        result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
+        return result.exit_code, result.exception
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "", "--out", "new"), "empty"),
+        (("train", "car", "--out", "good"), "exists already.*--overwrite"),
+        (("train", "car", "--out", "diary", "--overwrite"), "not an eraser"),
+        (("train", "car", "--out", "there.png/new"), "Cannot write"),
+        (("train", "car", "--kind", "verb", "--out", "new"), "Known: object, style"),
+        (("train", "car", "--recipe", "magic", "--out", "new"), "No recipe named 'magic'"),
+        (("generate", "a car", "--eraser", "broken"), "no readable safetensors"),
+        (("generate", "a car", "--eraser", "missing"), "no folder 'missing'"),
+        (("generate", "a car", "--eraser", "diary"), "holds no pytorch_lora_weights.safetensors"),
+        (("generate", "a car", "--out", "there.png"), "exists already"),
+        (("generate", "a car", "--out", "nowhere/a.png"), "no folder 'nowhere'"),
+        (("generate", "a car", "--out", "a.gif"), "PNG"),
+        (("demo", "--out", "diary"), "exists already"),
+        (("demo", "--out", "diary", "--overwrite"), "not overwritten"),
+        (("demo", "--out", "there.png/demo"), "Cannot write"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_sentence_and_leaves_no_trace(
+    run, tmp_path, arguments, message
+):
+    before = sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*"))
+    _, error = run(*arguments)
+    assert isinstance(error, ErasureError)
+    assert re.search(message, str(error)), str(error)
+    assert "\n" not in str(error)
+    assert sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*")) == before
+
+
+def test_errors_leave_with_code_2_and_one_line(tmp_path):
+    done = command(
+        "generate",
+        "a car",
+        "--eraser",
+        "nowhere",
+        "--model",
+        "no/model",
+        "--out",
+        "x.png",
+        folder=tmp_path,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: Cannot open the model 'no/model'")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_that_erases_badly_exits_with_1(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusers_erase.demo.run_demo", lambda *_, **__: False)
+    assert run("demo", "--out", "new")[0] == 1

@@ -1,0 +1,80 @@
+from itertools import islice
+
+import pytest
+import torch
+
+from diffusers_erase.adapter import attached
+from diffusers_erase.concepts import encode
+from diffusers_erase.denoiser import Denoiser
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.training.objectives import Steer
+from diffusers_erase.training.recipes import ESD, RECIPES, Recipe
+from diffusers_erase.training.trainer import train
+from diffusers_erase.trajectories import sample_trajectories
+
+
+@pytest.fixture
+def setting(untrained):
+    with attached(untrained.unet, parts=("to_k", "to_v"), rank=2, seed=0) as lora:
+        denoiser = Denoiser(untrained.unet, lora.silenced)
+        states = encode(untrained, ["a car", "a red car"])
+        kept = sample_trajectories(
+            denoiser, untrained.scheduler, states, encode(untrained, [""]), steps=4
+        )
+        kept = kept.remember(denoiser, "target", encode(untrained, ["an oak", "a red oak"]))
+        yield denoiser, lora, {"concept": kept}
+
+
+def loop(setting, steps, seed=0):
+    denoiser, lora, trajectories = setting
+    return train(
+        denoiser,
+        lora.parameters,
+        trajectories,
+        Steer(),
+        steps=steps,
+        batch=4,
+        learning_rate=3e-3,
+        seed=seed,
+    )
+
+
+def test_the_loss_falls(setting):
+    losses = [step.loss for step in loop(setting, 30)]
+    assert len(losses) == 30
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_each_step_costs_one_student_pass_when_all_scores_are_kept(setting):
+    denoiser = setting[0]
+    before = denoiser.evaluations
+    list(loop(setting, 3))
+    assert denoiser.evaluations - before == 3 * 4
+
+
+def test_the_caller_may_leave_at_any_time_and_nothing_runs_ahead(setting):
+    before = setting[0].evaluations
+    assert [step.index for step in islice(loop(setting, 1000), 2)] == [0, 1]
+    assert setting[0].evaluations - before == 2 * 4
+
+
+def test_the_seed_decides_the_run(untrained, setting):
+    _, lora, _ = setting
+    start = [p.detach().clone() for p in lora.parameters]
+
+    def run(seed):
+        for p, value in zip(lora.parameters, start, strict=True):
+            p.data.copy_(value)
+        list(loop(setting, 3, seed))
+        return torch.cat([p.detach().flatten() for p in lora.parameters])
+
+    one, same, other = run(1), run(1), run(2)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_recipes_know_their_names_and_refuse_nonsense():
+    assert all(name == recipe.name for name, recipe in RECIPES.items())
+    assert ESD.eta == 1.0
+    with pytest.raises(ErasureError, match="`steps` must be positive; got 0"):
+        Recipe("mine", steps=0)
