@@ -37,9 +37,9 @@ check: setup  ## format, lint, types, floor plan, spelling; changes nothing
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
-bench: setup  ## time sampling with and without erasers
-	@if [ -f benchmarks/sampling.py ]; then $(BIN)/python benchmarks/sampling.py; \
-	else echo "There is no benchmarks/sampling.py in this checkout." >&2; exit 1; fi
+bench: setup  ## the tables of docs/playground.md, and what sampling and erasing cost
+	$(BIN)/python tests/benchmarks/sampling.py
+	$(BIN)/python tests/benchmarks/playground.py
 
 format: setup  ## rewrite the code in the house format, imports sorted
 	$(BIN)/ruff check --fix --select I

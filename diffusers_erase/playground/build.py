@@ -1,6 +1,6 @@
 """`python -m diffusers_erase.playground.build`: the whole playground from nothing.
 
-World -> pictures -> autoencoder -> latents -> judge -> text encoder and denoiser -> the weights
+World -> pictures -> autoencoder -> latents -> text encoder and denoiser -> judge -> the weights
 the package ships. Every stage leaves its result in the work folder and is skipped the next time;
 an interrupted one goes on where it was.
 """
@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 
 PICTURES = 74_048
 AUTOENCODER = Plan("vae", steps=3400, batch=64, learning_rate=2e-3, weight_decay=1e-4, ema=0.995)
-DENOISER = Plan("denoiser", steps=4800, batch=64, learning_rate=1e-3, ema=0.998, half=True)
-JUDGE = Plan("judge", steps=1800, batch=128, learning_rate=2e-3, weight_decay=1e-2, ema=0.995)
+DENOISER = Plan("denoiser", steps=3200, batch=64, learning_rate=1e-3, ema=0.998, half=True)
+JUDGE = Plan("judge", steps=1500, batch=128, learning_rate=2e-3, weight_decay=1e-2, ema=0.995)
 
 RECONSTRUCTED = 16_384
 """So many pictures are also shown to the judge as the autoencoder draws them."""
@@ -173,7 +173,7 @@ class JudgeTask:
             rows = (labels[:, column] != UNSAID).nonzero()[:, 0]
             presence[rows, labels[rows, column]] = 1
         whole = (torch.arange(batch, device=self.device) < len(good)).float()
-        loss = 8 * F.binary_cross_entropy_with_logits(logits["object"], presence)
+        loss = 20 * F.binary_cross_entropy_with_logits(logits["object"], presence)
         loss = loss + F.binary_cross_entropy_with_logits(logits["valid"][:, 0], whole)
         for column, head in ((2, "colour"), (3, "style"), (4, "background")):
             loss = loss + F.cross_entropy(
@@ -318,9 +318,9 @@ def main() -> None:
     make_tokens(folder)
     fit(AutoencoderTask, folder, AUTOENCODER, processes=processes)
     make_latents(folder, device)
+    fit(DenoiserTask, folder, DENOISER, processes=processes)
     make_lessons(folder, device)
     fit(JudgeTask, folder, JUDGE, processes=processes)
-    fit(DenoiserTask, folder, DENOISER, processes=processes)
     export(folder, arguments.weights, device)
     logger.info("The playground is in %s", arguments.weights)
 

@@ -47,24 +47,41 @@ class JudgeNetwork(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        widths = (
-            (3, 32, 2), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 192, 2),
-            (192, 192, 1),
-        )  # fmt: skip
-        blocks = (_block(*width) for width in widths)
-        self.body = nn.Sequential(*blocks, nn.Flatten(), nn.Dropout(0.2))
-        self.heads = nn.ModuleDict({name: nn.Linear(192 * 16, n) for name, n in self.HEADS.items()})
+        self.body = nn.Sequential(
+            _block(3, 32, stride=2),
+            _block(32, 64, stride=2),
+            _block(64, 64),
+            _block(64, 128, stride=2),
+            _block(128, 128),
+            _block(128, 192, dilation=2),
+            nn.Dropout2d(0.1),
+        )
+        self.heads = nn.ModuleDict()
+        for name, count in self.HEADS.items():
+            seen = 192 if name == "object" else 2 * 192
+            self.heads[name] = nn.Linear(seen, count)
+        nn.init.constant_(
+            self.heads["object"].bias, -8.0
+        )  # nothing anywhere, until something is seen
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        """Logits by head; pictures in -1 .. 1."""
+        """Logits by head; pictures in -1 .. 1.
+
+        An object is present if it is seen at any of the 8 x 8 places (soft maximum), so that where
+        it stands and what stands beside it need not be learnt; the rest is read off the whole.
+        """
         features = self.body(pictures)
-        return {name: head(features) for name, head in self.heads.items()}
+        places = features.flatten(2).transpose(1, 2)
+        whole = torch.cat([places.mean(1), places.amax(1)], 1)
+        return {
+            name: head(places).logsumexp(1) if name == "object" else head(whole)
+            for name, head in self.heads.items()
+        }
 
 
-def _block(channels: int, out: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.GroupNorm(8, out), nn.ReLU()
-    )
+def _block(channels: int, out: int, *, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, out, 3, stride, dilation, dilation, bias=False)
+    return nn.Sequential(convolution, nn.GroupNorm(8, out), nn.ReLU())
 
 
 class Judge:
