@@ -347,8 +347,8 @@ def _fetch(source: str | Path, name: str, **hub: Any) -> Path:
         )
     try:
         return Path(hf_hub_download(str(source), name, **hub))
-    except OSError as error:  # the Hub's errors and being offline are all of this kind
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError) as error:  # the Hub's errors, being offline, a forced download
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ErasureError(f"Cannot get {name} of '{source}' from the Hub: {reason}") from error
 
 

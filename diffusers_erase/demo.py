@@ -33,8 +33,9 @@ from diffusers_erase.runtime.plugin import load_erasure
 
 
 TARGET_PICTURES = 64
-"""Pictures of the erased concept; every other one gets `OTHER_PICTURES`."""
-OTHER_PICTURES = 4
+"""Pictures of the erased concept."""
+NEAR_PICTURES, FAR_PICTURES = 8, 2
+"""Pictures of every neighbour, and of every other concept."""
 SHEET_COLUMNS = 12
 STEPS = 10
 """DDIM steps of the counted pictures; 25 give the same verdicts (docs/playground.md)."""
@@ -93,8 +94,8 @@ def object_case(name: str, target: str | None) -> Case:
 
     groups = (
         group("target", [name], TARGET_PICTURES),
-        group("neighbours", family, OTHER_PICTURES),
-        group("others", others, OTHER_PICTURES),
+        group("neighbours", family, NEAR_PICTURES),
+        group("others", others, FAR_PICTURES),
     )
     keep = tuple(f"a photo of a {o}" for o in [*family, *others[::3]])
     return Case(Concept(name, synonyms=SYNONYMS.get(name, ())), target, groups, keep)
@@ -112,12 +113,12 @@ def style_case(style: str) -> Case:
     def seen_style(verdict: Verdict) -> Sequence[str]:
         return (verdict.style,)
 
-    plain = [Scene((Thing(o, c),)) for o in subjects for c in COLOURS[:OTHER_PICTURES]]
+    plain = [Scene((Thing(o, c),)) for o in subjects for c in COLOURS[: 2 * FAR_PICTURES]]
     groups = (
         Group("target", *painted([style], TARGET_PICTURES), seen_style),
         Group(
             "neighbours",
-            *painted([s for s in ARTISTS if s != style], 2 * OTHER_PICTURES),
+            *painted([s for s in ARTISTS if s != style], NEAR_PICTURES),
             seen_style,
         ),
         Group(

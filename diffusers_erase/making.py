@@ -99,7 +99,7 @@ def _steps(
     seed: int,
 ) -> Iterator[Step]:
     denoiser = Denoiser(pipe.unet, lora.silenced)
-    prompts = concept.written()
+    prompts = _spread(concept.written(), recipe.trajectories)
     answers = [concept.replaced(p, target) if target else concept.without(p) for p in prompts]
     null = encode(pipe, [""])
 
@@ -133,6 +133,12 @@ def _steps(
         learning_rate=recipe.learning_rate,
         seed=seed,
     )
+
+
+def _spread(prompts: Sequence[str], count: int) -> list[str]:
+    """At most `count` of the prompts, evenly spaced."""
+    chosen = min(count, len(prompts))
+    return [prompts[i * len(prompts) // chosen] for i in range(chosen)]
 
 
 def _warn_of_unknown_words(pipe: Any, concept: Concept, target: str | None) -> None:

@@ -25,7 +25,6 @@ from diffusers_erase.playground import load_judge, load_pipeline, model
 
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
-torch.set_num_threads(2)
 
 
 @pytest.fixture(autouse=True)

@@ -125,8 +125,12 @@ class Judge:
 def _pictures(images: Sequence[Image.Image] | np.ndarray | Tensor) -> Tensor:
     if isinstance(images, Tensor):
         pictures = images.float()
-    elif isinstance(images, np.ndarray):
+    elif isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype == np.uint8:
         pictures = to_tensor(images)
+    elif isinstance(images, np.ndarray):
+        raise ValueError(
+            f"The judge reads N x 64 x 64 x 3 uint8 arrays; got {images.dtype} of {images.shape}."
+        )
     else:
         pictures = to_tensor(np.stack([np.asarray(image.convert("RGB")) for image in images]))
     if pictures.shape[1:] != (3, PICTURE_SIZE, PICTURE_SIZE):

@@ -17,7 +17,10 @@ class Recipe:
     rank: int = 4
     guidance: float = 5.0
     """Scale of classifier-free guidance on the sampled trajectories."""
+    trajectories: int = 24
+    """Prompts sampled at most, spread evenly over the concept's prompts and synonyms."""
     sampling_steps: int = 20
+    """DDIM steps of each: latents kept per prompt."""
     steps: int = 150
     batch: int = 16
     learning_rate: float = 1e-3
@@ -25,7 +28,7 @@ class Recipe:
     """Weight of the kept prompts, if any are given."""
 
     def __post_init__(self) -> None:
-        for name in ("rank", "sampling_steps", "steps", "batch", "learning_rate"):
+        for name in ("rank", "trajectories", "sampling_steps", "steps", "batch", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise ErasureError(f"`{name}` must be positive; got {getattr(self, name)}.")
 
