@@ -4,9 +4,7 @@ The only module that knows peft.
 """
 
 import json
-import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -19,6 +17,13 @@ from warnings import warn
 
 import torch
 from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from peft import LoraConfig
 from peft.helpers import rescale_adapter_scale
 from safetensors import SafetensorError, safe_open
@@ -26,12 +31,22 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffusers_erase.card import model_card
-from diffusers_erase.crossattention import fingerprint, linear, projections
+from diffusers_erase.crossattention import PARTS, fingerprint, linear, projections
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.folders import check_folder, whole_folder
 
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 CONFIG_NAME = "erasure_config.json"
+
+_PLAIN_TYPES: dict[str, type] = {
+    "synonyms": list,
+    "parameters": dict,
+    "fingerprint": dict,
+    "results": dict,
+    "versions": dict,
+    "rank": int,
+}
 
 Factors = tuple[Tensor, Tensor]
 """A (rank x in) and B (out x rank) of one layer: its weight changes by B A."""
@@ -61,15 +76,23 @@ class EraserConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         known = asdict(self)
-        return {**known.pop("unknown"), **known, "synonyms": list(self.synonyms)}
+        plain: dict[str, Any] = json.loads(json.dumps({**known.pop("unknown"), **known}))
+        return plain
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "EraserConfig":
         """The inverse of `to_dict`; unknown keys are kept and warned about."""
-        if not isinstance(content.get("concept"), str):
+        if not isinstance(content, Mapping) or not isinstance(content.get("concept"), str):
             raise ErasureError(
                 f"{CONFIG_NAME} names no concept; it was not written by diffusers_erase."
             )
+        wrong = [
+            name
+            for name, kind in _PLAIN_TYPES.items()
+            if not isinstance(content.get(name, kind()), kind)
+        ]
+        if wrong:
+            raise ErasureError(f"{CONFIG_NAME} is damaged: '{wrong[0]}' is not what it should be.")
         names = {f.name for f in fields(cls)} - {"unknown"}
         known = {name: value for name, value in content.items() if name in names}
         unknown = {name: value for name, value in content.items() if name not in names}
@@ -118,7 +141,8 @@ class EraserAdapter:
         """
         for path, (A, B) in self.factors.items():
             try:
-                there = tuple(linear(unet, path).weight.shape)
+                layer = linear(unet, path)
+                there: tuple[int, ...] = (layer.out_features, layer.in_features)
             except ErasureError:
                 there = ()
             if there != (len(B), A.shape[1]):
@@ -139,23 +163,10 @@ class EraserAdapter:
             ErasureError: the folder exists and `overwrite` is not set, it holds something else than
                 an eraser, or it cannot be written.
         """
-        folder = Path(folder)
+        folder = Path(folder).absolute()
         check_output(folder, overwrite=overwrite)
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-            try:
-                self._write(draft, folder.name)
-                draft.chmod(0o755)
-                if folder.exists():
-                    shutil.rmtree(folder)
-                draft.replace(folder)
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
-        except OSError as error:
-            raise ErasureError(
-                f"Cannot write the eraser to '{folder}': {error.strerror or error}."
-            ) from error
+        with whole_folder(folder) as draft:
+            self._write(draft, folder.name)
         return folder
 
     def _write(self, folder: Path, repo_id: str) -> None:
@@ -236,25 +247,13 @@ class EraserAdapter:
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that cannot or must not be written, before work is spent on its content.
+    """Refuse a folder an eraser cannot or must not be saved to, before work is spent on it.
 
     Raises:
-        ErasureError: it exists without `overwrite`, holds something else than an eraser, or cannot
-            be made.
+        ErasureError: it exists without `overwrite`, holds something else than an eraser, or
+            cannot be written.
     """
-    if not folder.exists():
-        above = next(parent for parent in folder.absolute().parents if parent.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            raise ErasureError(
-                f"Cannot write to '{folder}': '{above}' is no folder that can be written to."
-            )
-        return
-    if not overwrite:
-        raise ErasureError(f"'{folder}' exists already; choose another folder or pass --overwrite.")
-    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONFIG_NAME).is_file()):
-        raise ErasureError(
-            f"'{folder}' exists and is not an eraser: it is not overwritten; choose another folder."
-        )
+    check_folder(folder, overwrite=overwrite, marker=CONFIG_NAME, known=(WEIGHTS_NAME, "README.md"))
 
 
 def versions() -> dict[str, str]:
@@ -293,11 +292,13 @@ def attached(unet: Any, *, parts: tuple[str, ...], rank: int, seed: int) -> Iter
             "call `pipe.unload_lora_weights()` first."
         )
     name, paths = "eraser", list(projections(unet, parts))
+    if not paths:
+        raise ErasureError(
+            f"There is no cross-attention with {' or '.join(parts)} in '{type(unet).__name__}'. "
+            f"Known parts: {', '.join(PARTS)}."
+        )
     trainable = {p: p.requires_grad for p in unet.parameters()}
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules="|".join(map(re.escape, paths)))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        unet.add_adapter(config, adapter_name=name)
 
     def factors() -> dict[str, Factors]:
         pairs = ((path, unet.get_submodule(path)) for path in paths)
@@ -307,7 +308,12 @@ def attached(unet: Any, *, parts: tuple[str, ...], rank: int, seed: int) -> Iter
         }
 
     try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            unet.add_adapter(config, adapter_name=name)
         parameters = [p for p in unet.parameters() if p not in trainable]
+        for p in parameters:
+            p.data = p.data.float()  # in half precision Adam's steps round to nothing, or to nan
         yield Attached(parameters, partial(rescale_adapter_scale, unet, 0.0), factors)
     finally:
         unet.unload_lora()
@@ -327,29 +333,46 @@ def _describe(found: Mapping[str, Any]) -> str:
     if not found:
         return "a model that was not recorded"
     return (
-        f"a {found['denoiser']} with text width {found['text_width']} "
-        f"and {found['cross_attention_layers']} cross-attention layers"
+        f"a {found.get('denoiser', '?')} with text width {found.get('text_width', '?')} "
+        f"and {found.get('cross_attention_layers', '?')} cross-attention layers"
     )
 
 
 def _fetch(source: str | Path, name: str, **hub: Any) -> Path:
     folder = Path(source)
     if folder.exists():
-        path: Path = folder / hub.get("subfolder", "") / name
+        path: Path = folder / (hub.get("subfolder") or "") / name
         if not path.is_file():
             raise ErasureError(
                 f"'{folder}' holds no {name}; is it a folder written by `save_pretrained`?"
             )
         return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
         raise ErasureError(
             f"There is no folder '{source}', and it is no Hub id (user/name) either."
         )
     try:
         return Path(hf_hub_download(str(source), name, **hub))
-    except (OSError, ValueError) as error:  # the Hub's errors, being offline, a forced download
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise ErasureError(f"Cannot get {name} of '{source}' from the Hub: {reason}") from error
+    except Exception as error:  # the Hub's errors have no common base but this one
+        raise ErasureError(
+            f"There is no folder '{source}', and {name} cannot be had from the Hub: "
+            f"{_hub_reason(error)}."
+        ) from error
+
+
+def _hub_reason(error: BaseException) -> str:
+    """What went wrong in the user's words; a forced download wraps the real error."""
+    causes = [error, *([error.__cause__] if error.__cause__ else [])]
+    for kind, reason in (
+        (GatedRepoError, "the repository is gated; accept its terms and log in (`hf auth login`)"),
+        (RepositoryNotFoundError, "the repository does not exist, or is private"),
+        (RevisionNotFoundError, "the repository has no such revision"),
+        (LocalEntryNotFoundError, "the Hub cannot be reached, and the file is not in the cache"),
+        (EntryNotFoundError, "the repository has no such file"),
+    ):
+        if any(isinstance(cause, kind) for cause in causes):
+            return reason
+    return next(iter(str(causes[-1]).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
 def _read(path: Path) -> tuple[dict[str, Factors], dict[str, Any]]:

@@ -10,6 +10,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
+from warnings import warn
 
 
 METHODS = (
@@ -82,9 +83,10 @@ def _bind(module: ModuleType) -> None:
         if found is None:
             setattr(pipeline, method, _stub(method))
         elif not _is_ours(found):
-            raise AttributeError(
+            warn(
                 f"{pipeline.__name__} has a method {method!r} of its own; "
-                f"use diffusers_erase.{method}(pipe, ...)."
+                f"use diffusers_erase.{method}(pipe, ...).",
+                stacklevel=2,
             )
 
 

@@ -1,5 +1,6 @@
 """Plain mappings in, Markdown out: the model card of an eraser."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,12 +10,13 @@ from huggingface_hub import ModelCardData
 def model_card(config: Mapping[str, Any], repo_id: str) -> str:
     """The README of an eraser's repository; `config` is the content of `erasure_config.json`."""
     base, concept = config["base_model"], config["concept"]
+    published = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) is not None
     header = ModelCardData(
-        base_model=base or None,
+        base_model=base if published else None,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["lora", "text-to-image", "concept-erasure", "diffusers-erase"],
-        base_model_relation="adapter",
+        base_model_relation="adapter" if published else None,
     ).to_yaml()
     rows = {
         "erased concept": ", ".join([concept, *config["synonyms"]]),

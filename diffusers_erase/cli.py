@@ -3,6 +3,7 @@
 Heavy imports wait inside the commands, so that help is there at once.
 """
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -98,9 +99,11 @@ def generate(
     _check_file(out, overwrite=overwrite)
     pipe = _open(model)
     for source in eraser or ():
-        load_erasure(pipe, source, strength=strength)
+        load_erasure(pipe, source, name=source, strength=strength)
     pictures = draw(pipe, [prompt] * count, guidance=guidance, steps=steps, seed=seed)
-    _row(pictures).save(out)
+    draft = out.with_name(f".{out.name}.draft")
+    _row(pictures).save(draft, format="PNG")
+    draft.replace(out)
     typer.echo(f"Wrote {out}")
 
 
@@ -113,10 +116,17 @@ def _open(model: str) -> Any:
     from diffusers import DiffusionPipeline
 
     try:
-        return DiffusionPipeline.from_pretrained(model)
+        pipe = DiffusionPipeline.from_pretrained(model, use_safetensors=True)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ErasureError(f"Cannot open the model '{model}': {reason}") from error
+    return pipe.to(_device())
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _check_file(path: Path, *, overwrite: bool) -> None:
@@ -126,8 +136,8 @@ def _check_file(path: Path, *, overwrite: bool) -> None:
         raise ErasureError(f"'{path}' does not end in .png; pictures are written as PNG.")
     if path.exists() and not overwrite:
         raise ErasureError(f"'{path}' exists already; choose another file or pass --overwrite.")
-    if not path.absolute().parent.is_dir():
-        raise ErasureError(f"There is no folder '{path.parent}' to write '{path.name}' to.")
+    if not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        raise ErasureError(f"There is no folder '{path.parent}' one could write '{path.name}' to.")
 
 
 def _row(pictures: list[Any]) -> Any:
@@ -142,8 +152,6 @@ def _row(pictures: list[Any]) -> Any:
 
 def _quiet() -> None:
     """Warnings in one line; no chatter of the libraries about optional parts."""
-    import os
-
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -160,7 +168,7 @@ def main() -> None:
     _quiet()
     try:
         app()
-    except (ErasureError, FileNotFoundError) as error:
+    except (ErasureError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -59,6 +59,10 @@ class Concept:
             raise ErasureError(
                 f"No kind of concept named {self.kind!r}. Known: {', '.join(get_args(Kind))}."
             )
+        if isinstance(self.synonyms, str) or isinstance(self.prompts, str):
+            raise ErasureError("`synonyms` and `prompts` are sequences of strings, not one string.")
+        if not all(name.strip() for name in self.synonyms):
+            raise ErasureError(f"One of the synonyms of {self.name!r} is empty; leave it out.")
         for prompt in self.prompts:
             if "{}" not in prompt:
                 raise ErasureError(
@@ -70,17 +74,26 @@ class Concept:
         """The name and its synonyms."""
         return (self.name, *self.synonyms)
 
-    def written(self) -> list[str]:
-        """Every template with the name in it, then once more with the synonyms taking turns."""
+    def written(self, count: int | None = None) -> list[str]:
+        """`count` prompts with a name in it, spread evenly over the templates.
+
+        Every other prompt uses a synonym, if there are any, and these take turns. Without a
+        count every template is used once, or twice if there are synonyms.
+        """
         templates = self.prompts or TEMPLATES[self.kind]
-        rounds = [articles_agree(template.format(self.name)) for template in templates]
-        for i, template in enumerate(templates if self.synonyms else ()):
-            rounds.append(articles_agree(template.format(self.synonyms[i % len(self.synonyms)])))
-        return rounds
+        count = count or len(templates) * (2 if self.synonyms else 1)
+        prompts = []
+        for i in range(count):
+            name = (
+                self.synonyms[i // 2 % len(self.synonyms)] if self.synonyms and i % 2 else self.name
+            )
+            template = templates[i * len(templates) // count]
+            prompts.append(articles_agree(template.replace("{}", name)))
+        return prompts
 
     def replaced(self, prompt: str, target: str) -> str:
         """The same prompt about `target`: colour, place and layout words stay."""
-        return articles_agree(self._pattern().sub(target, prompt))
+        return articles_agree(self._pattern().sub(lambda _: target, prompt))
 
     def without(self, prompt: str) -> str:
         """The same prompt without the concept phrase: `a red car at night` -> `a red at night`.
@@ -98,7 +111,8 @@ class Concept:
 
     def _pattern(self) -> re.Pattern[str]:
         longest_first = sorted(self.names, key=len, reverse=True)
-        return re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b", re.IGNORECASE)
+        names = "|".join(map(re.escape, longest_first))
+        return re.compile(rf"(?<!\w)(?:{names})(?!\w)", re.IGNORECASE)
 
 
 def articles_agree(prompt: str) -> str:
@@ -114,21 +128,25 @@ def articles_agree(prompt: str) -> str:
 @torch.no_grad()
 def encode(pipe: Any, prompts: Sequence[str]) -> Tensor:
     """Text states of the prompts, P x tokens x width, from the pipeline's own `encode_prompt`."""
-    states: Tensor = pipe.encode_prompt(list(prompts), pipe.device, 1, False)[0]
+    states: Tensor = pipe.encode_prompt(
+        prompt=list(prompts),
+        device=pipe._execution_device,
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=False,
+    )[0]
     return states
 
 
 def unknown_words(tokenizer: Any, phrase: str) -> dict[str, list[str]]:
-    """Words of the phrase that are only spelled letter by letter -> known words near them.
+    """Words of the phrase that are only spelled in fragments -> known words near them.
 
-    A text encoder has no idea of such a word, so erasing it erases nothing.
+    A text encoder has no idea of a word it sees as fragments of two letters or so, and erasing
+    such a word erases nothing.
     """
-    known = [
-        t.removesuffix("</w>") for t in tokenizer.get_vocab() if t.endswith("</w>") and len(t) > 6
-    ]
+    known = [t.removesuffix("</w>") for t in tokenizer.get_vocab() if t.endswith("</w>")]
     unknown = {}
     for word in phrase.lower().split():
-        pieces = [piece.removesuffix("</w>") for piece in tokenizer.tokenize(word)]
-        if len(word) > 1 and all(len(piece) == 1 for piece in pieces):
-            unknown[word] = get_close_matches(word, known, n=3, cutoff=0.5)
+        pieces = tokenizer.tokenize(word)
+        if len(pieces) > 1 and len(word) < 2.5 * len(pieces):
+            unknown[word] = get_close_matches(word, [k for k in known if len(k) > 2], n=3)
     return unknown

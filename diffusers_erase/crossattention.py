@@ -61,7 +61,7 @@ def linear(unet: nn.Module, path: str) -> nn.Linear:
 
 def fingerprint(unet: nn.Module) -> dict[str, Any]:
     """What an eraser shares with the model it fits: class, text width, cross-attention sizes."""
-    shapes = [tuple(layer.weight.shape) for layer in projections(unet).values()]
+    shapes = [(layer.out_features, layer.in_features) for layer in projections(unet).values()]
     return {
         "denoiser": type(unet).__name__,
         "text_width": unet.config.cross_attention_dim,  # type: ignore[union-attr]

@@ -1,7 +1,6 @@
 """The whole story on the playground: erase, save, load into a fresh pipeline, look, count."""
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from diffusers_erase.concepts import Concept
-from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.metrics import Rate, draw
+from diffusers_erase.folders import check_folder, whole_folder
 from diffusers_erase.making import erase
 from diffusers_erase.playground import (
     ARTISTS,
@@ -42,6 +41,11 @@ STEPS = 10
 
 DRAWN_AT_MOST, OTHERS_AT_LEAST = 0.05, 0.9
 """The demo fails if the concept is drawn more often, or the others keep less of their rate."""
+
+MEASURABLE = 0.5
+"""The base must draw the concept at least this often, else there is nothing to measure."""
+
+REPORT = "erasure_demo.json"
 
 Say = Callable[[str], None]
 
@@ -140,49 +144,38 @@ CASES: tuple[Callable[[], Case], ...] = (
 
 
 def run_demo(folder: Path, *, overwrite: bool, seed: int, say: Say) -> bool:
-    """Run every case; write erasers, `<concept>.png` and `report.json`; True if all erased well.
+    """Run every case; write erasers, `<concept>.png` and the report; True if all erased well.
+
+    The folder appears when everything is done, or not at all.
 
     Raises:
         ErasureError: the folder exists without `overwrite`, or holds something else than a demo.
     """
-    _clear(folder, overwrite=overwrite)
+    cases = [make_case() for make_case in CASES]
+    known = [name for case in cases for name in (_slug(case), f"{_slug(case)}.png")]
+    check_folder(folder, overwrite=overwrite, marker=REPORT, known=known)
     report, passed = {}, True
-    for make_case in CASES:
-        case = make_case()
-        rows, seconds = _run_case(case, folder, seed=seed, say=say)
-        ok = _passes(rows)
-        passed = passed and ok
-        say(_table(case, rows))
-        say(_words(case, rows, ok))
-        report[case.concept.name] = {
-            "target": case.target,
-            "passed": ok,
-            "seconds": seconds,
-            "groups": {row.group: _counts(row) for row in rows},
-        }
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    say(f"Everything is in {folder}/: an eraser folder and a picture for each, and report.json.")
+    with whole_folder(folder) as draft:
+        for case in cases:
+            rows, seconds = _run_case(case, draft, seed=seed, say=say)
+            ok = _passes(rows)
+            passed = passed and ok
+            say(_table(case, rows))
+            say(_words(case, rows, ok))
+            report[case.concept.name] = {
+                "target": case.target,
+                "kept_prompts": case.keep,
+                "passed": ok,
+                "seconds": seconds,
+                "groups": {row.group: _counts(row) for row in rows},
+            }
+        (draft / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    say(f"Everything is in {folder}/: an eraser and a picture for each, and {REPORT}.")
     return passed
 
 
-def _clear(folder: Path, *, overwrite: bool) -> None:
-    if folder.exists():
-        if not overwrite:
-            raise ErasureError(
-                f"'{folder}' exists already; choose another folder or pass --overwrite."
-            )
-        if not folder.is_dir() or (
-            any(folder.iterdir()) and not (folder / "report.json").is_file()
-        ):
-            raise ErasureError(
-                f"'{folder}' holds something else than a demo, so it is not overwritten."
-            )
-        shutil.rmtree(folder)
-    try:
-        folder.mkdir(parents=True)
-        (folder / "report.json").write_text("{}\n", encoding="utf-8")
-    except OSError as error:
-        raise ErasureError(f"Cannot write to '{folder}': {error.strerror or error}.") from error
+def _slug(case: Case) -> str:
+    return case.concept.name.replace(" ", "-")
 
 
 def _run_case(
@@ -191,7 +184,7 @@ def _run_case(
     name, started = case.concept.name, time.monotonic()
     say(f"\nErasing '{name}' (instead: {case.target or 'the same prompt without it'}).")
     eraser = erase(load_pipeline(), case.concept, target=case.target, keep=case.keep, seed=seed)
-    path = eraser.save_pretrained(folder / name.replace(" ", "-"))
+    path = eraser.save_pretrained(folder / _slug(case))
     made = time.monotonic()
     pipe = load_pipeline()
     before = [draw(pipe, group.prompts, steps=STEPS, seed=seed) for group in case.groups]
@@ -208,6 +201,8 @@ def _run_case(
 
 def _passes(rows: Sequence[Row]) -> bool:
     target, *rest = rows
+    if target.base.value < MEASURABLE:
+        return False  # what the base does not draw cannot be seen to be erased
     base = sum((row.base for row in rest), Rate(0, 0))
     erased = sum((row.erased for row in rest), Rate(0, 0))
     return target.erased.value <= DRAWN_AT_MOST and erased.value >= OTHERS_AT_LEAST * base.value

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 from warnings import warn
 
@@ -47,17 +48,12 @@ def erase(
         progress: whether to show a progress bar.
 
     Raises:
-        ErasureError: an empty concept, an unknown recipe, a pipeline without known cross-attention,
-            or one that wears adapters or erasures.
+        ErasureError: an empty concept, an unknown recipe, a pipeline of another kind, or one that
+            wears adapters or erasures.
     """
     concept = concept if isinstance(concept, Concept) else Concept(concept)
     recipe = _recipe(recipe, steps)
-    unet = denoiser_of(pipe)
-    if list_erasures(pipe):
-        raise ErasureError(
-            f"The pipeline has erasures loaded ({', '.join(list_erasures(pipe))}); "
-            "erasers are made from the bare base: call `pipe.unload_erasures()` first."
-        )
+    unet = _check(pipe, concept, target=target, keep=keep)
     _warn_of_unknown_words(pipe, concept, target)
     with attached(unet, parts=recipe.parts, rank=recipe.rank, seed=seed) as lora:
         loop = _steps(pipe, concept, lora, target=target, keep=keep, recipe=recipe, seed=seed)
@@ -71,8 +67,13 @@ def erase(
         synonyms=concept.synonyms,
         target=target,
         recipe=recipe.name,
-        parameters={**asdict(recipe), "seed": seed, "kept_prompts": list(keep)},
-        base_model=str(getattr(pipe, "name_or_path", "") or ""),
+        parameters={
+            **asdict(recipe),
+            "seed": seed,
+            "own_prompts": list(concept.prompts),
+            "kept_prompts": list(keep),
+        },
+        base_model=_base_model(pipe),
         fingerprint=fingerprint(unet),
         rank=recipe.rank,
         versions=versions(),
@@ -98,8 +99,8 @@ def _steps(
     recipe: Recipe,
     seed: int,
 ) -> Iterator[Step]:
-    denoiser = Denoiser(pipe.unet, lora.silenced)
-    prompts = _spread(concept.written(), recipe.trajectories)
+    denoiser = Denoiser(denoiser_of(pipe), lora.silenced)
+    prompts = concept.written(recipe.trajectories)
     answers = [concept.replaced(p, target) if target else concept.without(p) for p in prompts]
     null = encode(pipe, [""])
 
@@ -135,20 +136,50 @@ def _steps(
     )
 
 
-def _spread(prompts: Sequence[str], count: int) -> list[str]:
-    """At most `count` of the prompts, evenly spaced."""
-    chosen = min(count, len(prompts))
-    return [prompts[i * len(prompts) // chosen] for i in range(chosen)]
+def _check(pipe: Any, concept: Concept, *, target: str | None, keep: Sequence[str]) -> Any:
+    """The denoiser, if an eraser for the concept can be made there."""
+    unet: Any = denoiser_of(pipe)
+    config = unet.config
+    needs_more = (
+        type(unet).__name__ != "UNet2DConditionModel"
+        or config.in_channels != config.out_channels
+        or config.addition_embed_type
+        or config.encoder_hid_dim_type
+        or config.class_embed_type
+        or not isinstance(config.sample_size, int)
+    )
+    if needs_more:
+        raise ErasureError(
+            f"Erasers are made on Stable Diffusion 1 and 2; '{type(pipe).__name__}' needs more "
+            "than a prompt. Erasers can still be loaded there."
+        )
+    if list_erasures(pipe):
+        raise ErasureError(
+            f"The pipeline has erasures loaded ({', '.join(list_erasures(pipe))}); "
+            "erasers are made from the bare base: call `pipe.unload_erasures()` first."
+        )
+    if getattr(pipe.text_encoder, "peft_config", None):
+        raise ErasureError(
+            "The text encoder wears adapters; erasers are made from the bare base: call "
+            "`pipe.unload_lora_weights()` first."
+        )
+    if isinstance(keep, str):
+        raise ErasureError("`keep` is a sequence of prompts, not one string.")
+    if target is not None and not target.strip():
+        raise ErasureError("The target is empty; leave it out for the prompt without the concept.")
+    if target is not None and not concept.replaced(target, "").strip():
+        raise ErasureError(f"The target {target!r} is the concept itself; choose another one.")
+    return unet
+
+
+def _base_model(pipe: Any) -> str:
+    """The Hub id the pipeline came from, or its folder's name: paths are nobody's business."""
+    name = str(getattr(pipe, "name_or_path", None) or "")
+    return Path(name).name if Path(name).exists() else name
 
 
 def _warn_of_unknown_words(pipe: Any, concept: Concept, target: str | None) -> None:
     for phrase in (*concept.names, *([target] if target else [])):
-        unknown = unknown_words(pipe.tokenizer, phrase)
-        if unknown and len(unknown) == len(phrase.split()):
-            near = sorted({word for words in unknown.values() for word in words})
+        for word, near in unknown_words(pipe.tokenizer, phrase).items():
             hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-            warn(
-                f"The text encoder knows none of the words of {phrase!r}.{hint}",
-                UserWarning,
-                stacklevel=3,
-            )
+            warn(f"The text encoder does not know the word {word!r}.{hint}", stacklevel=3)

@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from diffusers_erase.denoiser import Denoiser
+from diffusers_erase.errors import ErasureError
 
 
 @dataclass(frozen=True)
@@ -94,15 +95,24 @@ def sample_trajectories(
 
     Args:
         denoiser: its teacher samples; the eraser has no say.
-        scheduler: any scheduler of the pipeline; its noise schedule is used with DDIM.
+        scheduler: the pipeline's; its noise schedule is used with DDIM.
         states: P x tokens x width, the prompts; they become the role `concept`.
         null: 1 x tokens x width, the empty prompt; it becomes the role `null`.
         guidance: scale of classifier-free guidance.
         steps: latents per prompt.
         seed: start noise.
         batch: prompts sampled together.
+
+    Raises:
+        ErasureError: the scheduler has no noise schedule of Stable Diffusion's kind.
     """
-    ddim = DDIMScheduler.from_config(scheduler.config)
+    if "beta_start" not in scheduler.config:
+        raise ErasureError(
+            f"'{type(scheduler).__name__}' has no noise schedule that DDIM could follow; set "
+            "`pipe.scheduler` to a scheduler of Stable Diffusion."
+        )
+    # a config that says nothing of clipping means none; DDIM's own default would clip latents
+    ddim = DDIMScheduler.from_config({"clip_sample": False, **scheduler.config})
     ddim.set_timesteps(steps)
     unet = denoiser.unet.config
     generator = torch.Generator().manual_seed(seed)

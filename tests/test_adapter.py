@@ -91,9 +91,27 @@ def test_an_existing_folder_is_only_replaced_on_request_and_never_if_it_is_somet
     diary = tmp_path / "diary"
     diary.mkdir()
     (diary / "today.txt").write_text("dear diary")
-    with pytest.raises(ErasureError, match="not an eraser"):
+    with pytest.raises(ErasureError, match="holds something else"):
         two.save_pretrained(diary, overwrite=True)
     assert (diary / "today.txt").read_text() == "dear diary"
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ErasureError, match="holds something else"):
+        one.save_pretrained(folder, overwrite=True)
+    assert same(EraserAdapter.from_pretrained(folder), two)
+
+
+def test_a_save_that_fails_leaves_the_former_eraser(untrained, make_eraser, tmp_path, monkeypatch):
+    one, two = make_eraser(untrained.unet, seed=1), make_eraser(untrained.unet, seed=2)
+    folder = one.save_pretrained(tmp_path / "car")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("diffusers_erase.adapter.save_file", full)
+    with pytest.raises(ErasureError, match="No space left"):
+        two.save_pretrained(folder, overwrite=True)
+    assert same(EraserAdapter.from_pretrained(folder), one)
+    assert [path.name for path in tmp_path.iterdir()] == ["car"]
 
 
 def test_an_unwritable_place_is_refused_and_leaves_nothing(untrained, make_eraser, tmp_path):
@@ -158,7 +176,8 @@ def test_broken_files_are_named_and_change_nothing(
     [
         ("no/such/folder", "no folder"),
         ("nowhere", "no folder 'nowhere'"),
-        ("user/erase-vangogh", "from the Hub"),
+        ("./erase-car", "no folder './erase-car'"),
+        ("user/erase-vangogh", "cannot be had from the Hub: the Hub cannot be reached"),
     ],
 )
 def test_what_cannot_be_found_is_said_so(source, message):
@@ -174,9 +193,25 @@ def test_an_ordinary_lora_is_no_eraser(untrained, make_eraser, tmp_path):
         EraserAdapter.from_pretrained(folder)
 
 
-def test_a_config_must_name_a_concept():
-    with pytest.raises(ErasureError, match="names no concept"):
-        EraserConfig.from_dict({"recipe": "esd"})
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"recipe": "esd"}, "names no concept"),
+        (["car"], "names no concept"),
+        ({"concept": "car", "synonyms": None}, "'synonyms' is not what it should be"),
+        ({"concept": "car", "fingerprint": "sd"}, "'fingerprint' is not what it should be"),
+    ],
+)
+def test_a_damaged_config_is_named(content, message):
+    with pytest.raises(ErasureError, match=message):
+        EraserConfig.from_dict(content)
+
+
+def test_a_config_is_plain_json_and_comes_back_equal():
+    config = EraserConfig("car", synonyms=("auto",), parameters={"parts": ["to_k"], "rank": 4})
+    content = config.to_dict()
+    assert json.loads(json.dumps(content)) == content
+    assert EraserConfig.from_dict(content) == config
 
 
 def test_attaching_changes_nothing_and_leaves_nothing(untrained):
@@ -197,6 +232,16 @@ def test_attaching_changes_nothing_and_leaves_nothing(untrained):
     assert [p.requires_grad for p in untrained.unet.parameters()] == flags
 
 
+def test_attaching_where_there_is_nothing_to_attach_to_leaves_the_denoiser_usable(untrained):
+    with (
+        pytest.raises(ErasureError, match="no cross-attention with to_kk"),
+        attached(untrained.unet, parts=("to_kk",), rank=1, seed=0),
+    ):
+        pass
+    with attached(untrained.unet, parts=("to_k",), rank=1, seed=0) as lora:
+        assert len(lora.factors()) == 7
+
+
 def test_erasers_are_made_from_the_bare_base(untrained, make_eraser, tmp_path):
     untrained.load_lora_weights(
         make_eraser(untrained.unet).save_pretrained(tmp_path / "car"), adapter_name="style"
@@ -209,17 +254,19 @@ def test_erasers_are_made_from_the_bare_base(untrained, make_eraser, tmp_path):
 
 
 def test_trained_factors_are_what_the_student_used(untrained, make_eraser):
-    z, t, c = torch.randn(1, 4, 16, 16), torch.tensor([300]), torch.randn(1, 24, 128)
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(1, 4, 16, 16, generator=generator)
+    t, c = torch.tensor([300]), torch.randn(1, 24, 128, generator=generator)
     with attached(untrained.unet, parts=("to_k", "to_v"), rank=2, seed=0) as lora, torch.no_grad():
         for p in lora.parameters:
-            torch.nn.init.normal_(p, std=0.3)
+            torch.nn.init.normal_(p, std=0.3, generator=generator)
         student, factors = untrained.unet(z, t, c).sample, lora.factors()
     base = untrained.unet(z, t, c).sample
     with torch.no_grad():
         for path, (A, B) in factors.items():
             linear(untrained.unet, path).weight.add_(B @ A)
         assert not torch.allclose(base, student, atol=1e-3)
-        assert torch.allclose(untrained.unet(z, t, c).sample, student, atol=1e-5)
+        assert torch.allclose(untrained.unet(z, t, c).sample, student, atol=1e-4)
 
 
 HUB = Path(__file__).parent / "hub_server.py"
@@ -237,5 +284,6 @@ def test_an_eraser_travels_over_the_hub(untrained, make_eraser, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("from the Hub") == 2
+    assert "the repository does not exist, or is private" in done.stdout
+    assert "the repository has no such file" in done.stdout
     assert done.stdout.splitlines()[-1] == "same"

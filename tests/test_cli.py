@@ -78,7 +78,7 @@ def run(tmp_path, monkeypatch, untrained, make_eraser):
     [
         (("train", "", "--out", "new"), "empty"),
         (("train", "car", "--out", "good"), "exists already.*--overwrite"),
-        (("train", "car", "--out", "diary", "--overwrite"), "not an eraser"),
+        (("train", "car", "--out", "diary", "--overwrite"), "something else"),
         (("train", "car", "--out", "there.png/new"), "Cannot write"),
         (("train", "car", "--kind", "verb", "--out", "new"), "Known: object, style"),
         (("train", "car", "--recipe", "magic", "--out", "new"), "No recipe named 'magic'"),
@@ -89,7 +89,7 @@ def run(tmp_path, monkeypatch, untrained, make_eraser):
         (("generate", "a car", "--out", "nowhere/a.png"), "no folder 'nowhere'"),
         (("generate", "a car", "--out", "a.gif"), "PNG"),
         (("demo", "--out", "diary"), "exists already"),
-        (("demo", "--out", "diary", "--overwrite"), "not overwritten"),
+        (("demo", "--out", "diary", "--overwrite"), "something else"),
         (("demo", "--out", "there.png/demo"), "Cannot write"),
     ],
 )

@@ -3,6 +3,7 @@ import torch
 
 from diffusers_erase.concepts import TEMPLATES, Concept, articles_agree, encode, unknown_words
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.playground.world import words
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,8 @@ def test_every_written_prompt_holds_the_concept_and_loses_it(kind):
         ({"name": "  "}, "empty"),
         ({"name": "car", "kind": "verb"}, "Known: object, style"),
         ({"name": "car", "prompts": ("a car",)}, r"no '\{\}'"),
+        ({"name": "car", "synonyms": ("",)}, "synonyms of 'car' is empty"),
+        ({"name": "car", "synonyms": "auto"}, "not one string"),
     ],
 )
 def test_a_concept_that_makes_no_sense_is_refused(arguments, message):
@@ -66,16 +69,39 @@ def test_a_concept_that_makes_no_sense_is_refused(arguments, message):
         Concept(**arguments)
 
 
-def test_unknown_words_are_those_spelled_letter_by_letter(untrained):
-    assert unknown_words(untrained.tokenizer, "red car") == {}
-    found = unknown_words(untrained.tokenizer, "qwxzv")
-    assert list(found) == ["qwxzv"]
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [("lighthuose", "lighthouse"), ("vehcle", "vehicle"), ("unicorn", None), ("qwxzv", None)],
+)
+def test_words_seen_in_fragments_are_unknown_and_words_near_them_are_named(untrained, word, near):
+    found = unknown_words(untrained.tokenizer, f"red {word}")
+    assert list(found) == [word]
+    assert near is None or near in found[word]
 
 
-def test_words_near_an_unknown_one_are_named(untrained):
-    assert "lighthouse" in unknown_words(untrained.tokenizer, "lghtxhousq").get(
-        "lghtxhousq", ["lighthouse"]
-    )
+def test_every_word_of_the_world_is_known(untrained):
+    assert unknown_words(untrained.tokenizer, " ".join(words())) == {}
+
+
+@pytest.mark.parametrize("count", [5, 24, 32, 64])
+def test_prompts_are_spread_over_templates_and_names(count):
+    concept = Concept("car", synonyms=("automobile", "sedan"))
+    written = concept.written(count)
+    assert len(written) == count
+    uses = [sum(name in prompt.split() for prompt in written) for name in concept.names]
+    assert sum(uses) == count
+    assert min(uses) >= count // 5
+    assert len(set(written)) == count
+
+
+def test_names_with_punctuation_are_found_and_only_whole_names():
+    concept = Concept("Dr. Seuss Jr.")
+    assert concept.replaced("a page by dr. seuss jr. today", "nobody") == "a page by nobody today"
+    assert Concept("car").replaced("a carpet", "oak") == "a carpet"
+
+
+def test_a_target_is_taken_literally():
+    assert Concept("car").replaced("a car", r"\1 truck") == r"a \1 truck"
 
 
 def test_states_are_those_the_pipeline_would_use(untrained):

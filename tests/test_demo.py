@@ -32,19 +32,20 @@ def test_a_styles_case_covers_every_painter():
 
 
 @pytest.mark.parametrize(
-    ("target", "near", "far", "passed"),
+    ("base", "target", "near", "far", "passed"),
     [
-        (Rate(0, 64), Rate(20, 20), Rate(100, 100), True),
-        (Rate(3, 64), Rate(18, 20), Rate(95, 100), True),
-        (Rate(4, 64), Rate(20, 20), Rate(100, 100), False),
-        (Rate(0, 64), Rate(0, 20), Rate(85, 100), False),
+        (Rate(64, 64), Rate(0, 64), Rate(20, 20), Rate(100, 100), True),
+        (Rate(60, 64), Rate(3, 64), Rate(18, 20), Rate(95, 100), True),
+        (Rate(64, 64), Rate(4, 64), Rate(20, 20), Rate(100, 100), False),
+        (Rate(64, 64), Rate(0, 64), Rate(0, 20), Rate(85, 100), False),
+        (Rate(20, 64), Rate(0, 64), Rate(20, 20), Rate(100, 100), False),
     ],
 )
 def test_the_demo_passes_only_if_the_concept_is_gone_and_the_others_are_there(
-    target, near, far, passed
+    base, target, near, far, passed
 ):
     rows = [
-        demo.Row("target", Rate(64, 64), target),
+        demo.Row("target", base, target),
         demo.Row("neighbours", Rate(20, 20), near),
         demo.Row("others", Rate(98, 100), far),
     ]
@@ -58,7 +59,7 @@ def test_the_demo_passes_only_if_the_concept_is_gone_and_the_others_are_there(
 def test_the_whole_demo_erases_an_object_and_a_style(tmp_path):
     said = []
     assert demo.run_demo(tmp_path / "demo", overwrite=False, seed=0, say=said.append)
-    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    report = json.loads((tmp_path / "demo" / demo.REPORT).read_text())
     assert set(report) == {"car", "van gyre"}
     for case in report.values():
         erased, base = (case["groups"]["target"][which] for which in ("erased", "base"))

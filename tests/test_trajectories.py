@@ -1,8 +1,10 @@
 import pytest
 import torch
+from diffusers import EDMEulerScheduler, EulerDiscreteScheduler
 
 from diffusers_erase.concepts import encode
 from diffusers_erase.denoiser import Denoiser
+from diffusers_erase.errors import ErasureError
 from diffusers_erase.trajectories import sample_trajectories
 
 
@@ -48,6 +50,19 @@ def test_the_run_ends_where_the_pipeline_ends(sampled, untrained):
         empty + 3.0 * (conditional - empty), int(kept.t.min()), kept.z[last]
     )
     assert torch.allclose(step.prev_sample, final, atol=1e-4)
+
+
+def test_schedulers_of_other_kinds_do_the_same_or_are_refused(sampled, untrained):
+    denoiser, kept = sampled
+    noise = {k: untrained.scheduler.config[k] for k in ("beta_start", "beta_end", "beta_schedule")}
+    states, null = encode(untrained, ["a car", "a red car", "an oak"]), encode(untrained, [""])
+    options = {"guidance": 3.0, "steps": 4, "seed": 7, "batch": 2}
+    euler = EulerDiscreteScheduler(**noise, steps_offset=1)
+    same = sample_trajectories(denoiser, euler, states, null, **options)
+    assert torch.equal(same.t, kept.t)
+    assert torch.allclose(same.z[:4], kept.z[:4], atol=1e-4)
+    with pytest.raises(ErasureError, match=r"EDMEulerScheduler.*no noise schedule"):
+        sample_trajectories(denoiser, EDMEulerScheduler(), states, null, **options)
 
 
 def test_the_seed_decides_everything(untrained):

@@ -44,6 +44,8 @@ def load_pipeline(
             "make one with `python -m diffusers_erase.playground.build`."
         )
     pipe: Any = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    if folder == WEIGHTS / "pipeline":
+        pipe.register_to_config(_name_or_path="diffusers_erase.playground")
     pipe.set_progress_bar_config(disable=True)
     loaded: StableDiffusionPipeline = pipe
     return loaded

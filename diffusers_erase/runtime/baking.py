@@ -10,6 +10,9 @@ from diffusers_erase.crossattention import linear
 from diffusers_erase.errors import ErasureError
 
 
+_WRITABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 @dataclass
 class Pristine:
     """A layer's weight before any eraser, and what was last written in its place."""
@@ -24,6 +27,8 @@ class Erasures:
 
     loaded: dict[str, tuple[EraserAdapter, float]] = field(default_factory=dict)
     pristine: dict[str, Pristine] = field(default_factory=dict)
+    disabled: bool = False
+    """Inside `erasures_disabled`: nothing may change until its end."""
 
     def rebake(self, unet: nn.Module, loaded: dict[str, tuple[EraserAdapter, float]]) -> None:
         """Make `loaded` the erasers in force; all is computed and checked before the first write.
@@ -55,12 +60,8 @@ class Erasures:
     def _base(self, layer: nn.Linear, path: str) -> Tensor:
         """W0 in the weight's present precision and place, with foreign changes added."""
         weight = layer.weight.detach()
-        if weight.is_meta or weight.dtype not in (
-            torch.float16,
-            torch.bfloat16,
-            torch.float32,
-            torch.float64,
-        ):
+        plain = type(layer.weight.data) is Tensor and not weight.is_meta
+        if not plain or weight.dtype not in _WRITABLE:
             raise ErasureError(
                 f"The weight of '{path}' ({weight.dtype} on {weight.device}) cannot be rewritten; "
                 "load the model unquantised and without offloading to add or remove erasures."
@@ -72,15 +73,17 @@ class Erasures:
         base = known.weight.to(weight)
         if torch.equal(expected, weight):
             return base
+        for half in (torch.float16, torch.bfloat16):  # moved to a half precision and back
+            if torch.equal(known.written.to(half).to(weight), weight):
+                return known.weight.to(half).to(weight)
         return (base.float() + (weight.float() - expected.float())).to(weight.dtype)
 
 
 def _sum(base: Tensor, path: str, loaded: dict[str, tuple[EraserAdapter, float]]) -> Tensor:
     """W0 + sum_i s_i B_i A_i in float32, rounded once; W0 itself where every strength is zero."""
     total = torch.zeros(base.shape, dtype=torch.float32)
-    for _, (adapter, strength) in sorted(
-        loaded.items()
-    ):  # by name: the order of loading leaves no trace
+    in_order = sorted(loaded.items(), key=lambda item: item[0])  # the order of loading is no matter
+    for _, (adapter, strength) in in_order:
         if path in adapter.factors and strength:
             total += strength * adapter.delta(path)
     if not total.any():

@@ -100,15 +100,21 @@ def set_erasure_strength(pipe: Any, name: str, strength: float) -> None:
 
 @contextmanager
 def erasures_disabled(pipe: Any) -> Iterator[None]:
-    """Inside the block the pipeline is the base model; afterwards the erasers are back."""
+    """Inside the block the pipeline is the base model; afterwards the erasers are back.
+
+    Erasers cannot be loaded, unloaded or changed inside.
+    """
     unet = _plain(denoiser_of(pipe))
     erasures = _erasures(unet)
     loaded = erasures.loaded
     erasures.rebake(unet, {})
+    erasures.disabled = True
+    setattr(unet, _ATTRIBUTE, erasures)
     try:
         yield
     finally:
-        erasures.rebake(unet, loaded)
+        erasures.disabled = False
+        erasures.rebake(_plain(unet), loaded)
 
 
 def _erasures(unet: nn.Module) -> Erasures:
@@ -125,8 +131,18 @@ def _named(unet: nn.Module, name: str) -> Erasures:
 
 
 def _plain(unet: nn.Module) -> nn.Module:
-    """The denoiser, unless copies of its projections are in use, which no eraser would reach."""
-    if any(getattr(module, "fused_projections", False) for module in unet.modules()):
+    """The denoiser, unless its weights must not be touched now.
+
+    Erasures may be disabled for a while, or copies of the projections be in use, which no
+    eraser would reach.
+    """
+    if _erasures(unet).disabled:
+        raise ErasureError(
+            "The erasures are disabled; load, unload or change them after the `with` block."
+        )
+    # `fused_projections` of a module stays True after unfusing; its processor tells
+    processors = (getattr(module, "processor", None) for module in unet.modules())
+    if any(type(processor).__name__.startswith("Fused") for processor in processors):
         raise ErasureError(
             "The pipeline's attention projections are fused; call "
             "`pipe.unfuse_qkv_projections()`, change the erasures, and fuse again."

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from diffusers_erase.crossattention import PARTS
 from diffusers_erase.errors import ErasureError
 
 
@@ -31,6 +32,8 @@ class Recipe:
         for name in ("rank", "trajectories", "sampling_steps", "steps", "batch", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise ErasureError(f"`{name}` must be positive; got {getattr(self, name)}.")
+        if not self.parts or set(self.parts) - set(PARTS):
+            raise ErasureError(f"`parts` are some of {', '.join(PARTS)}; got {self.parts!r}.")
 
 
 REPLACE = Recipe("replace")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from diffusers_erase.denoiser import Denoiser
+from diffusers_erase.errors import ErasureError
 from diffusers_erase.training.objectives import Objective
 from diffusers_erase.trajectories import Trajectories
 
@@ -43,15 +44,26 @@ def train(
         batch: latents per view.
         learning_rate: falls to a tenth over the run (cosine), so that the end is calm.
         seed: of the draws.
+
+    Raises:
+        ErasureError: the loss is not a finite number any more.
     """
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(parameters, learning_rate)
+    weights = next(denoiser.unet.parameters())
+    scaler = torch.amp.GradScaler(weights.device.type, enabled=weights.dtype is torch.float16)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, learning_rate / 10)
     for index in range(steps):
         views = {name: kept.draw(denoiser, batch, generator) for name, kept in trajectories.items()}
         loss = objective(views)
+        if not torch.isfinite(loss):
+            raise ErasureError(
+                f"The loss is {loss.item()} at step {index}; use a lower learning rate, or a "
+                "pipeline in float32 or bfloat16."
+            )
         optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimiser)
+        scaler.update()
         schedule.step()
         yield Step(index, loss.item())

@@ -235,7 +235,29 @@ def test_weights_that_cannot_be_rewritten_are_refused(untrained, make_eraser):
     assert all(torch.equal(untrained.unet.state_dict()[k], v) for k, v in before.items())
 
 
-def test_fused_projections_are_refused_because_no_eraser_would_reach_them(untrained, make_eraser):
+def test_fused_projections_are_refused_until_they_are_unfused(untrained, make_eraser, picture):
+    eraser = make_eraser(untrained.unet, scale=0.3)
     untrained.fuse_qkv_projections()
     with pytest.raises(ErasureError, match="unfuse_qkv_projections"):
-        untrained.load_erasure(make_eraser(untrained.unet))
+        untrained.load_erasure(eraser)
+    untrained.unfuse_qkv_projections()
+    untrained.load_erasure(eraser)
+    erased = picture(untrained)
+    untrained.fuse_qkv_projections()
+    assert abs(picture(untrained) - erased).max() < 1e-4
+
+
+def test_nothing_changes_while_erasures_are_disabled(untrained, make_eraser):
+    untrained.load_erasure(make_eraser(untrained.unet))
+    with untrained.erasures_disabled(), pytest.raises(ErasureError, match="after the `with` block"):
+        untrained.load_erasure(make_eraser(untrained.unet, seed=1), name="second")
+    assert list(untrained.list_erasures()) == ["car"]
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_a_trip_through_half_precision_is_no_foreign_change(untrained, make_eraser, half):
+    wanted = {k: v.to(half).float() for k, v in weights(untrained.unet).items()}
+    untrained.load_erasure(make_eraser(untrained.unet))
+    untrained.unet.to(half).float()
+    untrained.unload_erasures()
+    assert equal(untrained.unet, wanted)

@@ -1,0 +1,78 @@
+"""Folders that appear whole or not at all, and never in the place of something else."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffusers_erase.errors import ErasureError
+
+
+def check_folder(folder: Path, *, overwrite: bool, marker: str, known: Collection[str]) -> None:
+    """Refuse a folder that cannot or must not be written, before work is spent on its content.
+
+    Args:
+        folder: where the result is to go.
+        overwrite: whether a former result may be replaced.
+        marker: the file by which a former result is known.
+        known: every other name a former result may hold; anything else is somebody's own.
+
+    Raises:
+        ErasureError: the folder exists and may not be replaced, or cannot be written.
+    """
+    folder = folder.absolute()
+    try:
+        if folder.exists():
+            _check_former(folder, overwrite=overwrite, marker=marker, known=known)
+        above = next(parent for parent in folder.parents if parent.exists())
+    except OSError as error:
+        raise ErasureError(f"Cannot write to '{folder}': {error.strerror or error}.") from error
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ErasureError(f"Cannot write to '{folder}': '{above}' is no folder one can write to.")
+
+
+def _check_former(folder: Path, *, overwrite: bool, marker: str, known: Collection[str]) -> None:
+    if not overwrite:
+        raise ErasureError(
+            f"'{folder}' exists already; choose another folder, or replace it with "
+            "`overwrite=True` (`--overwrite`)."
+        )
+    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
+    if inside and (marker not in inside or inside - {marker, *known}):
+        raise ErasureError(
+            f"'{folder}' exists and holds something else, so it is not overwritten; "
+            "choose another folder."
+        )
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A draft beside `folder` that takes its place if the block succeeds; else nothing changes.
+
+    Raises:
+        ErasureError: it cannot be written.
+    """
+    folder = folder.absolute()
+    draft = old = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        draft.chmod(0o755)
+        yield draft
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)) / "old"
+            folder.rename(old)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if old is not None:
+                old.rename(folder)
+            raise
+    except OSError as error:
+        raise ErasureError(f"Cannot write to '{folder}': {error.strerror or error}.") from error
+    finally:
+        for leftover in (draft, old.parent if old else None):
+            if leftover is not None:
+                shutil.rmtree(leftover, ignore_errors=True)
