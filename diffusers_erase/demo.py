@@ -101,7 +101,8 @@ def object_case(name: str, target: str | None) -> Case:
         group("neighbours", family, NEAR_PICTURES),
         group("others", others, FAR_PICTURES),
     )
-    keep = tuple(f"a photo of a {o}" for o in [*family, *others[::3]])
+    kept = zip([*family, *family, *others[::4]], cycle(COLOURS), strict=False)
+    keep = tuple(prompt(Scene((Thing(o, c),))) for o, c in kept)
     return Case(Concept(name, synonyms=SYNONYMS.get(name, ())), target, groups, keep)
 
 

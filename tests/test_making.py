@@ -107,7 +107,7 @@ def test_known_words_are_not_warned_about(untrained, recwarn):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_pipelines_train_in_float32(untrained, dtype):
-    untrained.to(dtype=dtype)
+    untrained.unet.to(dtype)
     before = weights(untrained.unet)
     eraser = erase(untrained, "car", target="truck", recipe=QUICK, progress=False)
     assert unchanged(untrained.unet, before)

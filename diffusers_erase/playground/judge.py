@@ -58,11 +58,10 @@ class JudgeNetwork(nn.Module):
         )
         self.heads = nn.ModuleDict()
         for name, count in self.HEADS.items():
-            seen = 192 if name == "object" else 2 * 192
-            self.heads[name] = nn.Linear(seen, count)
-        nn.init.constant_(
-            self.heads["object"].bias, -8.0
-        )  # nothing anywhere, until something is seen
+            head = nn.Linear(192 if name == "object" else 2 * 192, count)
+            if name == "object":
+                nn.init.constant_(head.bias, -8.0)  # nothing anywhere to begin with
+            self.heads[name] = head
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         """Logits by head; pictures in -1 .. 1.

@@ -18,14 +18,14 @@ class Recipe:
     rank: int = 4
     guidance: float = 5.0
     """Scale of classifier-free guidance on the sampled trajectories."""
-    trajectories: int = 24
+    trajectories: int = 16
     """Prompts sampled at most, spread evenly over the concept's prompts and synonyms."""
-    sampling_steps: int = 20
+    sampling_steps: int = 15
     """DDIM steps of each: latents kept per prompt."""
-    steps: int = 150
+    steps: int = 120
     batch: int = 16
     learning_rate: float = 1e-3
-    keep_weight: float = 1.0
+    keep_weight: float = 4.0
     """Weight of the kept prompts, if any are given."""
 
     def __post_init__(self) -> None:
