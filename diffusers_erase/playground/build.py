@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ logger = logging.getLogger(__name__)
 
 PICTURES = 74_048
 AUTOENCODER = Plan("vae", steps=3400, batch=64, learning_rate=2e-3, weight_decay=1e-4, ema=0.995)
-DENOISER = Plan("denoiser", steps=3200, batch=64, learning_rate=1e-3, ema=0.998, half=True)
-JUDGE = Plan("judge", steps=1500, batch=128, learning_rate=2e-3, weight_decay=1e-2, ema=0.995)
+DENOISER = Plan("denoiser", steps=12_000, batch=64, learning_rate=1e-3, ema=0.998, half=True)
+JUDGE = Plan("judge", steps=6000, batch=128, learning_rate=2e-3, weight_decay=1e-2, ema=0.995)
 
 RECONSTRUCTED = 16_384
 """So many pictures are also shown to the judge as the autoencoder draws them."""
@@ -94,7 +95,9 @@ class DenoiserTask:
     """min-SNR(5)-weighted || eps - eps(z_t, t, c) ||^2; a tenth of the captions is empty."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        self.network = Denoiser(folder).to(device).train()
+        network = Denoiser(folder)
+        _begin_from(network, folder / "denoiser.start.safetensors")
+        self.network = network.to(device).train()
         self.device = device
         # On a CPU the plain processor's backward is faster than fused attention's.
         if device.type == "cpu":
@@ -136,7 +139,9 @@ class JudgeTask:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         torch.manual_seed(0)
-        self.network = JudgeNetwork().to(device).train()
+        network = JudgeNetwork()
+        _begin_from(network, folder / "judge.start.safetensors")
+        self.network = network.to(device).train()
         self.corpus, self.device = Corpus(folder / "corpus"), device
         self.reconstructions = np.load(folder / "reconstructions.npy", mmap_mode="r")
         self.nothing = np.load(folder / "nothing.npy", mmap_mode="r")
@@ -287,6 +292,31 @@ def _empty_landscapes(count: int) -> NDArray[np.uint8]:
     return np.stack(landscapes)
 
 
+def _begin_from(network: nn.Module, path: Path) -> None:
+    """Take the weights in the file as the first ones, if there is such a file."""
+    if path.is_file():
+        network.load_state_dict(load_file(path))
+
+
+def start_from(weights: Path, folder: Path) -> None:
+    """Let the networks begin as the ones in `weights`; the autoencoder stays as it is there.
+
+    Only stages that have not begun are affected.
+    """
+    pipe: Any = model.load_pipeline(weights / "pipeline")
+    parts = {"text_encoder": pipe.text_encoder, "unet": pipe.unet}
+    denoiser = {
+        f"{part}.{name}": value
+        for part, network in parts.items()
+        for name, value in network.state_dict().items()
+    }
+    judge = load_file(weights / "judge.safetensors")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(pipe.vae.state_dict(), folder / "vae.safetensors")
+    save_file(denoiser, folder / "denoiser.start.safetensors")
+    save_file({k: v.float() for k, v in judge.items()}, folder / "judge.start.safetensors")
+
+
 def export(folder: Path, weights: Path, device: torch.device) -> None:
     """Write the shipped weights in float16: a diffusers pipeline folder and the judge."""
     network = Denoiser(folder)
@@ -310,17 +340,25 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=work, help="intermediate results")
     parser.add_argument("--weights", type=Path, default=weights, help="where the result goes")
     parser.add_argument("--processes", type=int, default=min(8, os.cpu_count() or 1))
+    parser.add_argument("--start", type=Path, help="weights to go on from, for example the shipped")
+    parser.add_argument("--steps", type=int, default=DENOISER.steps, help="of the denoiser")
+    parser.add_argument("--learning-rate", type=float, default=DENOISER.learning_rate)
+    parser.add_argument("--judge-steps", type=int, default=JUDGE.steps)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder, processes = arguments.work, arguments.processes
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    denoiser = replace(DENOISER, steps=arguments.steps, learning_rate=arguments.learning_rate)
+    judge = replace(JUDGE, steps=arguments.judge_steps)
     make_corpus(folder / "corpus", PICTURES, processes=processes)
     make_tokens(folder)
+    if arguments.start:
+        start_from(arguments.start, folder)
     fit(AutoencoderTask, folder, AUTOENCODER, processes=processes)
     make_latents(folder, device)
-    fit(DenoiserTask, folder, DENOISER, processes=processes)
+    fit(DenoiserTask, folder, denoiser, processes=processes)
     make_lessons(folder, device)
-    fit(JudgeTask, folder, JUDGE, processes=processes)
+    fit(JudgeTask, folder, judge, processes=processes)
     export(folder, arguments.weights, device)
     logger.info("The playground is in %s", arguments.weights)
 

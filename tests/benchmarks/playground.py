@@ -200,7 +200,7 @@ def main() -> None:
         rows = [
             pictures[::each][:21],
             pictures[::each][21:],
-            *(styled[i * each :][:21] for i in range(len(ARTISTS))),
+            *(styled[i * each : (i + 1) * each][:21] for i in range(len(ARTISTS))),
             two[:21],
             two[60:81],
         ]
