@@ -37,7 +37,7 @@ NEAR_PICTURES, FAR_PICTURES = 8, 2
 """Pictures of every neighbour, and of every other concept."""
 SHEET_COLUMNS = 12
 STEPS = 10
-"""DDIM steps of the counted pictures; 25 give the same verdicts (docs/playground.md)."""
+"""DDIM steps of the counted pictures: fewer than for looking at, enough for counting."""
 
 DRAWN_AT_MOST, OTHERS_AT_LEAST = 0.05, 0.9
 """The demo fails if the concept is drawn more often, or the others keep less of their rate."""
