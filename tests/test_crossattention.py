@@ -19,13 +19,15 @@ def test_text_is_read_by_every_second_attention_and_by_no_other(untrained):
     )
 
 
-def test_changing_keys_and_values_matters_and_the_null_of_it_does_not(untrained):
+def test_the_layers_found_are_the_ones_the_text_goes_through(untrained):
     unet = untrained.unet
     z, t, c = torch.randn(1, 4, 16, 16), torch.tensor([500]), torch.randn(1, 24, 128)
     before = unet(z, t, c).sample
     for layer in projections(unet, ("to_v",)).values():
         layer.weight.data.zero_()
-    assert not torch.allclose(before, unet(z, t, c).sample)
+    after = unet(z, t, c).sample
+    assert not torch.allclose(before, after)
+    assert torch.allclose(after, unet(z, t, torch.randn_like(c)).sample, atol=1e-5)
 
 
 def test_layers_are_found_inside_an_adapter(untrained, make_eraser, tmp_path):
