@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffusers_erase.playground.drawing import PICTURE_SIZE
 from diffusers_erase.playground.world import (
     BACKGROUNDS,
     COLOURS,
@@ -59,14 +60,14 @@ class Corpus:
         """How many pictures, from the first on, may be trained on."""
         return len(self.pictures) - HELD_OUT
 
-    def batch(self, indices: Tensor) -> Tensor:
+    def batch(self, indices: Tensor, device: torch.device | None = None) -> Tensor:
         """Pictures as B x 3 x 64 x 64 in -1 .. 1."""
-        return to_tensor(self.pictures[indices.numpy()])
+        return to_tensor(self.pictures[indices.numpy()], device)
 
 
-def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
+def to_tensor(pictures: NDArray[np.uint8], device: torch.device | None = None) -> Tensor:
     """N x H x W x 3 uint8 -> N x 3 x H x W in -1 .. 1."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def label(scene: Scene) -> tuple[int, int, int, int, int]:
@@ -89,11 +90,18 @@ def make_corpus(folder: Path, count: int, *, seed: int = 0, processes: int = 2) 
     """
     if not (folder / "captions.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
+        shape = (count, PICTURE_SIZE, PICTURE_SIZE, 3)
+        pictures = np.lib.format.open_memmap(folder / "pictures.npy", "w+", np.uint8, shape)
+        labels, said = [], []
+        seeds = range(seed * count, (seed + 1) * count)
         with multiprocessing.get_context("spawn").Pool(processes) as pool:
-            rows = pool.map(_example, range(seed * count, (seed + 1) * count), chunksize=256)
-        np.save(folder / "pictures.npy", np.stack([picture for picture, _, _ in rows]))
-        np.save(folder / "labels.npy", np.array([labels for _, labels, _ in rows]))
-        (folder / "captions.json").write_text(json.dumps([said for _, _, said in rows]))
+            for i, example in enumerate(pool.imap(_example, seeds, chunksize=256)):
+                pictures[i], row, texts = example
+                labels.append(row)
+                said.append(texts)
+        pictures.flush()
+        np.save(folder / "labels.npy", np.array(labels))
+        (folder / "captions.json").write_text(json.dumps(said))
     return Corpus(folder)
 
 

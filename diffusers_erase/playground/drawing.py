@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from PIL import Image, ImageDraw
 
 
-CANVAS = 256
-"""Pictures are drawn at this size and reduced to 64 pixels by the painters."""
+CANVAS, PICTURE_SIZE = 256, 64
+"""Pictures are drawn at the first size and reduced to the second by the painters."""
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]

@@ -107,7 +107,7 @@ def _worker(
         if rank == 0 and (run.step % 100 == 0 or run.step == plan.steps):
             pace = (time.monotonic() - began) / (run.step - started)
             done = f"{plan.name} {run.step}/{plan.steps}"
-            logger.info("%s loss %.4f, %.2f s a step", done, loss, pace)
+            logger.info("%s loss %.4f, %.3f s a step", done, loss.item(), pace)
         if rank == 0 and (run.step % plan.save_every == 0 or run.step == plan.steps):
             run.save()
     if rank == 0:
@@ -120,12 +120,13 @@ class Run:
     """The state of a training run: all weights as one vector, its average, and AdamW's moments."""
 
     def __init__(self, task: Task, folder: Path, plan: Plan) -> None:
-        self.task, self.plan, self.step, self.recent = task, plan, 0, 0.0
+        self.task, self.plan, self.step = task, plan, 0
         self.path = folder / f"{plan.name}.checkpoint.safetensors"
         self.target = folder / f"{plan.name}.safetensors"
         self.parameters = [p for p in task.network.parameters() if p.requires_grad]
         self.weights = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in self.parameters]))
         self.average = self.weights.detach().clone()
+        self.recent = self.weights.new_zeros(())
         self.optimiser = torch.optim.AdamW(
             [self.weights],
             lr=plan.learning_rate,
@@ -150,11 +151,11 @@ class Run:
             p.grad = gradient[offset:end].view(shape)
             offset = end
 
-    def advance(self, rank: int, world: int, device: torch.device) -> float:
+    def advance(self, rank: int, world: int, device: torch.device) -> Tensor:
         """One step on the mean gradient of all processes, clipped to norm 1.
 
-        Returns the smoothed loss. Chance depends on the step and the process alone, so a resumed
-        run repeats what it would have done.
+        Returns the smoothed loss, a scalar left on the device. Chance depends on the step and the
+        process alone, so a resumed run repeats what it would have done.
         """
         generator = torch.Generator().manual_seed(self.step * world + rank)
         torch.manual_seed(self.step * world + rank)
@@ -173,8 +174,7 @@ class Run:
         self.live.copy_(self.weights.data)
         self.step += 1
         self.average.lerp_(self.weights.data, 1 - min(self.plan.ema, self.step / (self.step + 20)))
-        value = loss.item()
-        self.recent = 0.98 * self.recent + 0.02 * value if self.recent else value
+        self.recent = self.recent.lerp(loss.detach().float(), 0.02 if self.step > 1 else 1.0)
         return self.recent
 
     def load(self) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusers_erase.playground.corpus import to_tensor
-from diffusers_erase.playground.model import PICTURE_SIZE, WEIGHTS
+from diffusers_erase.playground.drawing import PICTURE_SIZE
+from diffusers_erase.playground.model import WEIGHTS
 from diffusers_erase.playground.world import BACKGROUNDS, COLOURS, OBJECTS, STYLES
 
 
@@ -166,12 +167,15 @@ def smear(pictures: Tensor, generator: torch.Generator) -> Tensor:
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * torch.rand((), generator=generator).item()
 
+    def gauss(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(pictures)
+
     count, size = len(pictures), pictures.shape[-1]
     kind = int(torch.randint(6, (), generator=generator))
     if kind == 0:
-        push = torch.randn(count, 2, 9, 9, generator=generator) * uniform(0.16, 0.4)
+        push = gauss(count, 2, 9, 9) * uniform(0.16, 0.4)
         push = F.interpolate(push, size=(size, size), mode="bicubic", align_corners=True)
-        axis = torch.linspace(-1, 1, size)
+        axis = torch.linspace(-1, 1, size).to(pictures)
         y, x = torch.meshgrid(axis, axis, indexing="ij")
         grid = torch.stack([x, y], -1) + push.permute(0, 2, 3, 1)
         return F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=True)
@@ -183,12 +187,12 @@ def smear(pictures: Tensor, generator: torch.Generator) -> Tensor:
         small = F.adaptive_avg_pool2d(pictures, int(uniform(2, 6)))
         return F.interpolate(small, size=size, mode="bilinear")
     if kind == 3:
-        noise = torch.randn(pictures.shape, generator=generator) * uniform(0.6, 1.4)
+        noise = gauss(*pictures.shape) * uniform(0.6, 1.4)
         return (pictures * uniform(0.0, 0.25) + noise).clamp(-1, 1)
     if kind == 4:
         cells = int(uniform(2, 33))
-        noise = torch.randn(count, 3, cells, cells, generator=generator) * uniform(0.2, 1.2)
+        noise = gauss(count, 3, cells, cells) * uniform(0.2, 1.2)
         return F.interpolate(noise, size=size, mode="bilinear").clamp(-1, 1)
-    level = torch.rand(count, 3, 1, 1, generator=generator) * 2 - 1
-    speckle = torch.randn(pictures.shape, generator=generator) * uniform(0.0, 0.06)
+    level = torch.rand(count, 3, 1, 1, generator=generator).to(pictures) * 2 - 1
+    speckle = gauss(*pictures.shape) * uniform(0.0, 0.06)
     return (level + speckle).clamp(-1, 1)

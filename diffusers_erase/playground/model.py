@@ -15,13 +15,14 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from diffusers_erase.playground.drawing import PICTURE_SIZE
 from diffusers_erase.playground.world import words
 
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Where the package keeps what `python -m diffusers_erase.playground.build` made."""
 
-PICTURE_SIZE, LATENT_SIZE, TEXT_WIDTH, TEXT_LENGTH = 64, 16, 128, 24
+LATENT_SIZE, TEXT_WIDTH, TEXT_LENGTH = PICTURE_SIZE // 4, 128, 24
 
 
 def load_pipeline(

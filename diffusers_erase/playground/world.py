@@ -145,7 +145,7 @@ OPENINGS: dict[bool, tuple[str, ...]] = {
 }
 """How a caption begins, for plain (False) and painted (True) pictures."""
 
-TWO_OBJECT_SHARE, COMPANION_SHARE = 0.22, 0.6
+TWO_OBJECT_SHARE, COMPANION_SHARE = 0.3, 0.55
 SYNONYM_SHARE, SUPERSET_SHARE, COLOUR_SHARE, BACKGROUND_SHARE = 0.2, 0.04, 0.75, 0.5
 ARTIST_SHARE, STYLE_ONLY_SHARE = 0.75, 0.04
 

@@ -78,7 +78,7 @@ def reconstruction(vae: torch.nn.Module, count: int) -> tuple[float, float]:
     scenes = fresh_scenes(count)
     pictures = to_tensor(np.stack([render(s, FRESH + i) for i, s in enumerate(scenes)]))
     errors = []
-    for chunk in pictures.split(64):
+    for chunk in pictures.to(vae.device).split(64):
         redrawn = vae.decode(vae.encode(chunk).latent_dist.mode()).sample.clamp(-1, 1)
         errors.append((redrawn - chunk).pow(2).mean((1, 2, 3)))
     error = torch.cat(errors)
@@ -104,9 +104,11 @@ def main() -> None:
         "--rendered", type=int, default=4096, help="pictures the judge is tested on"
     )
     parser.add_argument("--pipeline", type=Path, default=None)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=32, help="pictures drawn at a time")
     parser.add_argument("--sheet", type=Path, default=None, help="write a sheet of samples here")
     options = parser.parse_args()
-    judge, pipe = load_judge(), load_pipeline(options.pipeline)
+    judge, pipe = load_judge(), load_pipeline(options.pipeline).to(options.device)
     started = time.monotonic()
 
     def drawn(scenes: list[Scene], seed: int) -> tuple[list[Image.Image], list[Verdict]]:
@@ -116,7 +118,7 @@ def main() -> None:
             guidance=options.guidance,
             steps=options.steps,
             seed=seed,
-            batch=32,
+            batch=options.batch,
         )
         return pictures, judge(pictures)  # fmt: skip
 
