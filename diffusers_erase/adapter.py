@@ -1,15 +1,10 @@
-"""EraserAdapter, the waist of the house: a LoRA on cross-attention and the story of what it erases.
-
-The only module that knows peft.
-"""
+"""EraserAdapter, the waist of the house: a LoRA on cross-attention and what it erases."""
 
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,14 +19,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from peft import LoraConfig
-from peft.helpers import rescale_adapter_scale
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffusers_erase.card import model_card
-from diffusers_erase.crossattention import PARTS, fingerprint, linear, projections
+from diffusers_erase.crossattention import Factors, fingerprint, linear
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.folders import check_folder, whole_folder
 
@@ -47,9 +40,6 @@ _PLAIN_TYPES: dict[str, type] = {
     "versions": dict,
     "rank": int,
 }
-
-Factors = tuple[Tensor, Tensor]
-"""A (rank x in) and B (out x rank) of one layer: its weight changes by B A."""
 
 
 @dataclass(frozen=True)
@@ -265,64 +255,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-@dataclass(frozen=True)
-class Attached:
-    """A LoRA in training on a denoiser."""
-
-    parameters: list[nn.Parameter]
-    silenced: Callable[[], AbstractContextManager[Any]]
-    """In its block the denoiser is the bare base, bit for bit; `requires_grad` is left alone."""
-    factors: Callable[[], dict[str, Factors]]
-    """The trained factors so far, copied."""
-
-
-@contextmanager
-def attached(unet: Any, *, parts: tuple[str, ...], rank: int, seed: int) -> Iterator[Attached]:
-    """A fresh LoRA (B = 0, so it changes nothing yet) on the bare denoiser; taken off at the end.
-
-    Raises:
-        ErasureError: the denoiser wears another adapter; erasers are made from the bare base.
-    """
-    if getattr(unet, "peft_config", None):
-        raise ErasureError(
-            f"The denoiser wears adapters ({', '.join(unet.peft_config)}); "
-            "erasers are made from the bare base: "
-            "call `pipe.unload_lora_weights()` first."
-        )
-    name, paths = "eraser", list(projections(unet, parts))
-    if not paths:
-        raise ErasureError(
-            f"There is no cross-attention with {' or '.join(parts)} in '{type(unet).__name__}'. "
-            f"Known parts: {', '.join(PARTS)}."
-        )
-    trainable = {p: p.requires_grad for p in unet.parameters()}
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules="|".join(map(re.escape, paths)))
-
-    def factors() -> dict[str, Factors]:
-        pairs = ((path, unet.get_submodule(path)) for path in paths)
-        return {
-            path: (_copy(layer.lora_A[name].weight), _copy(layer.lora_B[name].weight))
-            for path, layer in pairs
-        }
-
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            unet.add_adapter(config, adapter_name=name)
-        parameters = [p for p in unet.parameters() if p not in trainable]
-        for p in parameters:
-            p.data = p.data.float()  # in half precision Adam's steps round to nothing, or to nan
-        yield Attached(parameters, partial(rescale_adapter_scale, unet, 0.0), factors)
-    finally:
-        unet.unload_lora()
-        for p, flag in trainable.items():
-            p.requires_grad_(flag)
-
-
-def _copy(weight: Tensor) -> Tensor:
-    return weight.detach().float().cpu().clone()
 
 
 def _shape(tensor: Tensor) -> str:

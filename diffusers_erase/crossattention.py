@@ -3,13 +3,19 @@
 import re
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from diffusers_erase.errors import ErasureError
 
 
 PARTS = ("to_q", "to_k", "to_v", "to_out.0")
-"""The four projections of a cross-attention; the text is read by `to_k` and `to_v` alone."""
+"""The four projections of a cross-attention."""
+
+TEXT_PARTS = ("to_k", "to_v")
+"""Those that read the text."""
+
+Factors = tuple[Tensor, Tensor]
+"""A (rank x in) and B (out x rank) of one layer: its weight changes by B A."""
 
 CROSS_ATTENTION: dict[str, str] = {
     "UNet2DConditionModel": r".*transformer_blocks\.\d+\.attn2",

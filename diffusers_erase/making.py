@@ -9,10 +9,11 @@ from warnings import warn
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffusers_erase.adapter import Attached, EraserAdapter, EraserConfig, attached, versions
+from diffusers_erase.adapter import EraserAdapter, EraserConfig, versions
+from diffusers_erase.attachment import Attached, attached
 from diffusers_erase.concepts import Concept, encode, unknown_words
 from diffusers_erase.crossattention import denoiser_of, fingerprint
-from diffusers_erase.denoiser import Denoiser
+from diffusers_erase.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.runtime.plugin import list_erasures
 from diffusers_erase.training.objectives import Keep, Objective, Steer, Sum
@@ -99,7 +100,8 @@ def _steps(
     recipe: Recipe,
     seed: int,
 ) -> Iterator[Step]:
-    denoiser = Denoiser(denoiser_of(pipe), lora.silenced)
+    schedule = NoiseSchedule.of(pipe.scheduler)
+    denoiser = Denoiser(denoiser_of(pipe), schedule, lora.silenced)
     prompts = concept.written(recipe.trajectories)
     answers = [concept.replaced(p, target) if target else concept.without(p) for p in prompts]
     null = encode(pipe, [""])

@@ -1,15 +1,18 @@
 """Guided trajectories of the frozen model, sampled once, with the scores of that sampling."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from diffusers_erase.denoiser import Denoiser
-from diffusers_erase.errors import ErasureError
+from diffusers_erase.denoiser import Denoiser, NoiseSchedule
+
+
+Sampler = Literal["ddim", "own"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,13 @@ class View:
     t: Tensor
     states: Mapping[str, Tensor]
     known: Mapping[str, Tensor]
+    rows: Tensor
+    """Where the latents stand in their trajectories."""
+
+    @property
+    def alpha(self) -> Tensor:
+        """ᾱ_t of each latent, B x 1 x 1 x 1."""
+        return self.denoiser.schedule.alpha(self.t)
 
     def teacher(self, role: str) -> Tensor:
         """eps*(z, t, role): looked up where it was kept, else computed."""
@@ -35,13 +45,22 @@ class View:
         """eps(z, t, role), with gradients."""
         return self.denoiser.student(self.z, self.t, self.states[role])
 
+    def answered(self, states: Tensor, scores: Tensor | None = None) -> "View":
+        """The same view with these states in the role `target`, and their scores if known."""
+        known = {role: score for role, score in self.known.items() if role != "target"}
+        return replace(
+            self,
+            states={**self.states, "target": states},
+            known=known if scores is None else {**known, "target": scores},
+        )
+
 
 @dataclass(frozen=True)
 class Trajectories:
     """N latents z_t of sampling runs for P prompts, with the teacher's scores by role.
 
-    `z` N x C x h x w, `t` N, `prompt` N (row of `states`); `states` role -> P x tokens x width;
-    `scores` role -> N x C x h x w.
+    `z` N x C x h x w as the network is shown it, `t` N, `prompt` N (row of `states`); `states` role
+    -> P x tokens x width; `scores` role -> N x C x h x w.
     """
 
     z: Tensor
@@ -49,6 +68,8 @@ class Trajectories:
     prompt: Tensor
     states: Mapping[str, Tensor]
     scores: Mapping[str, Tensor]
+    weights: Tensor | None = None
+    """How often each of the P prompts is drawn, relative to the others; equally if None."""
 
     def __len__(self) -> int:
         return len(self.z)
@@ -67,15 +88,29 @@ class Trajectories:
             scores={**self.scores, role: torch.cat(scores)},
         )
 
-    def draw(self, denoiser: Denoiser, count: int, generator: torch.Generator) -> View:
-        """A random minibatch of independent draws: neighbours in time do not come together."""
-        rows = torch.randint(len(self), (count,), generator=generator)
+    def draw(
+        self, denoiser: Denoiser, count: int, generator: torch.Generator, part: slice = slice(None)
+    ) -> View:
+        """A random minibatch of independent draws: neighbours in time do not come together.
+
+        Of the `count` rows drawn only `part` is looked at, one process' share.
+        """
+        if self.weights is None:
+            rows = torch.randint(len(self), (count,), generator=generator)[part]
+        else:
+            each = self.weights[self.prompt]
+            rows = torch.multinomial(each, count, replacement=True, generator=generator)[part]
+        return self.at(denoiser, rows)
+
+    def at(self, denoiser: Denoiser, rows: Tensor) -> View:
+        """The view of the latents in these rows."""
         return View(
             denoiser,
             self.z[rows],
             self.t[rows],
             {role: states[self.prompt[rows]] for role, states in self.states.items()},
             {role: scores[rows] for role, scores in self.scores.items()},
+            rows,
         )
 
 
@@ -88,42 +123,39 @@ def sample_trajectories(
     *,
     guidance: float = 5.0,
     steps: int = 25,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     batch: int = 16,
+    sampler: Sampler = "ddim",
 ) -> Trajectories:
-    """DDIM with classifier-free guidance, one run per prompt: two evaluations a latent, both kept.
+    """Classifier-free guidance, one run per prompt: two evaluations a latent, both kept.
 
     Args:
         denoiser: its teacher samples; the eraser has no say.
-        scheduler: the pipeline's; its noise schedule is used with DDIM.
+        scheduler: the pipeline's; its noise schedule is used.
         states: P x tokens x width, the prompts; they become the role `concept`.
         null: 1 x tokens x width, the empty prompt; it becomes the role `null`.
         guidance: scale of classifier-free guidance.
         steps: latents per prompt.
-        seed: start noise.
+        seed: start noise; of all prompts, or one number for each, whatever the others are.
         batch: prompts sampled together.
+        sampler: `ddim` for DDIM on the scheduler's noise schedule; `own` for the scheduler itself.
 
     Raises:
         ErasureError: the scheduler has no noise schedule of Stable Diffusion's kind.
     """
-    if "beta_start" not in scheduler.config:
-        raise ErasureError(
-            f"'{type(scheduler).__name__}' has no noise schedule that DDIM could follow; set "
-            "`pipe.scheduler` to a scheduler of Stable Diffusion."
-        )
-    # a config that says nothing of clipping means none; DDIM's own default would clip latents
-    ddim = DDIMScheduler.from_config({"clip_sample": False, **scheduler.config})
-    ddim.set_timesteps(steps)
+    walk = _sampler(scheduler, sampler)
     unet = denoiser.unet.config
-    generator = torch.Generator().manual_seed(seed)
-    shape = (len(states), unet.in_channels, unet.sample_size, unet.sample_size)
-    noise = torch.randn(shape, generator=generator) * ddim.init_noise_sigma
+    shape = (unet.in_channels, unet.sample_size, unet.sample_size)
+    noise = _noise(len(states), shape, seed)
+    chance = torch.Generator().manual_seed(seed if isinstance(seed, int) else seed[0])
+    takes_chance = "generator" in inspect.signature(walk.step).parameters
     kept: dict[str, list[Tensor]] = {"z": [], "t": [], "prompt": [], "concept": [], "null": []}
     for rows in torch.arange(len(states)).split(batch):
-        z = noise[rows].to(states.device)
+        walk.set_timesteps(steps)  # schedulers of several steps remember the ones before
+        z = noise[rows].to(states.device) * walk.init_noise_sigma
         both = torch.cat([states[rows], null.expand(len(rows), -1, -1)])
-        for t in ddim.timesteps:
-            scaled = ddim.scale_model_input(z, t)
+        for t in walk.timesteps:
+            scaled = walk.scale_model_input(z, t)
             times = t.expand(len(rows))
             conditional, empty = denoiser.teacher(
                 scaled.repeat(2, 1, 1, 1), times.repeat(2), both
@@ -136,7 +168,9 @@ def sample_trajectories(
                 ("null", empty),
             ):
                 kept[name].append(value)
-            z = ddim.step(empty + guidance * (conditional - empty), t, z).prev_sample
+            guided = empty + guidance * (conditional - empty)
+            options = {"generator": chance} if takes_chance else {}
+            z = walk.step(guided, t, z, **options).prev_sample
     joined = {name: torch.cat(values) for name, values in kept.items()}
     return Trajectories(
         joined["z"],
@@ -145,3 +179,19 @@ def sample_trajectories(
         {"concept": states, "null": null.expand(len(states), -1, -1)},
         {"concept": joined["concept"], "null": joined["null"]},
     )
+
+
+def _sampler(scheduler: Any, sampler: Sampler) -> Any:
+    """A scheduler of our own that is given noise predictions."""
+    NoiseSchedule.of(scheduler)
+    kind = DDIMScheduler if sampler == "ddim" else type(scheduler)
+    # a config that says nothing of clipping means none; DDIM's own default would clip latents
+    config = {"clip_sample": False, **scheduler.config, "prediction_type": "epsilon"}
+    return kind.from_config(config)
+
+
+def _noise(count: int, shape: tuple[int, ...], seed: int | Sequence[int]) -> Tensor:
+    if isinstance(seed, int):
+        return torch.randn((count, *shape), generator=torch.Generator().manual_seed(seed))
+    generators = [torch.Generator().manual_seed(each) for each in seed]
+    return torch.stack([torch.randn(shape, generator=each) for each in generators])

@@ -1,16 +1,27 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
-from diffusers import EDMEulerScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 
 from diffusers_erase.concepts import encode
-from diffusers_erase.denoiser import Denoiser
+from diffusers_erase.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.trajectories import sample_trajectories
 
 
 @pytest.fixture
 def sampled(untrained):
-    denoiser = Denoiser(untrained.unet)
+    denoiser = Denoiser(untrained.unet, NoiseSchedule.of(untrained.scheduler))
     states, null = encode(untrained, ["a car", "a red car", "an oak"]), encode(untrained, [""])
     kept = sample_trajectories(
         denoiser, untrained.scheduler, states, null, guidance=3.0, steps=4, seed=7, batch=2
@@ -52,7 +63,7 @@ def test_the_run_ends_where_the_pipeline_ends(sampled, untrained):
     assert torch.allclose(step.prev_sample, final, atol=1e-4)
 
 
-def test_schedulers_of_other_kinds_do_the_same_or_are_refused(sampled, untrained):
+def test_other_schedulers_lend_their_noise_or_are_refused(sampled, untrained):
     denoiser, kept = sampled
     noise = {k: untrained.scheduler.config[k] for k in ("beta_start", "beta_end", "beta_schedule")}
     states, null = encode(untrained, ["a car", "a red car", "an oak"]), encode(untrained, [""])
@@ -65,8 +76,93 @@ def test_schedulers_of_other_kinds_do_the_same_or_are_refused(sampled, untrained
         sample_trajectories(denoiser, EDMEulerScheduler(), states, null, **options)
 
 
+class Oracle(torch.nn.Module):
+    """Knows the one clean picture there is, so its runs are straight: the noise never changes."""
+
+    def __init__(self, schedule, clean, prediction):
+        super().__init__()
+        self.schedule, self.clean, self.prediction = schedule, clean, prediction
+        self.config = SimpleNamespace(in_channels=4, sample_size=8)
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, z, t, states, return_dict):
+        a = self.schedule.alpha(t)
+        noise = (z - a.sqrt() * self.clean) / (1 - a).sqrt()
+        output = {
+            "epsilon": noise,
+            "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * self.clean,
+            "sample": self.clean.expand_as(z),
+        }[self.prediction]
+        return (output,)
+
+
+# upstream: diffusers converts tensors to arrays the old way
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        DDIMScheduler,
+        PNDMScheduler,
+        EulerDiscreteScheduler,
+        DPMSolverMultistepScheduler,
+        UniPCMultistepScheduler,
+        HeunDiscreteScheduler,
+    ],
+)
+def test_every_latent_is_kept_with_the_time_it_stands_at(kind, prediction):
+    """Re-noising: with the perfect denoiser every z_t is √ᾱ x_0 + √(1-ᾱ) ε with one ε."""
+    options = {PNDMScheduler: {"skip_prk_steps": True}, DDIMScheduler: {"clip_sample": False}}
+    scheduler = kind(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction,
+        **options.get(kind, {}),
+    )
+    schedule = NoiseSchedule.of(scheduler)
+    clean = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    denoiser = Denoiser(Oracle(schedule, clean, prediction), schedule)
+    states = torch.zeros(2, 3, 5)
+    kept = sample_trajectories(
+        denoiser, scheduler, states, states[:1], steps=10, seed=3, sampler="own"
+    )
+    a = schedule.alpha(kept.t)
+    noise = (kept.z - a.sqrt() * clean) / (1 - a).sqrt()
+    for prompt in (0, 1):
+        own = noise[kept.prompt == prompt]
+        assert len(own) >= 10
+        assert torch.allclose(own, own[:1].expand_as(own), atol=2e-3)
+        assert torch.allclose(kept.scores["concept"][kept.prompt == prompt], own, atol=2e-3)
+    late = schedule.alpha((kept.t - 39).clamp(min=0))  # the pairing of some released samplers
+    wrong = (kept.z - late.sqrt() * clean) / (1 - late).sqrt()
+    assert (wrong - noise).abs().mean() > 0.05
+
+
+def test_seeds_of_single_prompts_do_not_depend_on_the_others(untrained):
+    denoiser = Denoiser(untrained.unet, NoiseSchedule.of(untrained.scheduler))
+    states, null = encode(untrained, ["a car", "an oak"]), encode(untrained, [""])
+    both = sample_trajectories(denoiser, untrained.scheduler, states, null, steps=2, seed=[5, 6])
+    one = sample_trajectories(denoiser, untrained.scheduler, states[1:], null, steps=2, seed=[6])
+    assert torch.allclose(both.z[both.prompt == 1], one.z, atol=1e-5)
+
+
+def test_weights_say_how_often_a_prompt_is_drawn_and_parts_share_a_draw(sampled):
+    denoiser, kept = sampled
+    heavy = replace(kept, weights=torch.tensor([0.0, 3.0, 1.0]))
+    drawn = heavy.draw(denoiser, 4000, torch.Generator().manual_seed(0))
+    shares = torch.bincount(kept.prompt[drawn.rows], minlength=3) / 4000
+    assert torch.allclose(shares, torch.tensor([0.0, 0.75, 0.25]), atol=0.03)
+    whole = kept.draw(denoiser, 6, torch.Generator().manual_seed(1))
+    halves = [
+        kept.draw(denoiser, 6, torch.Generator().manual_seed(1), slice(rank, None, 2))
+        for rank in (0, 1)
+    ]
+    assert torch.equal(torch.stack([h.rows for h in halves], 1).flatten(), whole.rows)
+
+
 def test_the_seed_decides_everything(untrained):
-    denoiser = Denoiser(untrained.unet)
+    denoiser = Denoiser(untrained.unet, NoiseSchedule.of(untrained.scheduler))
     states, null = encode(untrained, ["a car"]), encode(untrained, [""])
     one, same, other = (
         sample_trajectories(denoiser, untrained.scheduler, states, null, steps=2, seed=seed).z

@@ -10,7 +10,7 @@ import torch
 
 from diffusers_erase.concepts import Concept, encode
 from diffusers_erase.crossattention import denoiser_of
-from diffusers_erase.denoiser import Denoiser
+from diffusers_erase.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.evaluation.metrics import draw
 from diffusers_erase.making import erase
 from diffusers_erase.playground import load_judge, load_pipeline
@@ -39,7 +39,10 @@ def main() -> None:
     pipe.load_erasure(eraser)
     print(f"16 pictures with an eraser: {seconds(lambda: draw(pipe, prompts)):.1f} s")
     pipe.unload_erasures()
-    denoiser, concept = Denoiser(denoiser_of(pipe)), Concept("car")
+    denoiser, concept = (
+        Denoiser(denoiser_of(pipe), NoiseSchedule.of(pipe.scheduler)),
+        Concept("car"),
+    )
     states, null = encode(pipe, concept.written()), encode(pipe, [""])
     kept = sample_trajectories(denoiser, pipe.scheduler, states, null, steps=REPLACE.sampling_steps)
     sampled = denoiser.evaluations

@@ -1,12 +1,21 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn.functional import mse_loss
 
-from diffusers_erase.adapter import attached
-from diffusers_erase.denoiser import Denoiser
-from diffusers_erase.training.objectives import Keep, Steer, Sum
+from diffusers_erase.attachment import attached
+from diffusers_erase.concepts import encode
+from diffusers_erase.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.training.objectives import (
+    Keep,
+    ShiftGuidance,
+    Steer,
+    SteerGuidance,
+    Sum,
+    error,
+)
 from diffusers_erase.trajectories import View
 
 
@@ -21,8 +30,8 @@ def view(untrained):
     with attached(untrained.unet, parts=("to_k", "to_v"), rank=2, seed=0) as lora:
         for p in lora.parameters:
             torch.nn.init.normal_(p, std=0.2, generator=generator)
-        denoiser = Denoiser(untrained.unet, lora.silenced)
-        view = View(denoiser, z, torch.tensor([50, 400, 900]), states, {})
+        denoiser = Denoiser(untrained.unet, NoiseSchedule.of(untrained.scheduler), lora.silenced)
+        view = View(denoiser, z, torch.tensor([50, 400, 900]), states, {}, torch.arange(3))
         yield SimpleNamespace(view=view, lora=lora, unet=untrained.unet, denoiser=denoiser)
 
 
@@ -68,3 +77,99 @@ def test_losses_reach_the_eraser_alone(view):
     ours = {id(p) for p in view.lora.parameters}
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in view.lora.parameters)
     assert all(p.grad is None for p in view.unet.parameters() if id(p) not in ours)
+
+
+def test_the_surgical_update_is_the_formula_written_out(view):
+    v, eta = view.view, 1.5
+    concept, target, null = (v.teacher(role) for role in ("concept", "target", "null"))
+    wanted = (target - null) - eta * ((concept - null) - (target - null))
+    said = v.student("concept") - v.student("null").detach()
+    loss = SteerGuidance(eta)({"concept": v})
+    assert torch.allclose(loss, mse_loss(said, wanted), rtol=1e-5)
+    assert not torch.allclose(loss, Steer(eta)({"concept": v}), rtol=1e-2)
+
+
+def test_the_surgical_update_pulls_the_concept_and_not_the_null_score(view):
+    """Its gradient is that of the same loss with the student's null score a constant."""
+    v = view.view
+
+    def gradient(loss):
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, view.lora.parameters)])
+
+    null = v.student("null").detach()
+    guidance = v.teacher("target") - v.teacher("null")
+    fixed = gradient(mse_loss(v.student("concept"), null + guidance))
+    pulled = gradient(mse_loss(v.student("concept") - v.student("null"), guidance))
+    ours = gradient(SteerGuidance(0.0)({"concept": v}))
+    assert torch.allclose(ours, fixed, atol=1e-7)
+    assert not torch.allclose(ours, pulled, atol=1e-3 * pulled.abs().max())
+
+
+def test_where_the_null_score_is_held_the_surgical_update_is_steer(untrained):
+    """Value and gradient: the constraint makes two papers one."""
+    generator = torch.Generator().manual_seed(0)
+    states = {r: torch.randn(2, 24, 128, generator=generator) for r in ("concept", "target")}
+    states["null"] = encode(untrained, [""]).expand(2, -1, -1)
+    schedule = NoiseSchedule.of(untrained.scheduler)
+    with attached(
+        untrained.unet, parts=("to_k", "to_v"), rank=2, seed=0, hold=states["null"]
+    ) as lora:
+        for p in lora.parameters:
+            torch.nn.init.normal_(p, std=0.2, generator=generator)
+        z = torch.randn(2, 4, 16, 16, generator=generator)
+        denoiser = Denoiser(untrained.unet, schedule, lora.silenced)
+        views = {"concept": View(denoiser, z, torch.tensor([90, 700]), states, {}, torch.arange(2))}
+        for eta in (0.0, 1.0):
+            steer, surgical = Steer(eta)(views), SteerGuidance(eta)(views)
+            assert torch.allclose(steer, surgical, rtol=1e-4)
+            one, two = (torch.autograd.grad(x, lora.parameters) for x in (steer, surgical))
+            assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(one, two, strict=True))
+        assert Keep("null", at="concept")(views) < 1e-10
+
+
+def test_a_drift_of_both_branches_is_seen_by_the_null_term_alone(view):
+    """Adding d to every student score leaves the surgical loss and costs λ mean d^2."""
+    v = view.view
+
+    class Drifted(Denoiser):
+        def student(self, z, t, states):
+            return super().student(z, t, states) + 0.3
+
+    other = Drifted(view.unet, v.denoiser.schedule, view.lora.silenced)
+    with view.lora.silenced():  # the student is the base plus d
+        views = {"concept": replace(v, denoiser=other)}
+        base = {"concept": v}
+        assert torch.allclose(SteerGuidance()(views), SteerGuidance()(base), rtol=1e-4)
+        assert torch.allclose(Keep("null", at="concept")(views), torch.tensor(0.09), rtol=1e-3)
+        assert not torch.allclose(Steer()(views), Steer()(base), rtol=1e-2)
+
+
+def test_shifting_the_guidance_of_the_bare_concept_replaces_it(view):
+    v = view.view
+    states = {**v.states, "bare": v.states["concept"], "bare target": v.states["target"]}
+    bare = {"concept": replace(v, states=states)}
+    assert torch.allclose(
+        ShiftGuidance(1.0, 1.0)(bare), SteerGuidance(0.0)({"concept": v}), rtol=1e-5
+    )
+    prompt = torch.randn(3, 24, 128, generator=torch.Generator().manual_seed(4))
+    other = replace(v, states={**states, "concept": prompt})
+    null, concept, target = (other.teacher(role) for role in ("null", "bare", "bare target"))
+    wanted = other.teacher("concept") - null - 2 * (concept - null) + 0.5 * (target - null)
+    said = other.student("concept") - other.student("null")
+    loss = ShiftGuidance(2.0, 0.5)({"concept": other})
+    assert torch.allclose(loss, mse_loss(said, wanted), rtol=1e-5)
+    assert not torch.allclose(loss, SteerGuidance(0.0)({"concept": other}), rtol=1e-4)
+
+
+def test_spaces_weigh_the_same_error_by_time(view):
+    v = view.view
+    zero, off = torch.zeros_like(v.z), torch.full_like(v.z, 2.0)
+    alpha = v.denoiser.schedule.alphas[v.t]
+    snr = alpha / (1 - alpha)
+    assert torch.allclose(error(v, zero, off, "eps"), torch.tensor(4.0))
+    assert torch.allclose(error(v, zero, off, "x0"), 4 * ((1 - alpha) / alpha).mean(), rtol=1e-4)
+    assert torch.allclose(
+        error(v, zero, off, "min-snr"), 4 * (snr.clamp(max=5) / snr).mean(), rtol=1e-4
+    )
+    x0, moved = ((v.z - (1 - v.alpha).sqrt() * e) / v.alpha.sqrt() for e in (zero, off))
+    assert torch.allclose(error(v, zero, off, "x0"), mse_loss(x0, moved), rtol=1e-4)
