@@ -108,8 +108,9 @@ class Orthogonal(nn.Module):
 
     def forward(self, A: Tensor) -> Tensor:
         """The part of A's rows that lies outside the span of Q, taken twice against rounding."""
-        once = A - (A @ self.Q) @ self.Q.T
-        return once - (once @ self.Q) @ self.Q.T
+        once: Tensor = A - (A @ self.Q) @ self.Q.T
+        twice: Tensor = once - (once @ self.Q) @ self.Q.T
+        return twice
 
 
 def row_space(states: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ def row_space(states: Tensor) -> Tensor:
     """
     rows = states.detach().double().cpu().reshape(-1, states.shape[-1])
     _, sizes, vectors = torch.linalg.svd(rows, full_matrices=False)
-    kept = vectors[sizes > 1e-6 * sizes.max()].T
+    kept: Tensor = vectors[sizes > 1e-6 * sizes.max()].T
     if kept.shape[1] >= rows.shape[1]:
         raise ErasureError(
             f"The prompts to hold span all {rows.shape[1]} dimensions of the text; "

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -109,10 +110,71 @@ class Concept:
         stripped = re.sub(r"\s+", " ", pattern.sub("", prompt)).strip()
         return re.sub(r"(?:\s*\b(?:of|and|an?|the))+$", "", stripped)
 
-    def _pattern(self) -> re.Pattern[str]:
+    def is_named_in(self, text: str) -> bool:
+        """Whether the text names the concept, in the singular or the plural."""
+        return bool(self._pattern().search(text) or self._pattern("(?:s|es)").search(text))
+
+    def is_named_by(self, text: str) -> bool:
+        """Whether the text is a name of the concept, in the singular or the plural."""
+        return any(
+            pattern.fullmatch(text.strip())
+            for pattern in (self._pattern(), self._pattern("(?:s|es)"))
+        )
+
+    def _pattern(self, ending: str = "") -> re.Pattern[str]:
         longest_first = sorted(self.names, key=len, reverse=True)
         names = "|".join(map(re.escape, longest_first))
-        return re.compile(rf"(?<!\w)(?:{names})(?!\w)", re.IGNORECASE)
+        return re.compile(rf"(?<!\w)(?:{names}){ending}(?!\w)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Names of other concepts: where targets are looked for, and what is to be preserved."""
+
+    words: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.words, str):
+            raise ErasureError("A vocabulary is a sequence of words, not one string.")
+        if not all(word.strip() for word in self.words):
+            raise ErasureError("One of the words of the vocabulary is empty; leave it out.")
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Vocabulary":
+        """One word or phrase a line; empty lines and lines that begin with `#` do not count.
+
+        Raises:
+            ErasureError: there is no such text file, or no word in it.
+        """
+        try:
+            lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ErasureError(f"Cannot read the vocabulary '{path}': {error}.") from error
+        words = tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+        if not words:
+            raise ErasureError(f"The vocabulary '{path}' holds no words; write one a line.")
+        return cls(words)
+
+    def others(self, erased: Sequence[Concept]) -> tuple[str, ...]:
+        """Words that are no name of an erased concept: what must survive."""
+        return tuple(w for w in self.words if not any(c.is_named_by(w) for c in erased))
+
+    def candidates(self, erased: Sequence[Concept]) -> tuple[str, ...]:
+        """Words a concept may be answered as: those in which no erased concept is named at all.
+
+        `fire truck` is preserved when `truck` is erased, but it is no target: it is a truck.
+
+        Raises:
+            ErasureError: none is left.
+        """
+        left = tuple(w for w in self.words if not any(c.is_named_in(w) for c in erased))
+        if not left:
+            names = ", ".join(repr(c.name) for c in erased)
+            raise ErasureError(
+                f"None of the {len(self.words)} words of the vocabulary can be a target for "
+                f"{names}; add words that do not name it."
+            )
+        return left
 
 
 def articles_agree(prompt: str) -> str:

@@ -18,7 +18,7 @@ from diffusers_erase.errors import ErasureError
 from diffusers_erase.runtime.plugin import list_erasures
 from diffusers_erase.training.objectives import Keep, Objective, Steer, Sum
 from diffusers_erase.training.recipes import RECIPES, Recipe
-from diffusers_erase.training.trainer import Step, train
+from diffusers_erase.training.trainer import Pace, Step, train
 from diffusers_erase.trajectories import Trajectories, sample_trajectories
 
 
@@ -131,9 +131,7 @@ def _steps(
         lora.parameters,
         trajectories,
         Sum(tuple(terms)),
-        steps=recipe.steps,
-        batch=recipe.batch,
-        learning_rate=recipe.learning_rate,
+        pace=Pace(recipe.steps, recipe.batch, recipe.learning_rate),
         seed=seed,
     )
 

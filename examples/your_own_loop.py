@@ -9,6 +9,7 @@ from diffusers_erase.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.evaluation.metrics import draw
 from diffusers_erase.playground import load_judge, load_pipeline
 from diffusers_erase.training.objectives import Steer
+from diffusers_erase.training.trainer import Pace
 from diffusers_erase.trajectories import sample_trajectories
 
 
@@ -26,9 +27,7 @@ def main(steps: int, every: int) -> None:
             lora.parameters,
             {"concept": kept},
             Steer(),
-            steps=steps,
-            batch=16,
-            learning_rate=1e-3,
+            pace=Pace(steps, batch=16, learning_rate=1e-3),
         )
         for step in loop:
             if step.index % every == 0:

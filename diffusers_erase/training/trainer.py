@@ -1,15 +1,38 @@
-"""The loop: draw views, take the loss, descend, yield."""
+"""The loop: draw views, take the loss, descend, let the target climb, yield."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffusers_erase.denoiser import Denoiser
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.training.checkpoints import Checkpoints
 from diffusers_erase.training.objectives import Objective
-from diffusers_erase.trajectories import Trajectories
+from diffusers_erase.training.targets import Answers, Choice
+from diffusers_erase.trajectories import Trajectories, View
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How far and how fast."""
+
+    steps: int
+    batch: int
+    """Latents per view, step and process."""
+    learning_rate: float
+    clip: float = 1.0
+    """Largest norm of the gradient; a longer one is shortened to it."""
+    accumulate: int = 1
+    """Minibatches per step, one after the other, where memory is short."""
+
+    def rate(self, step: int) -> float:
+        """The learning rate falls to a tenth over the run (cosine), so that the end is calm."""
+        fall = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return self.learning_rate * (0.1 + 0.9 * fall)
 
 
 @dataclass(frozen=True)
@@ -18,6 +41,8 @@ class Step:
 
     index: int
     loss: float
+    choices: tuple[Choice, ...] = ()
+    """What each concept is answered as at present, if a target was passed."""
 
 
 def train(
@@ -26,44 +51,125 @@ def train(
     trajectories: Mapping[str, Trajectories],
     objective: Objective,
     *,
-    steps: int,
-    batch: int,
-    learning_rate: float,
+    pace: Pace,
+    answers: Answers | None = None,
     seed: int = 0,
+    accelerator: Any = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Iterator[Step]:
     """Adam on `parameters`, one minibatch per view and step; yields after every step.
 
     Logging, validation and early stopping belong to the caller, who may leave the loop at any time.
+    A run that goes on from its checkpoint ends with the weights of one that was never stopped, bit
+    for bit: chance depends on the seed and the step alone.
 
     Args:
         denoiser: student and teacher.
         parameters: what is trained; nothing else is.
         trajectories: by the name of the view the objective looks at.
         objective: views -> scalar.
-        steps: how many.
-        batch: latents per view.
-        learning_rate: falls to a tenth over the run (cosine), so that the end is calm.
+        pace: steps, batch, learning rate.
+        answers: the target at work in the view `concept`; None if its role `target` is remembered.
         seed: of the draws.
+        accelerator: accelerate's, for several processes: each takes its share of every draw, and
+            all take the same step.
+        checkpoints: where to go on from, and to leave the state at.
 
     Raises:
-        ErasureError: the loss is not a finite number any more.
+        ErasureError: the loss is not a finite number any more; a checkpoint of another run.
     """
-    generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(parameters, learning_rate)
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    optimiser = torch.optim.Adam(parameters, pace.learning_rate)
     weights = next(denoiser.unet.parameters())
-    scaler = torch.amp.GradScaler(weights.device.type, enabled=weights.dtype is torch.float16)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, learning_rate / 10)
-    for index in range(steps):
-        views = {name: kept.draw(denoiser, batch, generator) for name, kept in trajectories.items()}
-        loss = objective(views)
-        if not torch.isfinite(loss):
-            raise ErasureError(
-                f"The loss is {loss.item()} at step {index}; use a lower learning rate, or a "
-                "pipeline in float32 or bfloat16."
-            )
+    half = weights.dtype is torch.float16 or denoiser.precision is torch.float16
+    scaler = torch.amp.GradScaler(weights.device.type, enabled=half)
+
+    def mean(gradient: Tensor) -> Tensor:
+        reduced: Tensor = accelerator.reduce(gradient, "mean") if world > 1 else gradient
+        return reduced
+
+    def draw(generator: torch.Generator) -> dict[str, View]:
+        count, part = pace.batch * world, slice(rank, None, world)
+        views = {k: kept.draw(denoiser, count, generator, part) for k, kept in trajectories.items()}
+        if answers:
+            views["concept"] = answers.answer(views["concept"])
+        return views
+
+    for index in range(_resumed(checkpoints, parameters, optimiser, answers), pace.steps):
+        if answers:
+            answers.update(index)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
         optimiser.zero_grad()
-        scaler.scale(loss).backward()
+        total = 0.0
+        for _ in range(pace.accumulate):
+            views = draw(generator)
+            loss = objective(views) / pace.accumulate
+            total += _finite(loss, index)
+            scaler.scale(loss).backward()
+        _share(parameters, mean)
+        optimiser.param_groups[0]["lr"] = pace.rate(index)
+        scaler.unscale_(optimiser)
+        nn.utils.clip_grad_norm_(parameters, pace.clip)
         scaler.step(optimiser)
         scaler.update()
-        schedule.step()
-        yield Step(index, loss.item())
+        if answers and answers.parameters:
+            views["concept"] = answers.answer(views["concept"], learn=True)
+            answers.climb(objective(views), mean)
+        done = index + 1
+        if checkpoints and rank == 0 and (done % checkpoints.every == 0 or done == pace.steps):
+            checkpoints.save(done, _state(parameters, optimiser, answers))
+        yield Step(index, total, answers.choices() if answers else ())
+
+
+def _finite(loss: Tensor, index: int) -> float:
+    value = loss.item()
+    if not math.isfinite(value):
+        raise ErasureError(
+            f"The loss is {value} at step {index}; use a lower learning rate, or a "
+            "pipeline in float32 or bfloat16."
+        )
+    return value
+
+
+def _share(parameters: Sequence[nn.Parameter], mean: Callable[[Tensor], Tensor]) -> None:
+    """Every process goes on with the mean of all gradients, sent as one vector."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    together = mean(torch.cat([g.flatten() for g in gradients]))
+    for g, part in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
+        g.copy_(part.view_as(g))
+
+
+def _state(
+    parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer, answers: Answers | None
+) -> dict[str, Tensor]:
+    state = {}
+    for i, p in enumerate(parameters):
+        state[f"parameter.{i}"] = p.detach()
+        moments = {k: v for k, v in optimiser.state[p].items() if isinstance(v, Tensor)}
+        state |= {f"{name}.{i}": value for name, value in moments.items()}
+    chosen = answers.state() if answers else {}
+    return state | {f"target.{name}": value for name, value in chosen.items()}
+
+
+def _resumed(
+    checkpoints: Checkpoints | None,
+    parameters: Sequence[nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    answers: Answers | None,
+) -> int:
+    """Steps done before; everything is as it was after them."""
+    found = checkpoints.latest() if checkpoints else None
+    if found is None:
+        return 0
+    done, state = found
+    names = ("step", "exp_avg", "exp_avg_sq")
+    for i, p in enumerate(parameters):
+        p.data.copy_(state[f"parameter.{i}"])
+        optimiser.state[p] = {
+            name: state[f"{name}.{i}"].to("cpu" if name == "step" else p.device) for name in names
+        }
+    if answers:
+        prefix = "target."
+        chosen = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        answers.restore(chosen)
+    return done

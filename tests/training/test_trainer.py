@@ -9,7 +9,7 @@ from diffusers_erase.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.training.objectives import Steer
 from diffusers_erase.training.recipes import ESD, RECIPES, Recipe
-from diffusers_erase.training.trainer import train
+from diffusers_erase.training.trainer import Pace, train
 from diffusers_erase.trajectories import sample_trajectories
 
 
@@ -32,9 +32,7 @@ def loop(setting, steps, seed=0):
         lora.parameters,
         trajectories,
         Steer(),
-        steps=steps,
-        batch=4,
-        learning_rate=3e-3,
+        pace=Pace(steps, batch=4, learning_rate=3e-3),
         seed=seed,
     )
 

@@ -1,0 +1,238 @@
+"""What an erased concept is answered as: chosen by hand, by nearness, by damage, or learnt."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from diffusers_erase.concepts import Concept, Vocabulary
+from diffusers_erase.denoiser import Denoiser
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.trajectories import Trajectories, View
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a target is chosen on: the erased concepts, met in prompts, and their trajectories."""
+
+    denoiser: Denoiser
+    encode: Callable[[Sequence[str]], Tensor]
+    """Prompts -> text states, P x tokens x width."""
+    concepts: tuple[Concept, ...]
+    prompts: tuple[str, ...]
+    concept_of: Tensor
+    """Which concept each prompt is about, P."""
+    trajectories: Trajectories
+    """Of these prompts."""
+    measured: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    """Distances found so far, by word and size of the probe."""
+
+    def answered(self, answers: Sequence[str | None], *, whole: bool = False) -> Tensor:
+        """States of the prompts in context: each concept replaced by its answer, or taken out.
+
+        With `whole` the answer is the whole prompt.
+        """
+        if whole:
+            texts = [answers[index] or "" for index in self.concept_of.tolist()]
+            return self.encode(texts)
+        said = []
+        for prompt, index in zip(self.prompts, self.concept_of.tolist(), strict=True):
+            concept, answer = self.concepts[index], answers[index]
+            said.append(
+                concept.without(prompt) if answer is None else concept.replaced(prompt, answer)
+            )
+        return self.encode(said)
+
+    def probe(self, count: int) -> Tensor:
+        """Rows of about `count` latents of every concept, spread evenly over its trajectories."""
+        owner = self.concept_of[self.trajectories.prompt]
+        rows = []
+        for index in range(len(self.concepts)):
+            own = (owner == index).nonzero()[:, 0]
+            rows.append(own[torch.linspace(0, len(own) - 1, min(count, len(own))).long()])
+        return torch.cat(rows)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one concept is answered as, and the rivals with their scores."""
+
+    concept: str
+    target: str | None
+    how: str
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+class Answers(Protocol):
+    """A target at work in one training run."""
+
+    parameters: list[nn.Parameter]
+    """What it learns by gradient ascent; empty for most."""
+
+    def answer(self, view: View, *, learn: bool = False) -> View:
+        """The view with the role `target`; with gradients to `parameters` if it is to learn."""
+        ...
+
+    def update(self, step: int) -> None:
+        """Called before every step: the time to change one's mind."""
+        ...
+
+    def climb(self, gain: Tensor, mean: Callable[[Tensor], Tensor]) -> None:
+        """One step of ascent on the objective; `mean` averages a gradient over processes."""
+        ...
+
+    def choices(self) -> tuple[Choice, ...]:
+        """The state of the choice, one for each concept."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        ...
+
+
+class Target(Protocol):
+    """A way to choose targets."""
+
+    def begin(self, stage: Stage, *, seed: int) -> Answers:
+        """Start choosing for these concepts."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Somebody's choice: `answer` in the concept's place, None for the prompt without the concept.
+
+    One answer for all concepts, or a tuple with one for each.
+    """
+
+    answer: str | tuple[str | None, ...] | None = None
+    whole: bool = False
+    """Whether the answer is the whole prompt; `Fixed("", whole=True)` is the empty prompt."""
+
+    def begin(self, stage: Stage, *, seed: int = 0) -> "Still":
+        """Scores the answers once."""
+        count = len(stage.concepts)
+        answers = self.answer if isinstance(self.answer, tuple) else (self.answer,) * count
+        if len(answers) != count:
+            raise ErasureError(f"{count} concepts need one target or {count}; got {len(answers)}.")
+        chosen = [
+            Choice(concept.name, answer, "given")
+            for concept, answer in zip(stage.concepts, answers, strict=True)
+        ]
+        return Still(stage, chosen, whole=self.whole)
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The word whose score differs least from the concept's: E |eps*(c) - eps*(k)|^2 / E |g*(c)|^2.
+
+    The other concepts are hurt least by a near target; a word nearer than `synonym` is taken for
+    another name of the concept, which would erase nothing.
+    """
+
+    vocabulary: Vocabulary
+    synonym: float = 0.05
+    probe: int = 12
+    """Latents per concept on which a word is compared; each costs one evaluation."""
+
+    def begin(self, stage: Stage, *, seed: int = 0) -> "Still":
+        """Compares every word, then keeps to the nearest."""
+        chosen = []
+        for index, ranked in enumerate(nearest_words(stage, self.vocabulary, self)):
+            name = stage.concepts[index].name
+            chosen.append(Choice(name, next(iter(ranked)), "nearest", ranked))
+        return Still(stage, chosen)
+
+
+def nearest_words(
+    stage: Stage, vocabulary: Vocabulary, how: "Nearest", *, count: int | None = None
+) -> list[dict[str, float]]:
+    """For each concept the admissible words by distance, nearest first, `count` at most.
+
+    Raises:
+        ErasureError: no word is left for a concept.
+    """
+    words = vocabulary.candidates(stage.concepts)
+    found = distances(stage, words, probe=how.probe)
+    ranked = []
+    for concept, row in zip(stage.concepts, found, strict=True):
+        order = [k for k in row.argsort().tolist() if row[k] > how.synonym][:count]
+        if not order:
+            raise ErasureError(
+                f"Every word of the vocabulary is a synonym of '{concept.name}' to this model "
+                f"(distance below {how.synonym}); add other words."
+            )
+        ranked.append({words[k]: row[k].item() for k in order})
+    return ranked
+
+
+def distances(stage: Stage, words: Sequence[str], *, probe: int = 12) -> Tensor:
+    """E |eps*(z,c) - eps*(z,k)|^2 / E |eps*(z,c) - eps*(z,"")|^2 for concepts x words.
+
+    How far the teacher tells a word from the concept, in the same prompts and at the concept's own
+    latents, in units of what the concept's prompt does there at all.
+    """
+    rows, count = stage.probe(probe), len(stage.concepts)
+    prompt = stage.trajectories.prompt[rows]
+    owner = stage.concept_of[prompt]
+    view = stage.trajectories.at(stage.denoiser, rows)
+    concept, null = view.known["concept"], view.known["null"]
+
+    def apart(score: Tensor) -> Tensor:
+        return mean_by((score - concept).square().mean((1, 2, 3)), owner, count)
+
+    for word in words:
+        if (word, probe) not in stage.measured:
+            said = view.answered(stage.answered([word] * count)[prompt])
+            stage.measured[word, probe] = apart(said.teacher("target")) / apart(null)
+    return torch.stack([stage.measured[word, probe] for word in words], 1)
+
+
+def mean_by(values: Tensor, owner: Tensor, count: int) -> Tensor:
+    """The mean of the values of each of `count` owners."""
+    sums = torch.zeros(count).index_add(0, owner, values.cpu())
+    return sums / torch.bincount(owner, minlength=count)
+
+
+class Still:
+    """Answers that do not change: states and the teacher's scores, once for all latents."""
+
+    def __init__(self, stage: Stage, chosen: Sequence[Choice], *, whole: bool = False) -> None:
+        self.parameters: list[nn.Parameter] = []
+        self.chosen = tuple(chosen)
+        self._prompt = stage.trajectories.prompt
+        self._states = stage.answered([choice.target for choice in chosen], whole=whole)
+        kept = stage.trajectories.remember(stage.denoiser, "target", self._states)
+        self._scores = kept.scores["target"]
+
+    def answer(self, view: View, *, learn: bool = False) -> View:
+        """Looked up; nothing is evaluated."""
+        return view.answered(self._states[self._prompt[view.rows]], self._scores[view.rows])
+
+    def update(self, step: int) -> None:
+        """Nothing changes."""
+
+    def climb(self, gain: Tensor, mean: Callable[[Tensor], Tensor]) -> None:
+        """Nothing learns."""
+
+    def choices(self) -> tuple[Choice, ...]:
+        """The choices."""
+        return self.chosen
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing to keep."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Nothing to restore."""
+
+
+def as_target(target: Any) -> Target:
+    """A target as users write it: a word, None, a tuple of these, or a target object."""
+    return Fixed(target) if target is None or isinstance(target, str | tuple) else target

@@ -1,0 +1,71 @@
+"""A training run in a process of its own: `run_training.py OUT STEPS BATCH [CHECKPOINTS]`."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+
+from diffusers_erase.attachment import attached
+from diffusers_erase.concepts import Concept, Vocabulary, encode
+from diffusers_erase.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.playground import model
+from diffusers_erase.training.adaptive import Adaptive
+from diffusers_erase.training.checkpoints import Checkpoints
+from diffusers_erase.training.objectives import Keep, Steer, Sum
+from diffusers_erase.training.targets import Nearest, Stage
+from diffusers_erase.training.trainer import Pace, train
+from diffusers_erase.trajectories import sample_trajectories
+
+
+def main(out: Path, steps: int, batch: int, folder: Path | None) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = model.write_tokenizer(Path(scratch))
+    pipe = model.assemble(
+        vae=model.vae(),
+        text_encoder=model.text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        unet=model.unet(),
+    )
+    accelerator = Accelerator(cpu=True) if "RANK" in os.environ else None
+    form = os.environ.get("FORM", "minimax")
+    with attached(pipe.unet, parts=("to_k", "to_v"), rank=2, seed=0) as lora:
+        denoiser = Denoiser(pipe.unet, NoiseSchedule.of(pipe.scheduler), lora.silenced)
+        prompts = ("a red car", "a car at night")
+        kept = sample_trajectories(
+            denoiser, pipe.scheduler, encode(pipe, prompts), encode(pipe, [""]), steps=3
+        )
+        stage = Stage(
+            denoiser,
+            lambda texts: encode(pipe, texts),
+            (Concept("car"),),
+            prompts,
+            torch.tensor([0, 0]),
+            kept,
+        )
+        words = Vocabulary(("truck", "oak", "cat"))
+        adaptive = Adaptive(words, form=form, every=2, nearest=Nearest(words, synonym=0))
+        loop = train(
+            denoiser,
+            lora.parameters,
+            {"concept": kept},
+            Sum(((1.0, Steer()), (0.5, Keep("target", at="concept")))),
+            pace=Pace(steps, batch, 3e-3),
+            answers=adaptive.begin(stage, seed=0),
+            accelerator=accelerator,
+            checkpoints=Checkpoints(folder, {"batch": batch}, every=1) if folder else None,
+        )
+        for step in loop:
+            print(step.index, step.loss, flush=True)
+        tensors = {f"{k}.{h}": v for k, pair in lora.factors().items() for h, v in enumerate(pair)}
+    save_file(tensors, out)
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    main(Path(given[0]), int(given[1]), int(given[2]), Path(given[3]) if given[3:] else None)

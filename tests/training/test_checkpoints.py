@@ -1,0 +1,108 @@
+"""Real processes, really killed."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.training.checkpoints import Checkpoints
+
+
+SCRIPT = Path(__file__).parent / "run_training.py"
+
+
+def start(*arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", str(SCRIPT), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def finish(*processes):
+    for process in processes:
+        _, complaints = process.communicate(timeout=300)
+        assert process.returncode == 0, complaints
+
+
+@pytest.mark.parametrize("form", ["table", "minimax"])
+def test_a_killed_run_goes_on_to_the_weights_of_one_that_was_not(tmp_path, form):
+    whole = start(tmp_path / "whole", 7, 4, FORM=form)
+    killed = start(tmp_path / "never", 7, 4, tmp_path / "run", FORM=form)
+    for line in killed.stdout:
+        if line.startswith("2 "):
+            killed.send_signal(signal.SIGKILL)
+            break
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "never").exists()
+    resumed = start(tmp_path / "resumed", 7, 4, tmp_path / "run", FORM=form)
+    finish(whole, resumed)
+    one, other = load_file(tmp_path / "whole"), load_file(tmp_path / "resumed")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert any(value.abs().sum() > 0 for name, value in one.items() if name.endswith(".1"))
+
+
+def test_two_processes_end_with_the_weights_of_one_that_does_the_work_of_both(tmp_path):
+    rendezvous = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29653"}
+    ranks = [
+        start(tmp_path / rank, 3, 2, FORM="table", RANK=rank, LOCAL_RANK=rank, **rendezvous)
+        for rank in ("0", "1")
+    ]
+    alone = start(tmp_path / "alone", 3, 4, FORM="table")
+    finish(*ranks, alone)
+    zero, one, both = (load_file(tmp_path / name) for name in ("0", "1", "alone"))
+    assert all(torch.equal(zero[name], one[name]) for name in zero)
+    assert all(torch.allclose(zero[name], both[name], atol=1e-5) for name in zero)
+
+
+def test_checkpoints_are_rotated_and_the_newest_is_found(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "new", {"seed": 0}, keep=2)
+    assert checkpoints.latest() is None
+    for step in (20, 40, 60):
+        checkpoints.save(step, {"w": torch.full((2,), float(step))})
+    names = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert names == ["checkpoint-000040.safetensors", "checkpoint-000060.safetensors"]
+    step, state = checkpoints.latest()
+    assert step == 60
+    assert state["w"].tolist() == [60, 60]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_a_foreign_file_left_alone(tmp_path):
+    checkpoints = Checkpoints(tmp_path, {"seed": 0})
+    checkpoints.save(20, {"w": torch.ones(1)})
+    (tmp_path / "checkpoint-000040.safetensors").write_bytes(b"half")
+    save_file({"w": torch.zeros(1)}, tmp_path / "checkpoint-000050.safetensors")
+    (tmp_path / "notes.txt").write_text("mine")
+    assert checkpoints.latest()[0] == 20
+    checkpoints.save(60, {"w": torch.ones(1)})
+    assert (tmp_path / "notes.txt").exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path):
+    Checkpoints(tmp_path, {"seed": 0, "concept": "car"}).save(20, {"w": torch.ones(1)})
+    with pytest.raises(ErasureError, match=r"concept was 'car', is 'oak'") as refused:
+        Checkpoints(tmp_path, {"seed": 0, "concept": "oak"}).latest()
+    assert "seed" not in str(refused.value)
+
+
+def test_a_full_disk_is_said_and_leaves_the_former_checkpoints(tmp_path):
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.save(1, {"w": torch.ones(1)})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # no file may be larger
+    try:
+        with pytest.raises(ErasureError, match="Cannot write a checkpoint"):
+            checkpoints.save(2, {"w": torch.ones(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert checkpoints.latest()[0] == 1

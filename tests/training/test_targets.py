@@ -1,0 +1,208 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from diffusers_erase.attachment import attached
+from diffusers_erase.concepts import Concept, Vocabulary, encode
+from diffusers_erase.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.training.adaptive import Adaptive
+from diffusers_erase.training.objectives import Keep, Steer, Sum
+from diffusers_erase.training.targets import Fixed, Nearest, Stage, distances
+from diffusers_erase.trajectories import sample_trajectories
+
+
+WORDS = Vocabulary(("car", "truck", "oak", "cat", "fish"))
+AGE = Sum(((1.0, Steer()), (1.0, Keep("target", at="concept"))))
+
+
+@pytest.fixture
+def stage(untrained):
+    """Two concepts in two prompts each, on a denoiser with a student."""
+    concepts = (Concept("car", synonyms=("automobile",)), Concept("oak"))
+    prompts = ("a red car", "an automobile at night", "a photo of an oak", "a blue oak")
+    with attached(untrained.unet, parts=("to_k", "to_v"), rank=2, seed=0) as lora:
+        denoiser = Denoiser(untrained.unet, NoiseSchedule.of(untrained.scheduler), lora.silenced)
+        kept = sample_trajectories(
+            denoiser,
+            untrained.scheduler,
+            encode(untrained, prompts),
+            encode(untrained, [""]),
+            steps=3,
+        )
+        stage = Stage(
+            denoiser,
+            lambda texts: encode(untrained, texts),
+            concepts,
+            prompts,
+            torch.tensor([0, 0, 1, 1]),
+            kept,
+        )
+        yield SimpleNamespace(stage=stage, lora=lora, pipe=untrained)
+
+
+def view_of(stage, rows=(0, 4, 7, 11)):
+    return stage.trajectories.at(stage.denoiser, torch.tensor(rows))
+
+
+def test_a_given_target_is_said_in_the_concepts_own_prompts(stage):
+    s = stage.stage
+    answers = Fixed(("truck", None)).begin(s)
+    said = ["a red truck", "a truck at night", "a photo", "a blue"]
+    view = answers.answer(view_of(s))
+    wanted = encode(stage.pipe, said)[s.trajectories.prompt[view.rows]]
+    assert torch.equal(view.states["target"], wanted)
+    assert torch.allclose(
+        view.teacher("target"), s.denoiser.teacher(view.z, view.t, wanted), atol=1e-5
+    )
+    before = s.denoiser.evaluations
+    answers.answer(view_of(s)).teacher("target")
+    assert s.denoiser.evaluations == before
+    assert [c.target for c in answers.choices()] == ["truck", None]
+    with pytest.raises(ErasureError, match="2 concepts need one target or 2; got 3"):
+        Fixed(("a", "b", "c")).begin(s)
+
+
+def test_the_empty_prompt_can_be_the_whole_answer(stage):
+    view = Fixed("", whole=True).begin(stage.stage).answer(view_of(stage.stage))
+    assert torch.equal(view.states["target"], encode(stage.pipe, [""]).expand(4, -1, -1))
+
+
+def test_distances_are_zero_for_the_concept_itself_and_one_for_nothing(stage):
+    """In units of the concept's own guidance."""
+    s = stage.stage
+    itself = distances(s, ["car", "oak"], probe=6)
+    assert itself[1, 1] < 1e-8  # every prompt about the oak calls it that
+    assert itself[0, 1] > 1e-6
+    assert itself[1, 0] > 1e-6
+    null = view_of(s, range(12))
+    apart = (null.known["concept"] - null.known["null"]).square().mean((1, 2, 3))
+    assert (apart > 0).all()
+
+
+def test_a_word_is_measured_once(stage):
+    s = stage.stage
+    distances(s, ["cat", "fish"], probe=3)
+    before = s.denoiser.evaluations
+    distances(s, ["fish", "cat"], probe=3)
+    assert s.denoiser.evaluations == before
+    distances(s, ["cat", "truck"], probe=3)
+    assert s.denoiser.evaluations == before + 6
+
+
+def test_the_nearest_word_is_nearest_and_no_name_of_an_erased_concept(stage):
+    chosen = Nearest(WORDS, synonym=0.0).begin(stage.stage).choices()
+    for choice in chosen:
+        assert set(choice.scores) == {"truck", "cat", "fish"}
+        assert choice.scores[choice.target] == min(choice.scores.values())
+    with pytest.raises(ErasureError, match=r"synonym of 'car' to this model"):
+        Nearest(WORDS, synonym=1e9).begin(stage.stage)
+    with pytest.raises(ErasureError, match=r"None of the 2 words.*'car', 'oak'"):
+        Nearest(Vocabulary(("cars", "automobile"))).begin(stage.stage)
+
+
+def test_the_mixture_learns_also_from_the_erase_term(stage):
+    """The gradient that was lost where the target's copy was detached and the teacher blind."""
+    s = stage.stage
+    answers = Adaptive(WORDS, form="minimax", nearest=Nearest(WORDS, synonym=0)).begin(s, seed=0)
+    answers.update(0)
+    view = answers.answer(view_of(s), learn=True)
+    gradient = torch.autograd.grad(Steer()({"concept": view}), answers.logits)[0]
+    assert gradient.abs().max() > 1e-8
+    answers.update(0)
+    assert not answers.answer(view_of(s)).states["target"].requires_grad
+    assert all(p.grad is None for p in stage.lora.parameters)
+
+
+def test_ascent_moves_the_logits_up_and_leaves_the_eraser_alone(stage):
+    s = stage.stage
+    for p in stage.lora.parameters:
+        torch.nn.init.normal_(p, std=0.2)
+    answers = Adaptive(
+        WORDS, form="minimax", nearest=Nearest(WORDS, synonym=0), temperature=1.0, top_k=3
+    ).begin(s, seed=0)
+
+    def gain():
+        answers.update(0)  # the same draw again
+        return AGE({"concept": answers.answer(view_of(s), learn=True)})
+
+    before = gain()
+    answers.climb(before, lambda gradient: gradient)
+    assert gain() > before
+    assert all(p.grad is None for p in stage.lora.parameters)
+    odds = answers.choices()[0].scores
+    assert sum(odds.values()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 2])
+def test_a_draw_mixes_as_many_words_as_asked(stage, top_k):
+    answers = Adaptive(WORDS, form="minimax", nearest=Nearest(WORDS, synonym=0), top_k=top_k).begin(
+        stage.stage, seed=0
+    )
+    answers.update(3)
+    weights = answers.weights().detach()
+    assert torch.allclose(weights.sum(1), torch.ones(2))
+    assert ((weights > 1e-6).sum(1) <= (top_k or 1)).all()
+    answers.update(3)
+    assert torch.equal(answers.weights().detach(), weights)
+
+
+def test_the_table_follows_the_damage(stage):
+    """With distance out of it, the word that the eraser moves most is the target."""
+    s = stage.stage
+    how = Adaptive(WORDS, distance_weight=0.0, every=2, nearest=Nearest(WORDS, synonym=0))
+    answers = how.begin(s)
+    first = [choice.target for choice in answers.choices()]
+    assert first == [c.target for c in Nearest(WORDS, synonym=0).begin(s).choices()]
+    untouched = answers.table()
+    assert all(torch.allclose(t, t.mean()) for t in untouched)  # nothing is damaged yet
+    for p in stage.lora.parameters:
+        torch.nn.init.normal_(p, std=0.2)
+    rows = s.probe(6)
+    view = s.trajectories.at(s.denoiser, rows)
+    prompt = s.trajectories.prompt[rows]
+    moved = {}
+    with torch.no_grad():
+        for word in ("truck", "cat", "fish"):
+            seen = view.answered(s.answered([word] * 2)[prompt])
+            error = (seen.student("target") - seen.teacher("target")).square().mean((1, 2, 3))
+            moved[word] = error[s.concept_of[prompt] == 0].mean().item()
+    answers.update(1)
+    assert [choice.target for choice in answers.choices()] == first
+    answers.update(2)
+    assert answers.choices()[0].target == max(moved, key=moved.__getitem__)
+
+
+def test_the_order_of_the_vocabulary_does_not_matter(stage):
+    for p in stage.lora.parameters:
+        torch.nn.init.normal_(p, std=0.2)
+    found = []
+    for words in (WORDS, Vocabulary(WORDS.words[::-1])):
+        answers = Adaptive(words, every=1, nearest=Nearest(words, synonym=0)).begin(stage.stage)
+        answers.update(1)
+        found.append([(c.target, c.scores) for c in answers.choices()])
+    assert found[0] == found[1]
+
+
+def test_a_choice_that_comes_back_costs_nothing(stage):
+    s = stage.stage
+    answers = Adaptive(WORDS, nearest=Nearest(WORDS, synonym=0)).begin(s)
+    answers.answer(view_of(s))
+    before = s.denoiser.evaluations
+    answers.answer(view_of(s)).teacher("target")
+    assert s.denoiser.evaluations == before
+    answers.now[0] = 1
+    answers.answer(view_of(s))
+    changed = s.denoiser.evaluations
+    assert changed > before
+    answers.now[0] = 0
+    answers.answer(view_of(s))
+    assert s.denoiser.evaluations == changed
+
+
+def test_nonsense_is_refused():
+    with pytest.raises(ErasureError, match=r"No adaptive target of form 'maximin'"):
+        Adaptive(WORDS, form="maximin")
+    with pytest.raises(ErasureError, match="must be positive"):
+        Adaptive(WORDS, shortlist=0)
