@@ -13,7 +13,7 @@ from diffusers_erase.errors import ErasureError
 
 if TYPE_CHECKING:
     from diffusers_erase.adapter import EraserAdapter, EraserConfig
-    from diffusers_erase.concepts import Concept
+    from diffusers_erase.concepts import Concept, Vocabulary
     from diffusers_erase.making import erase
     from diffusers_erase.runtime.plugin import (
         erasures_disabled,
@@ -23,16 +23,22 @@ if TYPE_CHECKING:
         unload_erasure,
         unload_erasures,
     )
+    from diffusers_erase.training.adaptive import Adaptive
     from diffusers_erase.training.recipes import Recipe
+    from diffusers_erase.training.targets import Fixed, Nearest
     from diffusers_erase.training.trainer import Step, train
 
 
 _ROOMS = {
+    "Adaptive": "training.adaptive",
     "Concept": "concepts",
     "EraserAdapter": "adapter",
     "EraserConfig": "adapter",
+    "Fixed": "training.targets",
+    "Nearest": "training.targets",
     "Recipe": "training.recipes",
     "Step": "training.trainer",
+    "Vocabulary": "concepts",
     "erase": "making",
     "erasures_disabled": "runtime.plugin",
     "list_erasures": "runtime.plugin",
@@ -44,12 +50,16 @@ _ROOMS = {
 }
 
 __all__ = [
+    "Adaptive",
     "Concept",
     "EraserAdapter",
     "EraserConfig",
     "ErasureError",
+    "Fixed",
+    "Nearest",
     "Recipe",
     "Step",
+    "Vocabulary",
     "erase",
     "erasures_disabled",
     "install",

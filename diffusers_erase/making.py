@@ -1,143 +1,302 @@
 """erase(): one call from a pipeline and a word to an eraser."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 from warnings import warn
 
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffusers_erase.adapter import EraserAdapter, EraserConfig, versions
 from diffusers_erase.attachment import Attached, attached
-from diffusers_erase.concepts import Concept, encode, unknown_words
+from diffusers_erase.cache import TensorCache, digest
+from diffusers_erase.concepts import Concept, Vocabulary, encode, unknown_words
 from diffusers_erase.crossattention import denoiser_of, fingerprint
 from diffusers_erase.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.runtime.plugin import list_erasures
-from diffusers_erase.training.objectives import Keep, Objective, Steer, Sum
-from diffusers_erase.training.recipes import RECIPES, Recipe
-from diffusers_erase.training.trainer import Pace, Step, train
+from diffusers_erase.training.checkpoints import Checkpoints
+from diffusers_erase.training.recipes import Recipe, recipe_named
+from diffusers_erase.training.targets import (
+    Answers,
+    Choice,
+    Fixed,
+    Stage,
+    Target,
+    as_target,
+    distances,
+)
+from diffusers_erase.training.trainer import Step, train
 from diffusers_erase.trajectories import Trajectories, sample_trajectories
+
+
+Erased = str | Concept | Sequence[str | Concept]
+"""One concept or several, by name or with everything that is known of them."""
 
 
 def erase(
     pipe: Any,
-    concept: str | Concept,
+    concept: Erased,
     *,
-    target: str | None = None,
+    target: str | tuple[str | None, ...] | Target | None = None,
+    vocabulary: Sequence[str] | Vocabulary | None = None,
     keep: Sequence[str] = (),
+    protect: Sequence[str] = (),
     recipe: str | Recipe = "replace",
     steps: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    work: str | Path | None = None,
+    accelerator: Any = None,
 ) -> EraserAdapter:
-    """Make an eraser, after which the concept is answered as `target`; leaves the pipeline alone.
+    """Make an eraser, after which the concept is answered as its target; leaves the pipeline alone.
 
     Args:
         pipe: a Stable Diffusion pipeline without other adapters or erasures.
-        concept: its name, or a `Concept` with synonyms, kind and prompts of its own.
-        target: what to draw instead, in the concept's place; None for the same prompt without the
-            concept. A near neighbour costs the others least; None leaves the choice to the model.
+        concept: its name, or a `Concept` with synonyms, kind and prompts of its own; several for
+            one eraser of them all.
+        target: what to draw instead, in the concept's place (one for all concepts, or a tuple with
+            one for each), or a way to choose it such as `Nearest(vocabulary)`. Left out, the recipe
+            chooses from the vocabulary, or takes the same prompt without the concept. A near
+            neighbour costs the others least.
+        vocabulary: other concepts: candidates for the target, and what is to be preserved.
         keep: prompts whose pictures must stay as they are; each costs sampling time and buys
             preservation.
-        recipe: `replace`, `esd`, or a `Recipe` with numbers of your own.
+        protect: prompts that must not change at all, exactly, as long as their words are all there
+            is; each takes freedom from the eraser. Works where only keys and values are trained.
+        recipe: a name from `RECIPES`, or a `Recipe` with parts and numbers of your own.
         steps: training steps, if not the recipe's.
         seed: of trajectories, weights and minibatches; the same seed gives the same eraser on the
             same machine.
         progress: whether to show a progress bar.
+        work: a folder for trajectories and checkpoints; a run that was stopped goes on from there.
+        accelerator: accelerate's `Accelerator`, for its precision, processes and trackers.
 
     Raises:
         ErasureError: an empty concept, an unknown recipe, a pipeline of another kind, or one that
-            wears adapters or erasures.
+            wears adapters or erasures; whatever is wrong is said before anything is computed.
     """
-    concept = concept if isinstance(concept, Concept) else Concept(concept)
-    recipe = _recipe(recipe, steps)
-    unet = _check(pipe, concept, target=target, keep=keep)
-    _warn_of_unknown_words(pipe, concept, target)
-    with attached(unet, parts=recipe.parts, rank=recipe.rank, seed=seed) as lora:
-        loop = _steps(pipe, concept, lora, target=target, keep=keep, recipe=recipe, seed=seed)
-        bar = tqdm(loop, f"erasing '{concept.name}'", recipe.steps, disable=not progress)
+    recipe = recipe if isinstance(recipe, Recipe) else recipe_named(recipe)
+    recipe = recipe if steps is None else replace(recipe, steps=steps)
+    order = _Order(
+        concepts=_concepts(concept),
+        recipe=recipe,
+        vocabulary=_vocabulary(vocabulary),
+        target=target if target is None else as_target(target),
+        keep=_prompts("keep", keep),
+        protect=_prompts("protect", protect),
+        seed=seed,
+    )
+    unet = _check(pipe, order)
+    _warn_of_unknown_words(pipe, order)
+    hold = _held_states(pipe, order)
+    parts, rank = recipe.parts, recipe.rank
+    with attached(unet, parts=parts, rank=rank, seed=seed, hold=hold) as lora:
+        folder = Path(work) if work else None
+        loop, answers = _loop(pipe, order, lora, work=folder, accelerator=accelerator)
+        names = ", ".join(repr(c.name) for c in order.concepts)
+        bar = tqdm(loop, f"erasing {names}", recipe.steps, disable=not progress)
         for step in bar:
             bar.set_postfix(loss=f"{step.loss:.4f}")
+            if accelerator is not None:
+                accelerator.log({"loss": step.loss}, step=step.index)
         factors = lora.factors()
-    config = EraserConfig(
-        concept=concept.name,
-        kind=concept.kind,
-        synonyms=concept.synonyms,
-        target=target,
-        recipe=recipe.name,
-        parameters={
-            **asdict(recipe),
-            "seed": seed,
-            "own_prompts": list(concept.prompts),
-            "kept_prompts": list(keep),
-        },
-        base_model=_base_model(pipe),
-        fingerprint=fingerprint(unet),
-        rank=recipe.rank,
-        versions=versions(),
+    return EraserAdapter(factors, _config(pipe, order, answers.choices()))
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What was asked for, in one form."""
+
+    concepts: tuple[Concept, ...]
+    recipe: Recipe
+    vocabulary: Vocabulary | None
+    target: Target | None
+    keep: tuple[str, ...]
+    protect: tuple[str, ...]
+    seed: int
+
+    @property
+    def given_targets(self) -> tuple[str, ...]:
+        """Words somebody named as targets."""
+        answer = self.target.answer if isinstance(self.target, Fixed) else None
+        answers = answer if isinstance(answer, tuple) else (answer,)
+        return tuple(word for word in answers if word is not None)
+
+
+def _concepts(concept: Erased) -> tuple[Concept, ...]:
+    several = (concept,) if isinstance(concept, str | Concept) else tuple(concept)
+    if not several:
+        raise ErasureError("There is no concept to erase; name one, for example 'car'.")
+    return tuple(each if isinstance(each, Concept) else Concept(each) for each in several)
+
+
+def _vocabulary(words: Sequence[str] | Vocabulary | None) -> Vocabulary | None:
+    if words is None or isinstance(words, Vocabulary):
+        return words
+    return Vocabulary(_prompts("vocabulary", words))
+
+
+def _prompts(name: str, several: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(several, str):
+        raise ErasureError(f"`{name}` is a sequence of strings, not one string.")
+    return tuple(several)
+
+
+def _held_states(pipe: Any, order: _Order) -> Tensor | None:
+    prompts = [*([""] if order.recipe.hold_null else []), *order.protect]
+    return encode(pipe, prompts) if prompts else None
+
+
+def _loop(
+    pipe: Any, order: _Order, lora: Attached, *, work: Path | None, accelerator: Any
+) -> tuple[Iterator[Step], Answers]:
+    """Everything the loop needs is made here; nothing is trained before it is asked for a step."""
+    recipe, seed = order.recipe, order.seed
+    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
+        accelerator.mixed_precision if accelerator is not None else "no"
     )
-    return EraserAdapter(factors, config)
-
-
-def _recipe(recipe: str | Recipe, steps: int | None) -> Recipe:
-    if isinstance(recipe, str):
-        if recipe not in RECIPES:
-            raise ErasureError(f"No recipe named {recipe!r}. Known: {', '.join(sorted(RECIPES))}.")
-        recipe = RECIPES[recipe]
-    return recipe if steps is None else replace(recipe, steps=steps)
-
-
-def _steps(
-    pipe: Any,
-    concept: Concept,
-    lora: Attached,
-    *,
-    target: str | None,
-    keep: Sequence[str],
-    recipe: Recipe,
-    seed: int,
-) -> Iterator[Step]:
     schedule = NoiseSchedule.of(pipe.scheduler)
-    denoiser = Denoiser(denoiser_of(pipe), schedule, lora.silenced)
-    prompts = concept.written(recipe.trajectories)
-    answers = [concept.replaced(p, target) if target else concept.without(p) for p in prompts]
-    null = encode(pipe, [""])
-
-    def sampled(states: Tensor, shift: int) -> Trajectories:
-        return sample_trajectories(
-            denoiser,
-            pipe.scheduler,
-            states,
-            null,
-            guidance=recipe.guidance,
-            steps=recipe.sampling_steps,
-            seed=seed + shift,
-        )
-
-    trajectories = {
-        "concept": sampled(encode(pipe, prompts), 0).remember(
-            denoiser, "target", encode(pipe, answers)
-        )
-    }
-    terms: list[tuple[float, Objective]] = [(1.0, Steer(recipe.eta))]
-    if keep:
-        trajectories["kept"] = sampled(encode(pipe, keep), 1)
-        terms.append((recipe.keep_weight, Keep()))
-    return train(
+    denoiser = Denoiser(denoiser_of(pipe), schedule, lora.silenced, precision=precision)
+    sample = _Sampling(pipe, denoiser, recipe, TensorCache(work / "cache") if work else None)
+    written = [(c.written(recipe.trajectories), k) for k, c in enumerate(order.concepts)]
+    prompts = tuple(prompt for several, _ in written for prompt in several)
+    owners = torch.tensor([k for several, k in written for _ in several])
+    trajectories = {"concept": sample(prompts, seed)}
+    stage = Stage(
+        denoiser,
+        lambda texts: encode(pipe, texts),
+        order.concepts,
+        prompts,
+        owners,
+        trajectories["concept"],
+    )
+    target = order.target or recipe.target(order.vocabulary)
+    answers = target.begin(stage, seed=seed)
+    kept = (*order.keep, *_pool(stage, order))
+    if kept:
+        trajectories["kept"] = sample(kept, seed + 1)
+    loop = train(
         denoiser,
         lora.parameters,
         trajectories,
-        Sum(tuple(terms)),
-        pace=Pace(recipe.steps, recipe.batch, recipe.learning_rate),
+        recipe.loss(keeps=bool(kept)),
+        pace=recipe.pace,
+        answers=answers,
         seed=seed,
+        accelerator=accelerator,
+        checkpoints=_checkpoints(pipe, order, work),
+    )
+    return loop, answers
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """Trajectories of prompts, from the cache if they were sampled before."""
+
+    pipe: Any
+    denoiser: Denoiser
+    recipe: Recipe
+    cache: TensorCache | None
+
+    def __call__(self, prompts: Sequence[str], seed: int) -> Trajectories:
+        states, null = encode(self.pipe, prompts), encode(self.pipe, [""])
+        options = {
+            "guidance": self.recipe.guidance,
+            "steps": self.recipe.sampling_steps,
+            "sampler": self.recipe.sampler,
+            "seed": seed,
+        }
+
+        def sampled() -> Trajectories:
+            return sample_trajectories(
+                self.denoiser,
+                self.pipe.scheduler,
+                states,
+                null,
+                **options,  # type: ignore[arg-type]
+            )
+
+        if self.cache is None:
+            return sampled()
+        state = self.denoiser.unet.state_dict()
+        weights = {name: value for name, value in state.items() if "lora_" not in name}
+        key = {
+            **options,
+            "weights": digest(*weights.values()),
+            "texts": digest(states, null),
+            "scheduler": {k: repr(v) for k, v in self.pipe.scheduler.config.items()},
+            "class": type(self.pipe.scheduler).__name__,
+            "precision": str(self.denoiser.precision),
+        }
+        tensors = self.cache.get(key, lambda: sampled().tensors())
+        return Trajectories.of(tensors, states, null)
+
+
+def _pool(stage: Stage, order: _Order) -> list[str]:
+    """Prompts about words of the vocabulary that must survive: half of them about the nearest."""
+    if order.vocabulary is None or not order.recipe.pool:
+        return []
+    words = order.vocabulary.others(order.concepts)
+    if not words:
+        return []
+    near = distances(stage, words).amin(0).argsort().tolist()
+    spread = range(0, len(words), max(1, 2 * len(words) // order.recipe.pool))
+    taken = [*near[: order.recipe.pool // 2], *spread][: order.recipe.pool]
+    stand_in = Concept(words[0], order.concepts[0].kind)
+    templates = islice(cycle(stand_in.written()), len(taken))
+    return [stand_in.replaced(t, words[k]) for t, k in zip(templates, taken, strict=True)]
+
+
+def _checkpoints(pipe: Any, order: _Order, work: Path | None) -> Checkpoints | None:
+    if work is None:
+        return None
+    run = {
+        **order.recipe.numbers(),
+        "recipe": order.recipe.name,
+        "concepts": [repr(concept) for concept in order.concepts],
+        "target": repr(order.target),
+        "vocabulary": list(order.vocabulary.words) if order.vocabulary else None,
+        "keep": list(order.keep),
+        "protect": list(order.protect),
+        "seed": order.seed,
+        "model": fingerprint(denoiser_of(pipe)),
+    }
+    return Checkpoints(work / "checkpoints", run)
+
+
+def _config(pipe: Any, order: _Order, chosen: Sequence[Choice]) -> EraserConfig:
+    targets = [choice.target for choice in chosen]
+    return EraserConfig(
+        concept=", ".join(concept.name for concept in order.concepts),
+        kind=order.concepts[0].kind,
+        synonyms=tuple(name for concept in order.concepts for name in concept.synonyms),
+        target=", ".join(t or "nothing" for t in targets) if any(targets) else None,
+        recipe=order.recipe.name,
+        parameters={
+            **order.recipe.numbers(),
+            "seed": order.seed,
+            "own_prompts": [prompt for concept in order.concepts for prompt in concept.prompts],
+            "kept_prompts": list(order.keep),
+            "protected_prompts": list(order.protect),
+            "choices": [
+                {"concept": c.concept, "target": c.target, "how": c.how, "scores": dict(c.scores)}
+                for c in chosen
+            ],
+        },
+        base_model=_base_model(pipe),
+        fingerprint=fingerprint(denoiser_of(pipe)),
+        rank=order.recipe.rank,
+        versions=versions(),
     )
 
 
-def _check(pipe: Any, concept: Concept, *, target: str | None, keep: Sequence[str]) -> Any:
-    """The denoiser, if an eraser for the concept can be made there."""
+def _check(pipe: Any, order: _Order) -> Any:
+    """The denoiser, if the order can be carried out there."""
     unet: Any = denoiser_of(pipe)
     config = unet.config
     needs_more = (
@@ -163,12 +322,21 @@ def _check(pipe: Any, concept: Concept, *, target: str | None, keep: Sequence[st
             "The text encoder wears adapters; erasers are made from the bare base: call "
             "`pipe.unload_lora_weights()` first."
         )
-    if isinstance(keep, str):
-        raise ErasureError("`keep` is a sequence of prompts, not one string.")
-    if target is not None and not target.strip():
-        raise ErasureError("The target is empty; leave it out for the prompt without the concept.")
-    if target is not None and not concept.replaced(target, "").strip():
-        raise ErasureError(f"The target {target!r} is the concept itself; choose another one.")
+    for target in order.given_targets:
+        if not target.strip() and not (isinstance(order.target, Fixed) and order.target.whole):
+            raise ErasureError(
+                "The target is empty; leave it out for the prompt without the concept."
+            )
+        for concept in order.concepts:
+            if target.strip() and concept.is_named_by(target):
+                raise ErasureError(
+                    f"The target {target!r} is the concept itself; choose another one."
+                )
+    if order.target is None:
+        order.recipe.target(order.vocabulary)
+    if order.vocabulary is not None:
+        order.vocabulary.candidates(order.concepts)
+    NoiseSchedule.of(pipe.scheduler)
     return unet
 
 
@@ -178,8 +346,9 @@ def _base_model(pipe: Any) -> str:
     return Path(name).name if Path(name).exists() else name
 
 
-def _warn_of_unknown_words(pipe: Any, concept: Concept, target: str | None) -> None:
-    for phrase in (*concept.names, *([target] if target else [])):
+def _warn_of_unknown_words(pipe: Any, order: _Order) -> None:
+    names = [name for concept in order.concepts for name in concept.names]
+    for phrase in (*names, *order.given_targets):
         for word, near in unknown_words(pipe.tokenizer, phrase).items():
             hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
             warn(f"The text encoder does not know the word {word!r}.{hint}", stacklevel=3)

@@ -74,6 +74,22 @@ class Trajectories:
     def __len__(self) -> int:
         return len(self.z)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All that sampling made, by name."""
+        scores = {f"score.{role}": score for role, score in self.scores.items()}
+        return {"z": self.z, "t": self.t, "prompt": self.prompt, **scores}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], states: Tensor, null: Tensor) -> "Trajectories":
+        """The inverse of `tensors` for sampled trajectories of these prompts."""
+        return cls(
+            tensors["z"],
+            tensors["t"],
+            tensors["prompt"],
+            {"concept": states, "null": null.expand(len(states), -1, -1)},
+            {role: tensors[f"score.{role}"] for role in ("concept", "null")},
+        )
+
     def remember(
         self, denoiser: Denoiser, role: str, states: Tensor, *, batch: int = 32
     ) -> "Trajectories":
@@ -149,7 +165,8 @@ def sample_trajectories(
     noise = _noise(len(states), shape, seed)
     chance = torch.Generator().manual_seed(seed if isinstance(seed, int) else seed[0])
     takes_chance = "generator" in inspect.signature(walk.step).parameters
-    kept: dict[str, list[Tensor]] = {"z": [], "t": [], "prompt": [], "concept": [], "null": []}
+    names = ("z", "t", "prompt", "score.concept", "score.null")
+    kept: dict[str, list[Tensor]] = {name: [] for name in names}
     for rows in torch.arange(len(states)).split(batch):
         walk.set_timesteps(steps)  # schedulers of several steps remember the ones before
         z = noise[rows].to(states.device) * walk.init_noise_sigma
@@ -160,25 +177,12 @@ def sample_trajectories(
             conditional, empty = denoiser.teacher(
                 scaled.repeat(2, 1, 1, 1), times.repeat(2), both
             ).chunk(2)
-            for name, value in (
-                ("z", scaled),
-                ("t", times),
-                ("prompt", rows),
-                ("concept", conditional),
-                ("null", empty),
-            ):
+            for name, value in zip(names, (scaled, times, rows, conditional, empty), strict=True):
                 kept[name].append(value)
             guided = empty + guidance * (conditional - empty)
             options = {"generator": chance} if takes_chance else {}
             z = walk.step(guided, t, z, **options).prev_sample
-    joined = {name: torch.cat(values) for name, values in kept.items()}
-    return Trajectories(
-        joined["z"],
-        joined["t"],
-        joined["prompt"],
-        {"concept": states, "null": null.expand(len(states), -1, -1)},
-        {"concept": joined["concept"], "null": joined["null"]},
-    )
+    return Trajectories.of({k: torch.cat(values) for k, values in kept.items()}, states, null)
 
 
 def _sampler(scheduler: Any, sampler: Sampler) -> Any:

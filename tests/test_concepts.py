@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from diffusers_erase.concepts import TEMPLATES, Concept, articles_agree, encode, unknown_words
+from diffusers_erase.concepts import (
+    TEMPLATES,
+    Concept,
+    Vocabulary,
+    articles_agree,
+    encode,
+    unknown_words,
+)
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.playground.world import words
 
@@ -108,3 +115,33 @@ def test_states_are_those_the_pipeline_would_use(untrained):
     states = encode(untrained, ["a car", ""])
     tokens = untrained.tokenizer(["a car", ""], padding="max_length", return_tensors="pt").input_ids
     assert torch.equal(states, untrained.text_encoder(tokens)[0])
+
+
+def test_names_are_known_in_the_plural_and_inside_longer_names():
+    truck = Concept("truck", synonyms=("lorry",))
+    assert all(truck.is_named_by(text) for text in ("truck", "Trucks", " lorry"))
+    assert not any(truck.is_named_by(text) for text in ("fire truck", "trucker", "car"))
+    assert all(truck.is_named_in(text) for text in ("a fire truck", "two trucks at night"))
+    assert not any(truck.is_named_in(text) for text in ("trucker", "a red car"))
+
+
+def test_what_must_survive_may_be_no_target():
+    words = Vocabulary(("truck", "fire truck", "car", "lorry", "oak"))
+    erased = [Concept("truck", synonyms=("lorry",))]
+    assert words.others(erased) == ("fire truck", "car", "oak")
+    assert words.candidates(erased) == ("car", "oak")
+
+
+def test_a_vocabulary_is_a_text_file(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("# vehicles\ncar\n\n fire truck \ncar\n")
+    assert Vocabulary.read(path).words == ("car", "fire truck")
+    (tmp_path / "none.txt").write_text("# nothing\n")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
+    for name, message in (
+        ("none.txt", "holds no words"),
+        ("missing.txt", "Cannot read the vocabulary"),
+        ("bytes.txt", "Cannot read the vocabulary"),
+    ):
+        with pytest.raises(ErasureError, match=message):
+            Vocabulary.read(tmp_path / name)

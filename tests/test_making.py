@@ -1,7 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from diffusers_erase import Concept, EraserAdapter, ErasureError, Recipe, erase
+from diffusers_erase import Concept, EraserAdapter, ErasureError, Recipe, erase, making
+from diffusers_erase.concepts import encode
+from diffusers_erase.training.recipes import RECIPES
 
 
 QUICK = Recipe("replace", sampling_steps=2, steps=3, batch=4, learning_rate=1e-2)
@@ -68,11 +72,15 @@ def test_kept_prompts_enter_the_loss(untrained):
     ("concept", "options", "message"),
     [
         ("", {}, "empty"),
-        ("car", {"recipe": "esdd"}, "No recipe named 'esdd'. Known: esd, replace"),
+        (
+            "car",
+            {"recipe": "esdd"},
+            "No recipe named 'esdd'. Did you mean 'esd'\\? Known: age, age-table",
+        ),
         ("car", {"steps": 0}, "`steps` must be positive"),
         ("car", {"target": " "}, "target is empty"),
         ("car", {"target": "Car"}, "'Car' is the concept itself"),
-        ("car", {"keep": "a photo of a dog"}, "sequence of prompts"),
+        ("car", {"keep": "a photo of a dog"}, "sequence of strings"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_happens(untrained, concept, options, message):
@@ -119,3 +127,110 @@ def test_the_whole_story_comes_back_from_disk(untrained, tmp_path):
     eraser = erase(untrained, "car", recipe=QUICK, progress=False)
     back = EraserAdapter.from_pretrained(eraser.save_pretrained(tmp_path / "car"))
     assert back.config.to_dict() == eraser.config.to_dict()
+
+
+WORDS = ["car", "truck", "oak", "cat", "fish", "fire truck"]
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_makes_an_eraser_and_says_what_it_chose(untrained, name):
+    numbers = {"sampling_steps": 2, "steps": 3, "batch": 4, "trajectories": 2}
+    recipe = replace(RECIPES[name], **numbers)
+    eraser = erase(untrained, "oak", vocabulary=WORDS, recipe=recipe, progress=False)
+    assert any(eraser.delta(path).abs().max() > 0 for path in eraser.factors)
+    (choice,) = eraser.config.parameters["choices"]
+    assert choice["target"] == eraser.config.target
+    if recipe.choose == "given":
+        assert choice["target"] is None
+    else:
+        assert choice["target"] in choice["scores"]
+        assert "oak" not in choice["scores"]
+
+
+def test_the_empty_prompt_is_held_where_the_recipe_says_so(untrained):
+    null, oak = encode(untrained, [""])[0], encode(untrained, ["an oak"])[0]
+    for hold, protect in ((True, ["a red car"]), (False, [])):
+        recipe = replace(QUICK, hold_null=hold)
+        eraser = erase(untrained, "oak", recipe=recipe, protect=protect, progress=False)
+        car = encode(untrained, ["a red car"])[0]
+        for A, B in eraser.factors.values():
+            assert ((null @ A.T @ B.T).abs().max() < 1e-7) == hold
+            assert ((car @ A.T @ B.T).abs().max() < 1e-7) == hold
+            assert (oak @ A.T @ B.T).abs().max() > 1e-6
+
+
+def test_several_concepts_share_an_eraser_and_have_targets_of_their_own(untrained):
+    both = [Concept("car", synonyms=("automobile",)), "oak"]
+    eraser = erase(untrained, both, target=("truck", None), recipe=QUICK, progress=False)
+    assert eraser.config.concept == "car, oak"
+    assert eraser.config.target == "truck, nothing"
+    assert [c["target"] for c in eraser.config.parameters["choices"]] == ["truck", None]
+    alone = erase(untrained, "car", target="truck", recipe=QUICK, progress=False)
+    path = next(iter(alone.factors))
+    assert not torch.allclose(alone.delta(path), eraser.delta(path))
+
+
+def test_the_pool_preserves_words_of_the_vocabulary_and_never_the_concept(untrained, monkeypatch):
+    sampled = []
+    sample = making.sample_trajectories
+
+    def watched(denoiser, scheduler, states, null, **options):
+        sampled.append(len(states))
+        return sample(denoiser, scheduler, states, null, **options)
+
+    monkeypatch.setattr(making, "sample_trajectories", watched)
+    recipe = replace(QUICK, pool=4, trajectories=2)
+    erase(untrained, "truck", vocabulary=WORDS, recipe=recipe, progress=False)
+    assert sampled == [2, 4]
+
+
+def test_a_stopped_run_goes_on_in_its_folder_and_samples_nothing_anew(
+    untrained, tmp_path, monkeypatch
+):
+    recipe = replace(QUICK, steps=40)
+    whole = erase(untrained, "car", target="truck", recipe=recipe, progress=False)
+
+    train = making.train
+
+    def stopping(*args, **options):
+        for step in train(*args, **options):
+            if step.index == 25:
+                raise KeyboardInterrupt
+            yield step
+
+    monkeypatch.setattr(making, "train", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        erase(untrained, "car", target="truck", recipe=recipe, work=tmp_path, progress=False)
+    monkeypatch.setattr(making, "train", train)
+
+    def no_sampling(*_, **__):
+        raise AssertionError("sampled again")
+
+    monkeypatch.setattr(making, "sample_trajectories", no_sampling)
+    options = {"target": "truck", "work": tmp_path, "progress": False}
+    resumed = erase(untrained, "car", recipe=recipe, **options)
+    for path, (A, B) in whole.factors.items():
+        assert torch.equal(A, resumed.factors[path][0])
+        assert torch.equal(B, resumed.factors[path][1])
+    finished = erase(untrained, "car", recipe=recipe, **options)
+    assert finished.config.to_dict() == whole.config.to_dict()
+    with pytest.raises(ErasureError, match=r"another run \(learning_rate was 0.01, is 0.5\)"):
+        erase(untrained, "car", recipe=replace(recipe, learning_rate=0.5), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": "age"}, "chooses its target from a vocabulary"),
+        ({"recipe": "age-tabel"}, "Did you mean 'age-table'"),
+        ({"vocabulary": ["cars", "red car"]}, "None of the 2 words"),
+        ({"vocabulary": "truck"}, "sequence of strings"),
+        ({"protect": "truck"}, "sequence of strings"),
+        ({"target": ("truck", "oak")}, "1 concepts need one target or 1; got 2"),
+        ({"protect": ["an oak"], "recipe": replace(QUICK, parts=("to_q",))}, "held exactly"),
+    ],
+)
+def test_more_bad_requests_are_refused(untrained, options, message):
+    with pytest.raises(ErasureError, match=message):
+        erase(untrained, "car", progress=False, **options)
+    assert not getattr(untrained.unet, "peft_config", None)

@@ -1,9 +1,18 @@
-"""A paper is a row: the numbers an eraser is trained with."""
+"""A paper is a row: the parts and the numbers an eraser is trained with."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, Literal
 
-from diffusers_erase.crossattention import PARTS
+from diffusers_erase.concepts import Vocabulary
+from diffusers_erase.crossattention import PARTS, TEXT_PARTS
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.training.adaptive import Adaptive
+from diffusers_erase.training.objectives import Keep, Objective, Steer, SteerGuidance, Sum
+from diffusers_erase.training.targets import Fixed, Nearest, Target
+from diffusers_erase.training.trainer import Pace
+from diffusers_erase.trajectories import Sampler
 
 
 @dataclass(frozen=True)
@@ -11,35 +20,128 @@ class Recipe:
     """How an eraser is trained: what is sampled, what is changed, how far and how fast."""
 
     name: str
-    eta: float = 0.0
-    """How much further than the target the concept is pushed away from itself (ESD)."""
-    parts: tuple[str, ...] = ("to_k", "to_v")
+    erase: Objective = field(default_factory=Steer)
+    """The term that erases, on the concept's own latents."""
+    hold: tuple[tuple[float, Objective], ...] = ()
+    """Weighted terms beside it on the same latents, which cost a student pass each."""
+    keep_weight: float = 4.0
+    """Weight of the kept prompts and the preservation pool, if there are any."""
+    hold_null: bool = False
+    """Whether the empty prompt's score is held exactly (see `attachment.attached`)."""
+    choose: Literal["given", "nearest", "table", "minimax"] = "given"
+    """How the target is chosen where none is named: from a vocabulary, or (`given`) not at all,
+    which means the prompt without the concept."""
+    pool: int = 0
+    """Prompts of the preservation pool, about words of the vocabulary."""
+    parts: tuple[str, ...] = TEXT_PARTS
     """Trained projections of every cross-attention; `to_k` and `to_v` see the text alone."""
     rank: int = 4
     guidance: float = 5.0
     """Scale of classifier-free guidance on the sampled trajectories."""
     trajectories: int = 16
-    """Prompts sampled at most, spread evenly over the concept's prompts and synonyms."""
+    """Prompts sampled per concept, spread evenly over its prompts and synonyms."""
     sampling_steps: int = 15
-    """DDIM steps of each: latents kept per prompt."""
+    """Latents kept per prompt."""
+    sampler: Sampler = "ddim"
     steps: int = 120
     batch: int = 16
     learning_rate: float = 1e-3
-    keep_weight: float = 4.0
-    """Weight of the kept prompts, if any are given."""
+    clip: float = 1.0
+    """Largest norm of a gradient."""
+    accumulate: int = 1
+    """Minibatches per step, where memory is short."""
 
     def __post_init__(self) -> None:
-        for name in ("rank", "trajectories", "sampling_steps", "steps", "batch", "learning_rate"):
+        positive = (
+            "rank", "trajectories", "sampling_steps", "steps", "batch", "learning_rate", "clip",
+            "accumulate",
+        )  # fmt: skip
+        for name in positive:
             if getattr(self, name) <= 0:
                 raise ErasureError(f"`{name}` must be positive; got {getattr(self, name)}.")
         if not self.parts or set(self.parts) - set(PARTS):
             raise ErasureError(f"`parts` are some of {', '.join(PARTS)}; got {self.parts!r}.")
+        if self.hold_null and set(self.parts) - set(TEXT_PARTS):
+            raise ErasureError(
+                f"`hold_null` is exact where only {' and '.join(TEXT_PARTS)} are trained; got "
+                f"{self.parts!r}. Leave it out and hold the null score by a term in `hold`."
+            )
+
+    @property
+    def pace(self) -> Pace:
+        """Steps, batch and learning rate as the loop wants them."""
+        return Pace(self.steps, self.batch, self.learning_rate, self.clip, self.accumulate)
+
+    def loss(self, *, keeps: bool) -> Sum:
+        """All terms; with `keeps` also the one on the view `kept`."""
+        kept = ((self.keep_weight, Keep()),) if keeps else ()
+        return Sum(((1.0, self.erase), *self.hold, *kept))
+
+    def target(self, vocabulary: Vocabulary | None) -> Target:
+        """The way a target is chosen if the user names none.
+
+        Raises:
+            ErasureError: the recipe chooses from a vocabulary, and there is none.
+        """
+        if self.choose == "given":
+            return Fixed()
+        if vocabulary is None:
+            raise ErasureError(
+                f"Recipe '{self.name}' chooses its target from a vocabulary: pass `vocabulary` "
+                "(words of other concepts), or name a `target`."
+            )
+        if self.choose == "nearest":
+            return Nearest(vocabulary)
+        return Adaptive(vocabulary, form=self.choose)
+
+    def numbers(self) -> dict[str, Any]:
+        """Every setting as plain JSON types; objectives as they would be written in code."""
+        plain: Mapping[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            **{name: value for name, value in plain.items() if name != "name"},
+            "erase": repr(self.erase),
+            "hold": [[weight, repr(term)] for weight, term in self.hold],
+            "parts": list(self.parts),
+        }
 
 
 REPLACE = Recipe("replace")
 """Answer the concept as its target: AGE's erase term as published (arXiv 2501.18950)."""
 
-ESD = Recipe("esd", eta=1.0)
+ESD = Recipe("esd", erase=Steer(eta=1.0))
 """ESD (arXiv 2303.07345): push away from the concept too; here in context and as a LoRA."""
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (REPLACE, ESD)}
+ALL_BUT_ONE = Recipe(
+    "all-but-one", erase=SteerGuidance(eta=1.0), hold=((1.0, Keep("null", at="concept")),)
+)
+"""All-but-One (arXiv 2312.12807, reconstructed): guidance moves, a term holds the null score."""
+
+AGE = Recipe(
+    "age", erase=Steer(eta=0.0), hold=((1.0, Keep("target", at="concept")),), choose="minimax"
+)
+"""AGE (arXiv 2501.18950) as published: minimax over a learnt mixture of words."""
+
+AGE_TABLE = Recipe(
+    "age-table", erase=Steer(eta=0.0), hold=((1.0, Keep("target", at="concept")),), choose="table"
+)
+"""AGE's choice without gradients: the word with the largest entry in a table of scores."""
+
+SURGICAL_AGE = Recipe("surgical-age", choose="table", hold_null=True, pool=48)
+"""Ours: adaptive target in context, the empty prompt held exactly, a preservation pool."""
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe for recipe in (SURGICAL_AGE, AGE, AGE_TABLE, ALL_BUT_ONE, ESD, REPLACE)
+}
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        ErasureError: there is none; names the nearest.
+    """
+    if name not in RECIPES:
+        near = get_close_matches(name, RECIPES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ErasureError(f"No recipe named {name!r}.{hint} Known: {', '.join(sorted(RECIPES))}.")
+    return RECIPES[name]

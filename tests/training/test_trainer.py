@@ -73,6 +73,6 @@ def test_the_seed_decides_the_run(untrained, setting):
 
 def test_recipes_know_their_names_and_refuse_nonsense():
     assert all(name == recipe.name for name, recipe in RECIPES.items())
-    assert ESD.eta == 1.0
+    assert ESD.erase == Steer(eta=1.0)
     with pytest.raises(ErasureError, match="`steps` must be positive; got 0"):
         Recipe("mine", steps=0)

@@ -1,0 +1,86 @@
+"""Tensors that cost time to make, kept on disk under everything that determines them."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from diffusers_erase.errors import ErasureError
+
+
+@dataclass(frozen=True)
+class TensorCache:
+    """A folder of safetensors files, `limit` bytes together; the least recently used go first."""
+
+    folder: Path
+    limit: int = 4 * 2**30
+
+    def get(
+        self, key: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """What `make` returns, from disk if it was made before with the same key.
+
+        The tensors are mapped from the file, so that only what is used takes memory. A damaged file
+        is made anew.
+
+        Raises:
+            ErasureError: the folder cannot be written.
+        """
+        text = json.dumps(key, sort_keys=True)
+        path = (
+            self.folder
+            / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.safetensors"
+        )
+        if path.is_file():
+            try:
+                tensors = load_file(path)
+                path.touch()
+                return tensors
+            except (SafetensorError, OSError):
+                path.unlink()
+        tensors = {name: value.contiguous() for name, value in make().items()}
+        self._store(path, tensors, text)
+        return load_file(path)
+
+    def _store(self, path: Path, tensors: dict[str, Tensor], key: str) -> None:
+        draft = path.with_suffix(".draft")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, draft, {"key": key})
+            draft.replace(path)
+            self._make_room(path)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                draft.unlink()
+            raise ErasureError(
+                f"Cannot keep trajectories in '{self.folder}': {error}. Make room there or choose "
+                "another folder."
+            ) from error
+
+    def _make_room(self, newest: Path) -> None:
+        files = [path for path in self.folder.glob("*.safetensors") if path != newest]
+        files.sort(key=lambda path: path.stat().st_mtime)
+        total = newest.stat().st_size + sum(path.stat().st_size for path in files)
+        while files and total > self.limit:
+            total -= files[0].stat().st_size
+            files.pop(0).unlink()
+
+
+def digest(*content: Tensor | nn.Module) -> str:
+    """A name for the exact values of tensors and of a network's parameters and buffers."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for each in content:
+        tensors = each.state_dict() if isinstance(each, nn.Module) else {"": each}
+        for name, tensor in tensors.items():
+            hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            plain = tensor.detach().cpu().contiguous().reshape(-1)
+            hashed.update(plain.view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
