@@ -45,11 +45,28 @@ def demo(
 
 @app.command()
 def train(
-    concept: Annotated[str, typer.Argument(help="What to erase.")],
-    out: Annotated[Path, typer.Option(help="Folder for the eraser.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "--output-dir", help="Folder for the eraser, or for all of them."),
+    ],
+    concept: Annotated[
+        list[str] | None,
+        typer.Option(help="What to erase; repeat it for one eraser of several concepts."),
+    ] = None,
+    concepts_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="One eraser a line: 'concept, synonym -> target'; spread over processes."
+        ),
+    ] = None,
     model: Model = "playground",
     target: Annotated[
-        str | None, typer.Option(help="What to draw instead; by default the prompt without it.")
+        str | None,
+        typer.Option(help="What to draw instead; else the recipe chooses, or the prompt without."),
+    ] = None,
+    vocabulary: Annotated[
+        Path | None,
+        typer.Option(help="Words of other concepts, one a line; the playground has its own."),
     ] = None,
     kind: Annotated[str, typer.Option(help="'object' or 'style'.")] = "object",
     synonym: Annotated[
@@ -58,23 +75,87 @@ def train(
     keep: Annotated[
         list[str] | None, typer.Option(help="A prompt that must stay; may be repeated.")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="'replace' or 'esd'.")] = "replace",
-    steps: Annotated[int | None, typer.Option(help="Training steps, if not the recipe's.")] = None,
+    protect: Annotated[
+        list[str] | None, typer.Option(help="A prompt that must not change at all; repeatable.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="surgical-age, age, age-table, all-but-one, esd or replace.")
+    ] = "replace",
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", "--max-train-steps", help="If not the recipe's, as all below."),
+    ] = None,
+    batch: Annotated[int | None, typer.Option("--train-batch-size", help="Latents a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of Adam.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Of the LoRA.")] = None,
+    gradient_accumulation_steps: Annotated[
+        int | None, typer.Option(help="Minibatches a step, where memory is short.")
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
+    ] = False,
+    mixed_precision: Annotated[str, typer.Option(help="'no', 'bf16' or 'fp16'.")] = "no",
+    report_to: Annotated[str | None, typer.Option(help="A tracker, such as tensorboard.")] = None,
+    logging_dir: Annotated[Path, typer.Option(help="Folder for the tracker.")] = Path("logs"),
     seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train an eraser and save it."""
-    from diffusers_erase.adapter import check_output
-    from diffusers_erase.concepts import Concept
-    from diffusers_erase.making import erase
+    """Train an eraser, or a file of them, and save it."""
+    from accelerate import Accelerator
 
-    check_output(out, overwrite=overwrite)
-    what = Concept(concept, kind, tuple(synonym or ()))  # type: ignore[arg-type]
-    eraser = erase(
-        _open(model), what, target=target, keep=keep or (), recipe=recipe, steps=steps, seed=seed
+    from diffusers_erase.concepts import Concept, Vocabulary
+    from diffusers_erase.runs import Run, carry_out, runs_of, with_numbers
+    from diffusers_erase.training.recipes import recipe_named
+
+    numbers = with_numbers(
+        recipe_named(recipe),
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        rank=rank,
+        accumulate=gradient_accumulation_steps,
     )
-    eraser.save_pretrained(out, overwrite=overwrite)
-    typer.echo(f"Erased '{concept}': pipe.load_erasure('{out}')")
+    words = Vocabulary.read(vocabulary) if vocabulary else _own_words(model, kind)
+    options = {
+        "vocabulary": words,
+        "keep": keep or (),
+        "protect": protect or (),
+        "recipe": numbers,
+        "seed": seed,
+        "target": target,
+    }
+    if bool(concept) == (concepts_file is not None):
+        raise ErasureError("Precisely one of --concept and --concepts-file must be given.")
+    if concepts_file is not None:
+        runs = runs_of(concepts_file, output, kind, options)  # type: ignore[arg-type]
+    else:
+        first, *more = concept or []
+        named = [Concept(first, kind, tuple(synonym or ()))]  # type: ignore[arg-type]
+        named += [Concept(name, kind) for name in more]  # type: ignore[arg-type]
+        runs = [Run(tuple(named), output, options)]
+    for run in runs:
+        run.check(overwrite=overwrite, resume=resume)
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
+        log_with=report_to,
+        project_dir=logging_dir if report_to else None,
+        cpu=_device() == "cpu",
+    )
+    pipe = _open(model)
+    if gradient_checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
+    if report_to:
+        accelerator.init_trackers("diffusers-erase")
+    carry_out(
+        runs,
+        pipe,
+        overwrite=overwrite,
+        resume=resume,
+        accelerator=accelerator,
+        say=typer.echo,
+    )
+    accelerator.end_training()
 
 
 @app.command()
@@ -121,6 +202,16 @@ def _open(model: str) -> Any:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ErasureError(f"Cannot open the model '{model}': {reason}") from error
     return pipe.to(_device())
+
+
+def _own_words(model: str, kind: str) -> Any:
+    """The vocabulary of the playground; None for other models, whose words nobody listed."""
+    if model != "playground":
+        return None
+    from diffusers_erase.concepts import Vocabulary
+    from diffusers_erase.playground import ARTISTS, OBJECTS
+
+    return Vocabulary(tuple(ARTISTS.values()) if kind == "style" else OBJECTS)
 
 
 def _device() -> str:

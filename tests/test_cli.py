@@ -36,7 +36,16 @@ def test_help_is_light(tmp_path):
 
 def test_train_then_generate(tmp_path):
     trained = command(
-        "train", "car", "--target", "truck", "--steps", 2, "--out", "eraser", folder=tmp_path
+        "train",
+        "--concept",
+        "car",
+        "--target",
+        "truck",
+        "--steps",
+        2,
+        "--output",
+        "eraser",
+        folder=tmp_path,
     )
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "eraser" / "erasure_config.json").is_file()
@@ -76,12 +85,18 @@ def run(tmp_path, monkeypatch, untrained, make_eraser):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train", "", "--out", "new"), "empty"),
-        (("train", "car", "--out", "good"), "exists already.*--overwrite"),
-        (("train", "car", "--out", "diary", "--overwrite"), "something else"),
-        (("train", "car", "--out", "there.png/new"), "Cannot write"),
-        (("train", "car", "--kind", "verb", "--out", "new"), "Known: object, style"),
-        (("train", "car", "--recipe", "magic", "--out", "new"), "No recipe named 'magic'"),
+        (("train", "--concept", "", "--output", "new"), "empty"),
+        (("train", "--concept", "car", "--output", "good"), "exists already.*--overwrite"),
+        (("train", "--concept", "car", "--output", "diary", "--overwrite"), "something else"),
+        (("train", "--concept", "car", "--output", "there.png/new"), "Cannot write"),
+        (
+            ("train", "--concept", "car", "--kind", "verb", "--output", "new"),
+            "Known: object, style",
+        ),
+        (
+            ("train", "--concept", "car", "--recipe", "magic", "--output", "new"),
+            "No recipe named 'magic'",
+        ),
         (("generate", "a car", "--eraser", "broken"), "no readable safetensors"),
         (("generate", "a car", "--eraser", "missing"), "no folder 'missing'"),
         (("generate", "a car", "--eraser", "diary"), "holds no pytorch_lora_weights.safetensors"),
