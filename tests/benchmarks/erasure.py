@@ -1,0 +1,289 @@
+"""Erasers by recipe, concept and seed: what is gone, what became of it, and what it cost the rest.
+
+python tests/benchmarks/erasure.py --recipes surgical-age --seeds 0 1 2 --out build/erasure.jsonl
+
+One line of JSON per eraser; what is in the file already is not made again. `--table` prints the
+file as tables.
+"""
+
+import argparse
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from peers import counted, uce
+from torch import Tensor
+
+from diffusers_erase.concepts import Concept, encode
+from diffusers_erase.crossattention import denoiser_of
+from diffusers_erase.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.evaluation.metrics import Rate
+from diffusers_erase.making import erase
+from diffusers_erase.playground import (
+    ARTISTS,
+    COLOURS,
+    FAMILIES,
+    OBJECTS,
+    SYNONYMS,
+    Verdict,
+    load_judge,
+    load_pipeline,
+)
+from diffusers_erase.playground.world import with_article
+from diffusers_erase.training.targets import Stage, distances
+from diffusers_erase.trajectories import sample_trajectories
+
+
+TARGET_PICTURES, NEAR_WORDS, NEAR_PICTURES, FAR_PICTURES = 64, 5, 40, 6
+STEPS = 10
+
+CONCEPTS = [
+    *(name for family in FAMILIES.values() for name in family[1:3]),
+    *(ARTISTS[style] for style in ("swirl", "mosaic", "neon", "chalk")),
+]
+"""Two objects from each family, and half of the styles."""
+
+STYLE_OF = {artist: style for style, artist in ARTISTS.items()}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, the word it is about, and its colour."""
+
+    prompt: str
+    word: str
+    colour: str
+    seed: int
+
+
+def concept_of(name: str) -> Concept:
+    if name in STYLE_OF:
+        return Concept(name, "style")
+    return Concept(name, synonyms=SYNONYMS.get(name, ()))
+
+
+def vocabulary(concept: Concept) -> tuple[str, ...]:
+    return tuple(STYLE_OF) if concept.kind == "style" else OBJECTS
+
+
+def asked(word: str, name: str, count: int) -> list[Asked]:
+    """`count` prompts about a word under one of its names; picture i has the same seed always."""
+    found = []
+    for i in range(count):
+        colour = COLOURS[i % len(COLOURS)]
+        if word in STYLE_OF:
+            thing = OBJECTS[(7 * i + 3) % len(OBJECTS)]
+            prompt = f"a painting of {with_article(f'{colour} {thing}')} in the style of {name}"
+        else:
+            prompt = f"a photo of {with_article(f'{colour} {name}')}"
+        found.append(Asked(prompt, word, colour, 1000 * [*OBJECTS, *STYLE_OF].index(word) + i))
+    return found
+
+
+class Pictures:
+    """Verdicts of the judge on what a pipeline draws; the base's are remembered."""
+
+    def __init__(self) -> None:
+        self.judge = load_judge()
+        self.base: dict[Asked, Verdict] = {}
+
+    def seen(self, pipe: Any, several: Sequence[Asked]) -> list[Verdict]:
+        verdicts: list[Verdict] = []
+        for start in range(0, len(several), 32):
+            chunk = several[start : start + 32]
+            generators = [torch.Generator().manual_seed(a.seed) for a in chunk]
+            pictures = pipe(
+                [a.prompt for a in chunk],
+                guidance_scale=5.0,
+                num_inference_steps=STEPS,
+                generator=generators,
+            ).images
+            verdicts += self.judge(pictures)
+        return verdicts
+
+    def of_base(self, pipe: Any, several: Sequence[Asked]) -> list[Verdict]:
+        missing = [a for a in several if a not in self.base]
+        self.base |= dict(zip(missing, self.seen(pipe, missing), strict=True))
+        return [self.base[a] for a in several]
+
+
+def hits(several: Sequence[Asked], verdicts: Sequence[Verdict]) -> Rate:
+    def hit(a: Asked, v: Verdict) -> bool:
+        return v.style == STYLE_OF[a.word] if a.word in STYLE_OF else a.word in v.objects
+
+    return Rate(sum(map(hit, several, verdicts)), len(several))
+
+
+def coloured(several: Sequence[Asked], verdicts: Sequence[Verdict]) -> Rate:
+    seen = [(a, v) for a, v in zip(several, verdicts, strict=True) if v.valid]
+    return Rate(sum(v.colour == a.colour for a, v in seen), len(seen))
+
+
+@cache
+def stage_of(name: str) -> tuple[Any, Stage]:
+    """The base's own runs on a concept, for nearness and damage."""
+    pipe, concept = load_pipeline(), concept_of(name)
+    denoiser = Denoiser(denoiser_of(pipe), NoiseSchedule.of(pipe.scheduler))
+    prompts = tuple(concept.written(4))
+    kept = sample_trajectories(
+        denoiser, pipe.scheduler, encode(pipe, prompts), encode(pipe, [""]), steps=10, seed=99
+    )
+    return pipe, Stage(
+        denoiser,
+        lambda texts: encode(pipe, texts),
+        (concept,),
+        prompts,
+        torch.zeros(len(prompts), dtype=torch.long),
+        kept,
+    )
+
+
+def neighbours(concept: Concept) -> list[str]:
+    """The other words, nearest first, as the base's own scores tell."""
+    words = [w for w in vocabulary(concept) if w != concept.name]
+    row = distances(stage_of(concept.name)[1], words)[0]
+    return [words[k] for k in row.argsort().tolist()]
+
+
+@torch.no_grad()
+def damage(pipe: Any, word: str) -> float:
+    """E |eps'(z,k) - eps*(z,k)|^2 / E |g*(z,k)|^2 on runs of the word that nobody trained on."""
+    kept = stage_of(word)[1].trajectories
+    said = Denoiser(denoiser_of(pipe), NoiseSchedule.of(pipe.scheduler)).teacher(
+        kept.z, kept.t, kept.states["concept"][kept.prompt]
+    )
+
+    def size(x: Tensor) -> float:
+        return x.square().mean().item()
+
+    concept, null = kept.scores["concept"], kept.scores["null"]
+    return size(said - concept) / size(concept - null)
+
+
+def measured(name: str, eraser: Any, pictures: Pictures) -> dict[str, Any]:
+    """Everything that is counted about one eraser."""
+    concept, pipe = concept_of(name), load_pipeline()
+    order = neighbours(concept)
+    near, far = order[:NEAR_WORDS], order[NEAR_WORDS:]
+    each = max(FAR_PICTURES, -(-200 // max(1, len(far))))
+    groups = {
+        "target": asked(name, name, TARGET_PICTURES),
+        "neighbours": [a for word in near for a in asked(word, word, NEAR_PICTURES)],
+        "others": [a for word in far for a in asked(word, word, each)],
+    }
+    if concept.synonyms:
+        groups["synonym"] = asked(name, concept.synonyms[0], TARGET_PICTURES)
+    base = {group: pictures.of_base(pipe, several) for group, several in groups.items()}
+    pipe.load_erasure(eraser)
+    found: dict[str, Any] = {"near_words": near}
+    for group, several in groups.items():
+        after = pictures.seen(pipe, several)
+        rates = {
+            "base": hits(several, base[group]),
+            "erased": hits(several, after),
+            "base_colour": coloured(several, base[group]),
+            "erased_colour": coloured(several, after),
+        }
+        found[group] = {which: [rate.hits, rate.n] for which, rate in rates.items()}
+        if group == "target":
+            became = Counter(v.label if v.valid else "(nothing)" for v in after)
+            styles = Counter(v.style for v in after)
+            found["became"] = dict((styles if name in STYLE_OF else became).most_common(4))
+    found["damage"] = {
+        "concept": damage(pipe, name),
+        "neighbours": [damage(pipe, word) for word in near],
+        "others": [damage(pipe, word) for word in far],
+    }
+    return found
+
+
+def made(name: str, recipe: str, seed: int) -> tuple[Any, dict[str, Any]]:
+    pipe, concept = load_pipeline(), concept_of(name)
+    words = [w for w in vocabulary(concept) if w != name]
+    started = time.perf_counter()
+    with counted(pipe.unet) as cost:
+        if recipe == "uce":
+            target = neighbours(concept)[0]
+            eraser = uce(pipe, concept, target, words)
+        else:
+            eraser = erase(
+                pipe, concept, vocabulary=words, recipe=recipe, seed=seed, progress=False
+            )
+    return eraser, {"seconds": time.perf_counter() - started, "evaluations": cost()}
+
+
+def share(rates: Sequence[dict[str, list[int]]], kind: str = "") -> float:
+    """Mean over erasers of erased rate / base rate, in %."""
+    suffix = f"_{kind}" if kind else ""
+    parts = []
+    for r in rates:
+        (b, nb), (e, ne) = r[f"base{suffix}"], r[f"erased{suffix}"]
+        parts.append((e / ne) / (b / nb) if b and ne else float("nan"))
+    return 100 * float(torch.tensor(parts).nanmean())
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        "| recipe | erasers | ESR (worst) | neighbours kept | others kept | colour kept "
+        "| damage near / far | s | UNet evaluations |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for recipe in dict.fromkeys(line["recipe"] for line in lines):
+        own = [line for line in lines if line["recipe"] == recipe]
+        gone = [
+            100 * (1 - sum(e["erased"][0] for e in parts) / sum(e["erased"][1] for e in parts))
+            for parts in ([line["target"], *filter(None, [line.get("synonym")])] for line in own)
+        ]
+        near, far = (
+            torch.tensor([x for line in own for x in line["damage"][group]]).mean()
+            for group in ("neighbours", "others")
+        )
+        both = [line[group] for line in own for group in ("neighbours", "others")]
+        rows.append(
+            f"| {recipe} | {len(own)} | {sum(gone) / len(gone):.1f} % ({min(gone):.0f}) "
+            f"| {share([line['neighbours'] for line in own]):.1f} % "
+            f"| {share([line['others'] for line in own]):.1f} % | {share(both, 'colour'):.1f} % "
+            f"| {near:.3f} / {far:.3f} | {sum(x['seconds'] for x in own) / len(own):.0f} "
+            f"| {sum(x['evaluations'] for x in own) / len(own):,.0f} |"
+        )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipes", nargs="+", default=["surgical-age"])
+    parser.add_argument("--concepts", nargs="+", default=CONCEPTS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--out", type=Path, default=Path("build/erasure.jsonl"))
+    parser.add_argument("--table", action="store_true", help="only print what the file holds")
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    known = options.out.read_text().splitlines() if options.out.is_file() else []
+    lines = [json.loads(line) for line in known]
+    done = {(line["recipe"], line["concept"], line["seed"]) for line in lines}
+    pictures = Pictures()
+    for seed in options.seeds if not options.table else ():
+        for recipe in options.recipes:
+            for name in options.concepts:
+                if (recipe, name, seed) in done:
+                    continue
+                eraser, cost = made(name, recipe, seed)
+                line = {"recipe": recipe, "concept": name, "seed": seed, **cost}
+                line["choices"] = eraser.config.parameters.get("choices")
+                line |= measured(name, eraser, pictures)
+                lines.append(line)
+                with options.out.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                counts = {g: line[g]["erased"] for g in ("target", "neighbours", "others")}
+                print(recipe, name, seed, f"{cost['seconds']:.0f} s", counts, flush=True)
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    main()
