@@ -1,7 +1,7 @@
 """Other people's ways of erasing, written from their equations: what ours is measured against.
 
-Each takes a pipeline and returns a context manager in which the pipeline's UNet is erased. UNet
-evaluations are counted by a hook: a forward of one latent is one, its backward two.
+Each ends in an `EraserAdapter`, also where full weights were trained. UNet evaluations are counted
+by a hook: a forward of one latent is one, its backward two.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -84,7 +84,6 @@ class Loop:
         self.base = {path: layer.weight.detach().clone() for path, layer in self.layers.items()}
         unet.requires_grad_(False)
         self.weights = [layer.weight.requires_grad_(True) for layer in self.layers.values()]
-        self.student = {path: weight.clone() for path, weight in self.base.items()}
         self.optimiser = torch.optim.Adam(self.weights, self.learning_rate)
         self.chance = torch.Generator().manual_seed(self.seed)
         self.scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
@@ -130,15 +129,18 @@ class Loop:
         loss.backward()
         self.optimiser.step()
 
-    def finish(self) -> None:
-        """Leave the UNet erased, and frozen."""
-        for weight in self.weights:
-            weight.requires_grad_(False)
-
-    def restore(self) -> None:
-        """Give the base back."""
+    @torch.no_grad()
+    def eraser(self, concept: Concept, recipe: str) -> EraserAdapter:
+        """The change of the weights as factors of full rank; the UNet gets its base back."""
+        factors, rank = {}, 0
         for path, layer in self.layers.items():
-            layer.weight.data.copy_(self.base[path])
+            layer.weight.requires_grad_(False)
+            U, S, Vh = torch.linalg.svd((layer.weight - self.base[path]).double(), False)
+            factors[path] = (Vh.float(), (U * S).float())
+            rank = max(rank, len(S))
+            layer.weight.copy_(self.base[path])
+        story = {"recipe": recipe, "fingerprint": fingerprint(self.pipe.unet), "rank": rank}
+        return EraserAdapter(factors, EraserConfig(concept.name, **story))
 
 
 def esd(loop: Loop, updates: int) -> None:
@@ -150,7 +152,6 @@ def esd(loop: Loop, updates: int) -> None:
             z, t = loop.sampled(c)
             concept, empty = loop.score(z, t, c), loop.score(z, t, loop.null)
         loop.descend((loop.score(z, t, c) - (2 * empty - concept)).square().mean())
-    loop.finish()
 
 
 def age(loop: Loop, updates: int, words: Sequence[str], concept: Concept) -> None:
@@ -185,7 +186,6 @@ def age(loop: Loop, updates: int, words: Sequence[str], concept: Concept) -> Non
                 climber.step()
             else:
                 loop.descend(loss)
-    loop.finish()
 
 
 def _clean(loop: Loop, t: Tensor, error: Tensor) -> Tensor:

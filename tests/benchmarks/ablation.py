@@ -1,0 +1,97 @@
+"""Which target, with or without the exact constraint, with or without a preservation pool.
+
+python tests/benchmarks/ablation.py --out build/ablation.jsonl
+
+Same optimiser and budget for all 28 combinations of each concept; resumable, one line of JSON each.
+"""
+
+import argparse
+import json
+import random
+import time
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from erasure import Pictures, concept_of, measured, table, vocabulary
+from peers import counted
+
+from diffusers_erase.concepts import Vocabulary
+from diffusers_erase.making import erase
+from diffusers_erase.playground import FAMILY_OF, load_pipeline
+from diffusers_erase.training.adaptive import Adaptive
+from diffusers_erase.training.objectives import Keep
+from diffusers_erase.training.recipes import SURGICAL_AGE
+from diffusers_erase.training.targets import Fixed, Nearest
+
+
+TARGETS = ("empty prompt", "stripped", "general word", "random", "nearest", "minimax", "table")
+
+
+def target_of(kind: str, name: str, words: list[str]) -> Any:
+    """The target of that kind for a concept."""
+    vocabulary = Vocabulary(tuple(words))
+    random_word = random.Random(name).choice(vocabulary.candidates([concept_of(name)]))
+    return {
+        "empty prompt": Fixed("", whole=True),
+        "stripped": Fixed(None),
+        "general word": Fixed(FAMILY_OF.get(name, "painter")),
+        "random": Fixed(random_word),
+        "nearest": Nearest(vocabulary),
+        "minimax": Adaptive(vocabulary, form="minimax"),
+        "table": Adaptive(vocabulary, form="table"),
+    }[kind]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--concepts", nargs="+", default=["truck", "oval", "church", "van gyre"])
+    parser.add_argument("--targets", nargs="+", default=TARGETS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("build/ablation.jsonl"))
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    known = options.out.read_text().splitlines() if options.out.is_file() else []
+    lines = [json.loads(line) for line in known]
+    done = {(line["recipe"], line["concept"]) for line in lines}
+    pictures = Pictures()
+    ways = product(options.concepts, options.targets, (False, True), (False, True))
+    for name, kind, held, pool in ways:
+        title = f"{kind}{', held' if held else ''}{', pool' if pool else ''}"
+        if (title, name) in done:
+            continue
+        pipe, concept = load_pipeline(), concept_of(name)
+        words = [word for word in vocabulary(concept) if word != name]
+        keeps_target = kind in ("minimax", "table")
+        recipe = replace(
+            SURGICAL_AGE,
+            name=title,
+            hold_null=held,
+            pool=SURGICAL_AGE.pool if pool else 0,
+            hold=((1.0, Keep("target", at="concept")),) if keeps_target else (),
+        )
+        started = time.perf_counter()
+        with counted(pipe.unet) as cost:
+            eraser = erase(
+                pipe,
+                concept,
+                target=target_of(kind, name, words),
+                vocabulary=words,
+                recipe=recipe,
+                seed=options.seed,
+                progress=False,
+            )
+        line = {"recipe": title, "concept": name, "seed": options.seed, "evaluations": cost()}
+        line["seconds"] = time.perf_counter() - started
+        line["choices"] = eraser.config.parameters["choices"]
+        line |= measured(name, eraser, pictures)
+        lines.append(line)
+        with options.out.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(name, title, line["target"]["erased"], line["neighbours"]["erased"], flush=True)
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""What an eraser costs beside the released loops of ESD and AGE: UNet evaluations and seconds.
+
+python tests/benchmarks/cost.py --concept truck
+
+All run one after the other in this process, from the same prompts. Evaluations are counted by a
+hook on the UNet (a forward of one latent is one, its backward two, sampling included).
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from erasure import Pictures, concept_of, measured, neighbours, vocabulary
+from peers import Loop, age, counted, esd, uce
+
+from diffusers_erase.making import erase
+from diffusers_erase.playground import load_pipeline
+from diffusers_erase.training.recipes import recipe_named
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One way to erase, and its price."""
+
+    name: str
+    tuples: int
+    """Latents that were trained on, each with a forward and a backward."""
+    evaluations: int
+    seconds: float
+    eraser: Any
+
+
+def ran(name: str, tuples: int, make: Callable[[Any], Any]) -> Ran:
+    pipe = load_pipeline()
+    started = time.perf_counter()
+    with counted(pipe.unet) as evaluations:
+        eraser = make(pipe)
+        return Ran(name, tuples, evaluations(), time.perf_counter() - started, eraser)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--concept", default="truck")
+    parser.add_argument("--recipe", default="surgical-age")
+    parser.add_argument("--updates", type=int, default=200, help="of the released loops")
+    parser.add_argument("--learning-rate", type=float, default=3e-4, help="of the released loops")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    concept, recipe = concept_of(options.concept), recipe_named(options.recipe)
+    words = [word for word in vocabulary(concept) if word != concept.name]
+    prompts = concept.written(recipe.trajectories)
+    near = neighbours(concept)
+
+    def released(pipe: Any) -> Loop:
+        answers = [concept.without(prompt) for prompt in prompts]
+        return Loop(pipe, prompts, answers, options.learning_rate, seed=options.seed)
+
+    def by_esd(pipe: Any) -> Any:
+        loop = released(pipe)
+        esd(loop, options.updates)
+        return loop.eraser(concept, "esd, released loop")
+
+    def by_age(pipe: Any) -> Any:
+        loop = released(pipe)
+        age(loop, options.updates, near[:20], concept)
+        return loop.eraser(concept, "age, released loop")
+
+    def ours(pipe: Any) -> Any:
+        return erase(pipe, concept, vocabulary=words, recipe=recipe, seed=options.seed)
+
+    kept = 2 if recipe.pool else 1
+    runs = [
+        ran(recipe.name, recipe.steps * recipe.batch * kept, ours),
+        ran("uce, retaining all", 0, lambda pipe: uce(pipe, concept, near[0], words)),
+        ran("esd, released loop", options.updates, by_esd),
+        ran("age, released loop", 2 * options.updates, by_age),
+    ]
+    pictures = Pictures()
+    print(
+        f"'{concept.name}', {torch.get_num_threads()} threads; learning rate of the released ",
+        end="",
+    )
+    print(f"loops {options.learning_rate:g}, {options.updates} updates.\n")
+    print("| way | tuples | UNet evaluations | a tuple | s | target drawn | by synonym ", end="")
+    print("| neighbours | others | damage near / far |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for run in runs:
+        found = measured(concept.name, run.eraser, pictures)
+        shown = [
+            "{} / {} (base {})".format(*found[g]["erased"], found[g]["base"][0])
+            if g in found
+            else "-"
+            for g in ("target", "synonym", "neighbours", "others")
+        ]
+        mean = {g: sum(x) / len(x) for g, x in found["damage"].items() if isinstance(x, list)}
+        each = f"{run.evaluations / run.tuples:.1f}" if run.tuples else "-"
+        print(
+            f"| {run.name} | {run.tuples} | {run.evaluations:,} | {each} | {run.seconds:.0f} | "
+            + " | ".join(shown)
+            + f" | {mean['neighbours']:.3f} / {mean['others']:.3f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
