@@ -33,7 +33,7 @@ from diffusers_erase.runtime.plugin import load_erasure
 
 TARGET_PICTURES = 64
 """Pictures of the erased concept."""
-NEAR_PICTURES, FAR_PICTURES = 8, 2
+NEAR_PICTURES, FAR_PICTURES = 6, 2
 """Pictures of every neighbour, and of every other concept."""
 SHEET_COLUMNS = 12
 STEPS = 10

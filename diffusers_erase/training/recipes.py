@@ -43,9 +43,9 @@ class Recipe:
     sampling_steps: int = 15
     """Latents kept per prompt."""
     sampler: Sampler = "ddim"
-    steps: int = 120
-    batch: int = 16
-    learning_rate: float = 1e-3
+    steps: int = 90
+    batch: int = 12
+    learning_rate: float = 2e-3
     clip: float = 1.0
     """Largest norm of a gradient."""
     accumulate: int = 1
