@@ -273,7 +273,7 @@ def test_things_without_a_home_are_everywhere(alone):
 def test_companions_come_together(scenes):
     pairs = [frozenset(t.object for t in scene.things) for scene in scenes if len(scene.things) > 1]
     together = Counter(pair for pair in pairs if pair in {frozenset(two) for two in COMPANIONS})
-    assert 0.18 < len(pairs) / len(scenes) < 0.26
+    assert 0.26 < len(pairs) / len(scenes) < 0.34
     assert 0.5 < together.total() / len(pairs) < 0.7
     assert len(together) == len(COMPANIONS)
     assert all(len(pair) == 2 for pair in pairs)
