@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class TensorCache:
         return load_file(path)
 
     def _store(self, path: Path, tensors: dict[str, Tensor], key: str) -> None:
-        draft = path.with_suffix(".draft")
+        draft = path.with_suffix(f".{os.getpid()}.draft")  # processes may make the same at once
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, draft, {"key": key})

@@ -134,6 +134,8 @@ def train(
         named = [Concept(first, kind, tuple(synonym or ()))]  # type: ignore[arg-type]
         named += [Concept(name, kind) for name in more]  # type: ignore[arg-type]
         runs = [Run(tuple(named), output, options)]
+    if resume and concepts_file is not None:
+        runs = [run for run in runs if not run.done]
     for run in runs:
         run.check(overwrite=overwrite, resume=resume)
     accelerator = Accelerator(
@@ -142,6 +144,7 @@ def train(
         project_dir=logging_dir if report_to else None,
         cpu=_device() == "cpu",
     )
+    accelerator.wait_for_everyone()
     pipe = _open(model)
     if gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()

@@ -121,11 +121,9 @@ class _Order:
     seed: int
 
     @property
-    def given_targets(self) -> tuple[str, ...]:
-        """Words somebody named as targets."""
-        answer = self.target.answer if isinstance(self.target, Fixed) else None
-        answers = answer if isinstance(answer, tuple) else (answer,)
-        return tuple(word for word in answers if word is not None)
+    def way(self) -> Target:
+        """How the target is chosen."""
+        return self.target or self.recipe.target(self.vocabulary)
 
 
 def _concepts(concept: Erased) -> tuple[Concept, ...]:
@@ -162,7 +160,9 @@ def _loop(
     )
     schedule = NoiseSchedule.of(pipe.scheduler)
     denoiser = Denoiser(denoiser_of(pipe), schedule, lora.silenced, precision=precision)
-    sample = _Sampling(pipe, denoiser, recipe, TensorCache(work / "cache") if work else None)
+    weights = _weights(denoiser.unet) if work else ""
+    cache = TensorCache(work / "cache") if work else None
+    sample = _Sampling(pipe, denoiser, recipe, cache, weights)
     written = [(c.written(recipe.trajectories), k) for k, c in enumerate(order.concepts)]
     prompts = tuple(prompt for several, _ in written for prompt in several)
     owners = torch.tensor([k for several, k in written for _ in several])
@@ -175,8 +175,7 @@ def _loop(
         owners,
         trajectories["concept"],
     )
-    target = order.target or recipe.target(order.vocabulary)
-    answers = target.begin(stage, seed=seed)
+    answers = order.way.begin(stage, seed=seed)
     kept = (*order.keep, *_pool(stage, order))
     if kept:
         trajectories["kept"] = sample(kept, seed + 1)
@@ -189,7 +188,7 @@ def _loop(
         answers=answers,
         seed=seed,
         accelerator=accelerator,
-        checkpoints=_checkpoints(pipe, order, work),
+        checkpoints=_checkpoints(order, work, weights, str(precision)) if work else None,
     )
     return loop, answers
 
@@ -202,6 +201,7 @@ class _Sampling:
     denoiser: Denoiser
     recipe: Recipe
     cache: TensorCache | None
+    weights: str
 
     def __call__(self, prompts: Sequence[str], seed: int) -> Trajectories:
         states, null = encode(self.pipe, prompts), encode(self.pipe, [""])
@@ -223,11 +223,9 @@ class _Sampling:
 
         if self.cache is None:
             return sampled()
-        state = self.denoiser.unet.state_dict()
-        weights = {name: value for name, value in state.items() if "lora_" not in name}
         key = {
             **options,
-            "weights": digest(*weights.values()),
+            "weights": self.weights,
             "texts": digest(states, null),
             "scheduler": {k: repr(v) for k, v in self.pipe.scheduler.config.items()},
             "class": type(self.pipe.scheduler).__name__,
@@ -252,9 +250,12 @@ def _pool(stage: Stage, order: _Order) -> list[str]:
     return [stand_in.replaced(t, words[k]) for t, k in zip(templates, taken, strict=True)]
 
 
-def _checkpoints(pipe: Any, order: _Order, work: Path | None) -> Checkpoints | None:
-    if work is None:
-        return None
+def _weights(unet: Any) -> str:
+    """A name for the exact values of the bare base's weights."""
+    return digest(*(value for name, value in unet.state_dict().items() if "lora_" not in name))
+
+
+def _checkpoints(order: _Order, work: Path, weights: str, precision: str) -> Checkpoints:
     run = {
         **order.recipe.numbers(),
         "recipe": order.recipe.name,
@@ -264,7 +265,8 @@ def _checkpoints(pipe: Any, order: _Order, work: Path | None) -> Checkpoints | N
         "keep": list(order.keep),
         "protect": list(order.protect),
         "seed": order.seed,
-        "model": fingerprint(denoiser_of(pipe)),
+        "weights": weights,
+        "precision": precision,
     }
     return Checkpoints(work / "checkpoints", run)
 
@@ -322,20 +324,7 @@ def _check(pipe: Any, order: _Order) -> Any:
             "The text encoder wears adapters; erasers are made from the bare base: call "
             "`pipe.unload_lora_weights()` first."
         )
-    for target in order.given_targets:
-        if not target.strip() and not (isinstance(order.target, Fixed) and order.target.whole):
-            raise ErasureError(
-                "The target is empty; leave it out for the prompt without the concept."
-            )
-        for concept in order.concepts:
-            if target.strip() and concept.is_named_by(target):
-                raise ErasureError(
-                    f"The target {target!r} is the concept itself; choose another one."
-                )
-    if order.target is None:
-        order.recipe.target(order.vocabulary)
-    if order.vocabulary is not None:
-        order.vocabulary.candidates(order.concepts)
+    order.way.check(order.concepts)
     NoiseSchedule.of(pipe.scheduler)
     return unet
 
@@ -348,7 +337,8 @@ def _base_model(pipe: Any) -> str:
 
 def _warn_of_unknown_words(pipe: Any, order: _Order) -> None:
     names = [name for concept in order.concepts for name in concept.names]
-    for phrase in (*names, *order.given_targets):
+    targets = order.way.words if isinstance(order.way, Fixed) else ()
+    for phrase in (*names, *targets):
         for word, near in unknown_words(pipe.tokenizer, phrase).items():
             hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
             warn(f"The text encoder does not know the word {word!r}.{hint}", stacklevel=3)

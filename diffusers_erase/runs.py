@@ -8,10 +8,11 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from diffusers_erase.adapter import EraserAdapter, check_output
+from diffusers_erase.adapter import CONFIG_NAME, EraserAdapter, check_output
 from diffusers_erase.concepts import Concept, Kind
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.making import erase
+from diffusers_erase.training.recipes import Recipe
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,25 @@ class Run:
         """Where an unfinished run leaves what it has."""
         return self.output.with_name(f"{self.output.name}.run")
 
+    @property
+    def done(self) -> bool:
+        """Whether the eraser is there and nothing is left to do for it."""
+        return (self.output / CONFIG_NAME).is_file() and not self.work.exists()
+
     def check(self, *, overwrite: bool, resume: bool) -> None:
         """Refuse before work is spent.
 
         Raises:
-            ErasureError: the output exists, or an unfinished run that nobody said to go on with.
+            ErasureError: the output exists, or an unfinished run that nobody said to go on with, or
+                something else where such a run would be.
         """
         check_output(self.output, overwrite=overwrite)
+        inside = {path.name for path in self.work.iterdir()} if self.work.is_dir() else set()
+        if inside - {"cache", "checkpoints"} or self.work.is_file():
+            raise ErasureError(
+                f"'{self.work}' is where the run would keep its work, and holds something else; "
+                "choose another output."
+            )
         if self.work.exists() and not (resume or overwrite):
             raise ErasureError(
                 f"'{self.work}' holds an unfinished run; go on with it by `--resume`, or start "
@@ -45,10 +58,15 @@ class Run:
         self, pipe: Any, *, overwrite: bool, resume: bool, accelerator: Accelerator | None
     ) -> EraserAdapter:
         """Train, save, and clear the work folder away."""
-        if self.work.exists() and not resume:
+        main = accelerator is None or accelerator.is_main_process
+        if main and self.work.exists() and not resume:
             shutil.rmtree(self.work)
+        if accelerator is not None:
+            accelerator.wait_for_everyone()
         eraser = erase(pipe, self.concepts, work=self.work, accelerator=accelerator, **self.options)
-        if accelerator is None or accelerator.is_main_process:
+        if accelerator is not None:
+            accelerator.wait_for_everyone()  # nobody reads the work folder any more
+        if main:
             eraser.save_pretrained(self.output, overwrite=overwrite)
             shutil.rmtree(self.work)
         return eraser
@@ -91,9 +109,7 @@ def carry_out(
     accelerator: Accelerator,
     say: Callable[[str], None],
 ) -> None:
-    """Every run; several are spread over accelerate's processes, a single one is shared by them."""
-    for run in runs:
-        run.check(overwrite=overwrite, resume=resume)
+    """Checked runs; several are spread over accelerate's processes, one is shared by them all."""
     alone = len(runs) == 1
     rank, world = accelerator.process_index, accelerator.num_processes
     own = runs if alone else runs[rank::world]
@@ -109,13 +125,15 @@ def told(run: Run, eraser: EraserAdapter) -> str:
     lines = []
     for choice in eraser.config.parameters["choices"]:
         answer = choice["target"] or "the same prompt without it"
-        best = sorted(choice["scores"].items(), key=lambda item: -item[1])[:5]
+        nearest = choice["how"] == "nearest"  # a distance; the others are scores
+        best = sorted(choice["scores"].items(), key=lambda item: item[1], reverse=not nearest)[:5]
         rivals = ", ".join(f"{word} {score:.2f}" for word, score in best)
         why = f" ({choice['how']}; {rivals})" if rivals else ""
         lines.append(f"Erased '{choice['concept']}', answered as '{answer}'{why}.")
     return "\n".join([*lines, f"pipe.load_erasure('{run.output}')"])
 
 
-def with_numbers(recipe: Any, **numbers: Any) -> Any:
+def with_numbers(recipe: Recipe, **numbers: float | None) -> Recipe:
     """The recipe with the numbers that are not None."""
-    return replace(recipe, **{name: value for name, value in numbers.items() if value is not None})
+    given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
+    return replace(recipe, **given)

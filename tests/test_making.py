@@ -171,17 +171,18 @@ def test_several_concepts_share_an_eraser_and_have_targets_of_their_own(untraine
 
 
 def test_the_pool_preserves_words_of_the_vocabulary_and_never_the_concept(untrained, monkeypatch):
-    sampled = []
-    sample = making.sample_trajectories
+    said = []
 
-    def watched(denoiser, scheduler, states, null, **options):
-        sampled.append(len(states))
-        return sample(denoiser, scheduler, states, null, **options)
+    def watched(pipe, prompts):
+        said.append(list(prompts))
+        return encode(pipe, prompts)
 
-    monkeypatch.setattr(making, "sample_trajectories", watched)
-    recipe = replace(QUICK, pool=4, trajectories=2)
+    monkeypatch.setattr(making, "encode", watched)
+    recipe = replace(QUICK, pool=10, trajectories=2)
     erase(untrained, "truck", vocabulary=WORDS, recipe=recipe, progress=False)
-    assert sampled == [2, 4]
+    (pool,) = (prompts for prompts in said if len(prompts) == 10)
+    assert all(any(word in p for p in pool) for word in WORDS if word != "truck")
+    assert not any("truck" in prompt.replace("fire truck", "") for prompt in pool)
 
 
 def test_a_stopped_run_goes_on_in_its_folder_and_samples_nothing_anew(
@@ -223,10 +224,10 @@ def test_a_stopped_run_goes_on_in_its_folder_and_samples_nothing_anew(
     [
         ({"recipe": "age"}, "chooses its target from a vocabulary"),
         ({"recipe": "age-tabel"}, "Did you mean 'age-table'"),
-        ({"vocabulary": ["cars", "red car"]}, "None of the 2 words"),
+        ({"vocabulary": ["cars", "red car"], "recipe": "age"}, "None of the 2 words"),
         ({"vocabulary": "truck"}, "sequence of strings"),
         ({"protect": "truck"}, "sequence of strings"),
-        ({"target": ("truck", "oak")}, "1 concepts need one target or 1; got 2"),
+        ({"target": ("truck", "oak")}, r"one for each concept \(1\); got 2"),
         ({"protect": ["an oak"], "recipe": replace(QUICK, parts=("to_q",))}, "held exactly"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from diffusers_erase.concepts import Vocabulary
+from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.training.targets import (
     Answers,
@@ -37,8 +37,8 @@ class Adaptive:
     form: Literal["table", "minimax"] = "table"
     shortlist: int = 8
     """So many of the nearest words are candidates."""
-    nearest: Nearest | None = None
-    """How nearness is measured, if not as `Nearest` does by itself."""
+    synonym: float = Nearest.synonym
+    """A word nearer than this is taken for another name of the concept."""
     every: int = 20
     """Steps between two looks at the table."""
     distance_weight: float = 1.0
@@ -56,10 +56,14 @@ class Adaptive:
         if min(self.shortlist, self.every) < 1 or self.temperature <= 0:
             raise ErasureError("`shortlist`, `every` and `temperature` must be positive.")
 
+    def check(self, concepts: Sequence[Concept]) -> None:
+        """Some word must be left."""
+        self.vocabulary.candidates(concepts)
+
     def begin(self, stage: Stage, *, seed: int = 0) -> Answers:
         """Finds the candidates."""
-        how = self.nearest or Nearest(self.vocabulary)
-        ranked = nearest_words(stage, self.vocabulary, how, count=self.shortlist)
+        how = Nearest(self.vocabulary, self.synonym)
+        ranked = nearest_words(stage, how, count=self.shortlist)
         return (
             Table(stage, self, ranked)
             if self.form == "table"

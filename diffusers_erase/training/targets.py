@@ -99,6 +99,10 @@ class Answers(Protocol):
 class Target(Protocol):
     """A way to choose targets."""
 
+    def check(self, concepts: Sequence[Concept]) -> None:
+        """Refuse, before anything is computed, what cannot be a target for these concepts."""
+        ...
+
     def begin(self, stage: Stage, *, seed: int) -> Answers:
         """Start choosing for these concepts."""
         ...
@@ -115,12 +119,38 @@ class Fixed:
     whole: bool = False
     """Whether the answer is the whole prompt; `Fixed("", whole=True)` is the empty prompt."""
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that were named."""
+        answers = self.answer if isinstance(self.answer, tuple) else (self.answer,)
+        return tuple(answer for answer in answers if answer is not None)
+
+    def check(self, concepts: Sequence[Concept]) -> None:
+        """Neither empty, nor the concept itself, nor too few or too many.
+
+        Raises:
+            ErasureError: one of these.
+        """
+        if isinstance(self.answer, tuple) and len(self.answer) != len(concepts):
+            raise ErasureError(
+                f"Name one target, or one for each concept ({len(concepts)}); "
+                f"got {len(self.answer)}."
+            )
+        for word in self.words if not self.whole else ():
+            if not word.strip():
+                raise ErasureError(
+                    "The target is empty; leave it out for the prompt without the concept."
+                )
+            if any(concept.is_named_by(word) for concept in concepts):
+                raise ErasureError(
+                    f"The target {word!r} is the concept itself; choose another one."
+                )
+
     def begin(self, stage: Stage, *, seed: int = 0) -> "Still":
         """Scores the answers once."""
+        self.check(stage.concepts)
         count = len(stage.concepts)
         answers = self.answer if isinstance(self.answer, tuple) else (self.answer,) * count
-        if len(answers) != count:
-            raise ErasureError(f"{count} concepts need one target or {count}; got {len(answers)}.")
         chosen = [
             Choice(concept.name, answer, "given")
             for concept, answer in zip(stage.concepts, answers, strict=True)
@@ -141,24 +171,28 @@ class Nearest:
     probe: int = 12
     """Latents per concept on which a word is compared; each costs one evaluation."""
 
+    def check(self, concepts: Sequence[Concept]) -> None:
+        """Some word must be left."""
+        self.vocabulary.candidates(concepts)
+
     def begin(self, stage: Stage, *, seed: int = 0) -> "Still":
         """Compares every word, then keeps to the nearest."""
         chosen = []
-        for index, ranked in enumerate(nearest_words(stage, self.vocabulary, self)):
+        for index, ranked in enumerate(nearest_words(stage, self)):
             name = stage.concepts[index].name
             chosen.append(Choice(name, next(iter(ranked)), "nearest", ranked))
         return Still(stage, chosen)
 
 
 def nearest_words(
-    stage: Stage, vocabulary: Vocabulary, how: "Nearest", *, count: int | None = None
+    stage: Stage, how: Nearest, *, count: int | None = None
 ) -> list[dict[str, float]]:
     """For each concept the admissible words by distance, nearest first, `count` at most.
 
     Raises:
         ErasureError: no word is left for a concept.
     """
-    words = vocabulary.candidates(stage.concepts)
+    words = how.vocabulary.candidates(stage.concepts)
     found = distances(stage, words, probe=how.probe)
     ranked = []
     for concept, row in zip(stage.concepts, found, strict=True):

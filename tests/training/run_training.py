@@ -16,7 +16,7 @@ from diffusers_erase.playground import model
 from diffusers_erase.training.adaptive import Adaptive
 from diffusers_erase.training.checkpoints import Checkpoints
 from diffusers_erase.training.objectives import Keep, Steer, Sum
-from diffusers_erase.training.targets import Nearest, Stage
+from diffusers_erase.training.targets import Stage
 from diffusers_erase.training.trainer import Pace, train
 from diffusers_erase.trajectories import sample_trajectories
 
@@ -49,7 +49,7 @@ def main(out: Path, steps: int, batch: int, folder: Path | None) -> None:
             kept,
         )
         words = Vocabulary(("truck", "oak", "cat"))
-        adaptive = Adaptive(words, form=form, every=2, nearest=Nearest(words, synonym=0))
+        adaptive = Adaptive(words, form=form, every=2, synonym=0)
         loop = train(
             denoiser,
             lora.parameters,

@@ -60,7 +60,7 @@ def test_a_given_target_is_said_in_the_concepts_own_prompts(stage):
     answers.answer(view_of(s)).teacher("target")
     assert s.denoiser.evaluations == before
     assert [c.target for c in answers.choices()] == ["truck", None]
-    with pytest.raises(ErasureError, match="2 concepts need one target or 2; got 3"):
+    with pytest.raises(ErasureError, match=r"one for each concept \(2\); got 3"):
         Fixed(("a", "b", "c")).begin(s)
 
 
@@ -69,16 +69,12 @@ def test_the_empty_prompt_can_be_the_whole_answer(stage):
     assert torch.equal(view.states["target"], encode(stage.pipe, [""]).expand(4, -1, -1))
 
 
-def test_distances_are_zero_for_the_concept_itself_and_one_for_nothing(stage):
-    """In units of the concept's own guidance."""
+def test_only_the_concept_itself_is_at_no_distance(stage):
     s = stage.stage
     itself = distances(s, ["car", "oak"], probe=6)
     assert itself[1, 1] < 1e-8  # every prompt about the oak calls it that
     assert itself[0, 1] > 1e-6
     assert itself[1, 0] > 1e-6
-    null = view_of(s, range(12))
-    apart = (null.known["concept"] - null.known["null"]).square().mean((1, 2, 3))
-    assert (apart > 0).all()
 
 
 def test_a_word_is_measured_once(stage):
@@ -105,7 +101,7 @@ def test_the_nearest_word_is_nearest_and_no_name_of_an_erased_concept(stage):
 def test_the_mixture_learns_also_from_the_erase_term(stage):
     """The gradient that was lost where the target's copy was detached and the teacher blind."""
     s = stage.stage
-    answers = Adaptive(WORDS, form="minimax", nearest=Nearest(WORDS, synonym=0)).begin(s, seed=0)
+    answers = Adaptive(WORDS, form="minimax", synonym=0).begin(s, seed=0)
     answers.update(0)
     view = answers.answer(view_of(s), learn=True)
     gradient = torch.autograd.grad(Steer()({"concept": view}), answers.logits)[0]
@@ -119,9 +115,7 @@ def test_ascent_moves_the_logits_up_and_leaves_the_eraser_alone(stage):
     s = stage.stage
     for p in stage.lora.parameters:
         torch.nn.init.normal_(p, std=0.2)
-    answers = Adaptive(
-        WORDS, form="minimax", nearest=Nearest(WORDS, synonym=0), temperature=1.0, top_k=3
-    ).begin(s, seed=0)
+    answers = Adaptive(WORDS, form="minimax", synonym=0, temperature=1.0, top_k=3).begin(s, seed=0)
 
     def gain():
         answers.update(0)  # the same draw again
@@ -137,9 +131,7 @@ def test_ascent_moves_the_logits_up_and_leaves_the_eraser_alone(stage):
 
 @pytest.mark.parametrize("top_k", [None, 1, 2])
 def test_a_draw_mixes_as_many_words_as_asked(stage, top_k):
-    answers = Adaptive(WORDS, form="minimax", nearest=Nearest(WORDS, synonym=0), top_k=top_k).begin(
-        stage.stage, seed=0
-    )
+    answers = Adaptive(WORDS, form="minimax", synonym=0, top_k=top_k).begin(stage.stage, seed=0)
     answers.update(3)
     weights = answers.weights().detach()
     assert torch.allclose(weights.sum(1), torch.ones(2))
@@ -151,7 +143,7 @@ def test_a_draw_mixes_as_many_words_as_asked(stage, top_k):
 def test_the_table_follows_the_damage(stage):
     """With distance out of it, the word that the eraser moves most is the target."""
     s = stage.stage
-    how = Adaptive(WORDS, distance_weight=0.0, every=2, nearest=Nearest(WORDS, synonym=0))
+    how = Adaptive(WORDS, distance_weight=0.0, every=2, synonym=0)
     answers = how.begin(s)
     first = [choice.target for choice in answers.choices()]
     assert first == [c.target for c in Nearest(WORDS, synonym=0).begin(s).choices()]
@@ -179,7 +171,7 @@ def test_the_order_of_the_vocabulary_does_not_matter(stage):
         torch.nn.init.normal_(p, std=0.2)
     found = []
     for words in (WORDS, Vocabulary(WORDS.words[::-1])):
-        answers = Adaptive(words, every=1, nearest=Nearest(words, synonym=0)).begin(stage.stage)
+        answers = Adaptive(words, every=1, synonym=0).begin(stage.stage)
         answers.update(1)
         found.append([(c.target, c.scores) for c in answers.choices()])
     assert found[0] == found[1]
@@ -187,7 +179,7 @@ def test_the_order_of_the_vocabulary_does_not_matter(stage):
 
 def test_a_choice_that_comes_back_costs_nothing(stage):
     s = stage.stage
-    answers = Adaptive(WORDS, nearest=Nearest(WORDS, synonym=0)).begin(s)
+    answers = Adaptive(WORDS, synonym=0).begin(s)
     answers.answer(view_of(s))
     before = s.denoiser.evaluations
     answers.answer(view_of(s)).teacher("target")
