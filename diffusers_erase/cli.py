@@ -68,7 +68,7 @@ def train(
         Path | None,
         typer.Option(help="Words of other concepts, one a line; the playground has its own."),
     ] = None,
-    kind: Annotated[str, typer.Option(help="'object' or 'style'.")] = "object",
+    kind: Annotated[str, typer.Option(help="'object', 'style', 'person' or 'attribute'.")] = "object",
     synonym: Annotated[
         list[str] | None, typer.Option(help="Another name of it; may be repeated.")
     ] = None,

@@ -13,10 +13,12 @@ from torch import Tensor
 from diffusers_erase.errors import ErasureError
 
 
-Kind = Literal["object", "style"]
+Kind = Literal["object", "style", "person", "attribute"]
 
 _COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 _PLACES = ("on the beach", "at night", "in the snow", "in a field")
+_DOING = ("smiling", "at a desk", "giving a speech", "walking in a street", "as a child")
+_MANNERS = ("close-up", "black and white", "painted", "detailed")
 _SUBJECTS = ("house", "car", "cat", "dog", "church", "castle", "star", "fish", "flower", "clock")
 
 TEMPLATES: dict[Kind, tuple[str, ...]] = {
@@ -37,8 +39,30 @@ TEMPLATES: dict[Kind, tuple[str, ...]] = {
         *(f"an artwork of a {s} by {{}}" for s in _SUBJECTS[:4]),
         "a painting in the style of {}",
     ),
+    "person": (
+        "a photo of {}",
+        "a portrait of {}",
+        "a picture of {}",
+        "{}",
+        *(f"a photo of {{}} {doing}" for doing in _DOING),
+        *(f"a {manner} portrait of {{}}" for manner in _MANNERS),
+        *(f"{{}} {doing}, {manner}" for doing, manner in zip(_DOING, _MANNERS, strict=False)),
+        *(f"a {manner} photo of {{}} {p}" for manner, p in zip(_MANNERS, _PLACES, strict=True)),
+    ),
+    "attribute": (
+        *(f"a photo of a {{}} {subject}" for subject in _SUBJECTS),
+        *(f"a {{}} {subject}" for subject in _SUBJECTS),
+        *(f"a {{}} {s} {p}" for s, p in zip(_SUBJECTS, _PLACES, strict=False)),
+        *(f"a picture of a {s} that is {{}}" for s in _SUBJECTS[:4]),
+    ),
 }
 """Kind of concept -> prompts around it, where `{}` stands for its name."""
+
+_LEADS: dict[Kind, str] = {
+    "style": r"(?:\s*\b(?:in the style of|in the manner of|by|in|as)(?: an?| the)?\s+)?",
+    "attribute": r"(?:\s*\bthat (?:is|are)\s+)?",
+}
+"""Words that go with the concept when it is taken out of a prompt."""
 
 _ARTICLE = r"\b(?P<article>an?) (?=(?P<next>\w))"
 
@@ -99,16 +123,16 @@ class Concept:
     def without(self, prompt: str) -> str:
         """The same prompt without the concept phrase: `a red car at night` -> `a red at night`.
 
-        For a style, the words that introduce it go too: `a house in the style of X` -> `a house`.
+        For a style, the words that introduce it go too: `a house in the style of X` -> `a house`;
+        for an attribute, `that is`. A person becomes `a person`.
         This, and not the empty prompt, is what a null target means for a whole prompt: else colour
         and place would be erased along with the concept.
         """
-        lead = r"(?:\s*\b(?:in the style of|in the manner of|by|in|as)(?: an?| the)?\s+)?"
-        pattern = re.compile(
-            (lead if self.kind == "style" else "") + self._pattern().pattern, re.IGNORECASE
-        )
+        if self.kind == "person":
+            return self.replaced(prompt, "a person")
+        pattern = re.compile(_LEADS.get(self.kind, "") + self._pattern().pattern, re.IGNORECASE)
         stripped = re.sub(r"\s+", " ", pattern.sub("", prompt)).strip()
-        return re.sub(r"(?:\s*\b(?:of|and|an?|the))+$", "", stripped)
+        return articles_agree(re.sub(r"(?:\s*\b(?:of|and|an?|the))+$", "", stripped))
 
     def is_named_in(self, text: str) -> bool:
         """Whether the text names the concept, in the singular or the plural."""

@@ -91,7 +91,7 @@ def run(tmp_path, monkeypatch, untrained, make_eraser):
         (("train", "--concept", "car", "--output", "there.png/new"), "Cannot write"),
         (
             ("train", "--concept", "car", "--kind", "verb", "--output", "new"),
-            "Known: object, style",
+            "Known: object, style, person, attribute",
         ),
         (
             ("train", "--concept", "car", "--recipe", "magic", "--output", "new"),
