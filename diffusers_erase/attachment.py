@@ -4,7 +4,7 @@ The only module that knows peft.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig
 from peft.helpers import rescale_adapter_scale
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import register_parametrization
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
 from diffusers_erase.crossattention import PARTS, TEXT_PARTS, Factors, projections
 from diffusers_erase.errors import ErasureError
@@ -29,6 +29,8 @@ class Attached:
     """In its block the denoiser is the bare base, bit for bit; `requires_grad` is left alone."""
     factors: Callable[[], dict[str, Factors]]
     """The trained factors so far, copied."""
+    begin: Callable[[Mapping[str, Factors]], None]
+    """Go on from these factors of the trained layers; what they do to held prompts is left out."""
 
 
 @contextmanager
@@ -77,6 +79,12 @@ def attached(
             for path, layer in pairs
         }
 
+    def begin(factors: Mapping[str, Factors]) -> None:
+        for path, (A, B) in factors.items():
+            layer = unet.get_submodule(path)
+            _stored(layer.lora_A[name]).data.copy_(A)
+            _stored(layer.lora_B[name]).data.copy_(B)
+
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -89,7 +97,7 @@ def attached(
             for path in paths:
                 A = unet.get_submodule(path).lora_A[name]
                 register_parametrization(A, "weight", Orthogonal(basis.to(A.weight)))
-        yield Attached(parameters, partial(rescale_adapter_scale, unet, 0.0), factors)
+        yield Attached(parameters, partial(rescale_adapter_scale, unet, 0.0), factors, begin)
     finally:
         unet.unload_lora()
         for p, flag in trainable.items():
@@ -127,6 +135,13 @@ def row_space(states: Tensor) -> Tensor:
             f"The prompts to hold span all {rows.shape[1]} dimensions of the text; "
             "name fewer of them."
         )
+    return kept
+
+
+def _stored(layer: Any) -> nn.Parameter:
+    """The parameter behind a weight, if need be before its parametrisation."""
+    bent = is_parametrized(layer, "weight")
+    kept: nn.Parameter = layer.parametrizations.weight.original if bent else layer.weight
     return kept
 
 

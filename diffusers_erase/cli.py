@@ -68,7 +68,9 @@ def train(
         Path | None,
         typer.Option(help="Words of other concepts, one a line; the playground has its own."),
     ] = None,
-    kind: Annotated[str, typer.Option(help="'object', 'style', 'person' or 'attribute'.")] = "object",
+    kind: Annotated[
+        str, typer.Option(help="'object', 'style', 'person' or 'attribute'.")
+    ] = "object",
     synonym: Annotated[
         list[str] | None, typer.Option(help="Another name of it; may be repeated.")
     ] = None,
@@ -79,8 +81,12 @@ def train(
         list[str] | None, typer.Option(help="A prompt that must not change at all; repeatable.")
     ] = None,
     recipe: Annotated[
-        str, typer.Option(help="surgical-age, age, age-table, all-but-one, esd or replace.")
-    ] = "replace",
+        str | None,
+        typer.Option(
+            help="surgical-age (the default), surgical-age-sd, age, age-table, all-but-one, esd "
+            "or replace."
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option("--steps", "--max-train-steps", help="If not the recipe's, as all below."),
@@ -106,17 +112,17 @@ def train(
 
     from diffusers_erase.concepts import Concept, Vocabulary
     from diffusers_erase.runs import Run, carry_out, runs_of, with_numbers
-    from diffusers_erase.training.recipes import recipe_named
+    from diffusers_erase.training.recipes import default_recipe, recipe_named
 
+    words = Vocabulary.read(vocabulary) if vocabulary else _own_words(model, kind)
     numbers = with_numbers(
-        recipe_named(recipe),
+        recipe_named(recipe) if recipe else default_recipe(words),
         steps=steps,
         batch=batch,
         learning_rate=learning_rate,
         rank=rank,
         accumulate=gradient_accumulation_steps,
     )
-    words = Vocabulary.read(vocabulary) if vocabulary else _own_words(model, kind)
     options = {
         "vocabulary": words,
         "keep": keep or (),
@@ -212,9 +218,10 @@ def _own_words(model: str, kind: str) -> Any:
     if model != "playground":
         return None
     from diffusers_erase.concepts import Vocabulary
-    from diffusers_erase.playground import ARTISTS, OBJECTS
+    from diffusers_erase.playground import ARTISTS, COLOURS, OBJECTS
 
-    return Vocabulary(tuple(ARTISTS.values()) if kind == "style" else OBJECTS)
+    known = {"style": tuple(ARTISTS.values()), "object": OBJECTS, "attribute": COLOURS}
+    return Vocabulary(known[kind]) if kind in known else None
 
 
 def _device() -> str:

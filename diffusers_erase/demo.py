@@ -29,6 +29,7 @@ from diffusers_erase.playground import (
     prompt,
 )
 from diffusers_erase.runtime.plugin import load_erasure
+from diffusers_erase.training.targets import Fixed, Target
 
 
 TARGET_PICTURES = 64
@@ -70,9 +71,10 @@ class Case:
     """One erasure of the demo."""
 
     concept: Concept
-    target: str | None
+    target: Target | None
+    """None if the recipe is to choose it."""
     groups: tuple[Group, ...]
-    keep: tuple[str, ...]
+    vocabulary: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,8 @@ class Row:
     erased: Rate
 
 
-def object_case(name: str, target: str | None) -> Case:
-    """Erase an object; its neighbours are its family."""
+def object_case(name: str) -> Case:
+    """Erase an object, answered as the recipe chooses; its neighbours are its family."""
     family = [o for o in FAMILIES[FAMILY_OF[name]] if o != name]
     others = [o for o in OBJECTS if FAMILY_OF[o] != FAMILY_OF[name]]
 
@@ -101,13 +103,14 @@ def object_case(name: str, target: str | None) -> Case:
         group("neighbours", family, NEAR_PICTURES),
         group("others", others, FAR_PICTURES),
     )
-    kept = zip([*family, *family, *others[::4]], cycle(COLOURS), strict=False)
-    keep = tuple(prompt(Scene((Thing(o, c),))) for o, c in kept)
-    return Case(Concept(name, synonyms=SYNONYMS.get(name, ())), target, groups, keep)
+    return Case(Concept(name, synonyms=SYNONYMS.get(name, ())), None, groups, OBJECTS)
 
 
 def style_case(style: str) -> Case:
-    """Erase a painter; the neighbours are the other painters, the others are plain pictures."""
+    """Erase a painter, whose pictures become plain ones.
+
+    The neighbours are the other painters, the others are plain pictures.
+    """
     subjects = [o for family in FAMILIES.values() for o in family[:2]]
 
     def painted(styles: Sequence[str], each: int) -> tuple[list[str], list[str]]:
@@ -133,13 +136,12 @@ def style_case(style: str) -> Case:
             lambda v: v.objects,
         ),
     )
-    others = [s for s in ARTISTS if s != style]
-    keep = tuple(f"a painting of a {o} by {ARTISTS[s]}" for s in others for o in subjects[::6])
-    return Case(Concept(ARTISTS[style], kind="style"), None, groups, keep)
+    painters = tuple(ARTISTS.values())
+    return Case(Concept(ARTISTS[style], kind="style"), Fixed(None), groups, painters)
 
 
 CASES: tuple[Callable[[], Case], ...] = (
-    lambda: object_case("car", "truck"),
+    lambda: object_case("car"),
     lambda: style_case("swirl"),
 )
 
@@ -158,14 +160,13 @@ def run_demo(folder: Path, *, overwrite: bool, seed: int, say: Say) -> bool:
     report, passed = {}, True
     with whole_folder(folder) as draft:
         for case in cases:
-            rows, seconds = _run_case(case, draft, seed=seed, say=say)
+            rows, target, seconds = _run_case(case, draft, seed=seed, say=say)
             ok = _passes(rows)
             passed = passed and ok
             say(_table(case, rows))
             say(_words(case, rows, ok))
             report[case.concept.name] = {
-                "target": case.target,
-                "kept_prompts": case.keep,
+                "target": target,
                 "passed": ok,
                 "seconds": seconds,
                 "groups": {row.group: _counts(row) for row in rows},
@@ -181,10 +182,14 @@ def _slug(case: Case) -> str:
 
 def _run_case(
     case: Case, folder: Path, *, seed: int, say: Say
-) -> tuple[list[Row], dict[str, float]]:
+) -> tuple[list[Row], str | None, dict[str, float]]:
     name, started = case.concept.name, time.monotonic()
-    say(f"\nErasing '{name}' (instead: {case.target or 'the same prompt without it'}).")
-    eraser = erase(load_pipeline(), case.concept, target=case.target, keep=case.keep, seed=seed)
+    say(f"\nErasing '{name}'.")
+    eraser = erase(
+        load_pipeline(), case.concept, target=case.target, vocabulary=case.vocabulary, seed=seed
+    )
+    target = eraser.config.target
+    say(f"  It is answered as {repr(target) if target else 'the same prompt without it'}.")
     path = eraser.save_pretrained(folder / _slug(case))
     made = time.monotonic()
     pipe = load_pipeline()
@@ -197,7 +202,11 @@ def _run_case(
         for group, old, new in zip(case.groups, before, after, strict=True)
     ]
     _sheet(case.groups, before, after).save(folder / f"{path.name}.png")
-    return rows, {"erasing": round(made - started, 1), "judging": round(time.monotonic() - made, 1)}
+    return (
+        rows,
+        target,
+        {"erasing": round(made - started, 1), "judging": round(time.monotonic() - made, 1)},
+    )
 
 
 def _passes(rows: Sequence[Row]) -> bool:

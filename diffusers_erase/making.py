@@ -1,6 +1,6 @@
 """erase(): one call from a pipeline and a word to an eraser."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -12,15 +12,22 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffusers_erase.adapter import EraserAdapter, EraserConfig, versions
-from diffusers_erase.attachment import Attached, attached
+from diffusers_erase.attachment import Attached, attached, row_space
 from diffusers_erase.cache import TensorCache, digest
 from diffusers_erase.concepts import Concept, Vocabulary, encode, unknown_words
-from diffusers_erase.crossattention import denoiser_of, fingerprint
+from diffusers_erase.crossattention import (
+    TEXT_PARTS,
+    Factors,
+    denoiser_of,
+    fingerprint,
+    projections,
+)
 from diffusers_erase.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.editing.solving import factors_of, text_edit
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.runtime.plugin import list_erasures
 from diffusers_erase.training.checkpoints import Checkpoints
-from diffusers_erase.training.recipes import Recipe, recipe_named
+from diffusers_erase.training.recipes import Recipe, default_recipe, recipe_named
 from diffusers_erase.training.targets import (
     Answers,
     Choice,
@@ -34,6 +41,9 @@ from diffusers_erase.training.trainer import Step, train
 from diffusers_erase.trajectories import Trajectories, sample_trajectories
 
 
+SPARED_IN = 8
+"""Prompts in which each word of the vocabulary is spared."""
+
 Erased = str | Concept | Sequence[str | Concept]
 """One concept or several, by name or with everything that is known of them."""
 
@@ -46,12 +56,13 @@ def erase(
     vocabulary: Sequence[str] | Vocabulary | None = None,
     keep: Sequence[str] = (),
     protect: Sequence[str] = (),
-    recipe: str | Recipe = "replace",
+    recipe: str | Recipe | None = None,
     steps: int | None = None,
     seed: int = 0,
     progress: bool = True,
     work: str | Path | None = None,
     accelerator: Any = None,
+    callback_on_step_end: Callable[[Step], None] | None = None,
 ) -> EraserAdapter:
     """Make an eraser, after which the concept is answered as its target; leaves the pipeline alone.
 
@@ -68,24 +79,29 @@ def erase(
             preservation.
         protect: prompts that must not change at all, exactly, as long as their words are all there
             is; each takes freedom from the eraser. Works where only keys and values are trained.
-        recipe: a name from `RECIPES`, or a `Recipe` with parts and numbers of your own.
+        recipe: a name from `RECIPES`, or a `Recipe` with parts and numbers of your own;
+            `surgical-age` if left out.
         steps: training steps, if not the recipe's.
         seed: of trajectories, weights and minibatches; the same seed gives the same eraser on the
             same machine.
         progress: whether to show a progress bar.
         work: a folder for trajectories and checkpoints; a run that was stopped goes on from there.
         accelerator: accelerate's `Accelerator`, for its precision, processes and trackers.
+        callback_on_step_end: called after every step, when the pipeline wears the eraser as it is
+            so far: a picture drawn there shows how far it has come.
 
     Raises:
         ErasureError: an empty concept, an unknown recipe, a pipeline of another kind, or one that
             wears adapters or erasures; whatever is wrong is said before anything is computed.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else recipe_named(recipe)
+    words = _vocabulary(vocabulary)
+    if not isinstance(recipe, Recipe):
+        recipe = recipe_named(recipe) if recipe is not None else default_recipe(words)
     recipe = recipe if steps is None else replace(recipe, steps=steps)
     order = _Order(
         concepts=_concepts(concept),
         recipe=recipe,
-        vocabulary=_vocabulary(vocabulary),
+        vocabulary=words,
         target=target if target is None else as_target(target),
         keep=_prompts("keep", keep),
         protect=_prompts("protect", protect),
@@ -94,8 +110,7 @@ def erase(
     unet = _check(pipe, order)
     _warn_of_unknown_words(pipe, order)
     hold = _held_states(pipe, order)
-    parts, rank = recipe.parts, recipe.rank
-    with attached(unet, parts=parts, rank=rank, seed=seed, hold=hold) as lora:
+    with attached(unet, parts=recipe.parts, rank=recipe.rank, seed=seed, hold=hold) as lora:
         folder = Path(work) if work else None
         loop, answers = _loop(pipe, order, lora, work=folder, accelerator=accelerator)
         names = ", ".join(repr(c.name) for c in order.concepts)
@@ -104,6 +119,8 @@ def erase(
             bar.set_postfix(loss=f"{step.loss:.4f}")
             if accelerator is not None:
                 accelerator.log({"loss": step.loss}, step=step.index)
+            if callback_on_step_end is not None:
+                callback_on_step_end(step)
         factors = lora.factors()
     return EraserAdapter(factors, _config(pipe, order, answers.choices()))
 
@@ -176,6 +193,8 @@ def _loop(
         trajectories["concept"],
     )
     answers = order.way.begin(stage, seed=seed)
+    if recipe.warm:
+        lora.begin(_edit(pipe, order, stage, answers))
     kept = (*order.keep, *_pool(stage, order))
     if kept:
         trajectories["kept"] = sample(kept, seed + 1)
@@ -191,6 +210,30 @@ def _loop(
         checkpoints=_checkpoints(order, work, weights, str(precision)) if work else None,
     )
     return loop, answers
+
+
+def _edit(pipe: Any, order: _Order, stage: Stage, answers: Answers) -> dict[str, Factors]:
+    """The closed-form edit from the concepts' prompts to their answers, as factors."""
+    first = torch.stack(
+        [(stage.trajectories.prompt == k).nonzero()[0, 0] for k in range(len(stage.prompts))]
+    )
+    states = answers.answer(stage.trajectories.at(stage.denoiser, first)).states
+    spared = encode(pipe, ["", *order.keep, *_spared(order)])
+    hold = _held_states(pipe, order)
+    P = text_edit(
+        states["concept"],
+        states["target"],
+        spared,
+        hold=None if hold is None else row_space(hold),
+    )
+    return factors_of(P, projections(denoiser_of(pipe), TEXT_PARTS), order.recipe.rank)
+
+
+def _spared(order: _Order) -> list[str]:
+    """Every other word of the vocabulary in a few prompts."""
+    stand_in = Concept("thing", order.concepts[0].kind)
+    words = order.vocabulary.others(order.concepts) if order.vocabulary else ()
+    return [stand_in.replaced(t, word) for word in words for t in stand_in.written(SPARED_IN)]
 
 
 @dataclass(frozen=True)
@@ -236,18 +279,28 @@ class _Sampling:
 
 
 def _pool(stage: Stage, order: _Order) -> list[str]:
-    """Prompts about words of the vocabulary that must survive: half of them about the nearest."""
+    """Prompts about words of the vocabulary that must survive, the more the nearer they are."""
     if order.vocabulary is None or not order.recipe.pool:
         return []
     words = order.vocabulary.others(order.concepts)
     if not words:
         return []
-    near = distances(stage, words).amin(0).argsort().tolist()
-    spread = range(0, len(words), max(1, 2 * len(words) // order.recipe.pool))
-    taken = [*near[: order.recipe.pool // 2], *spread][: order.recipe.pool]
+    nearness = 1 / distances(stage, words).amin(0).clamp(min=0.05)
+    taken = apportioned(nearness, order.recipe.pool)
     stand_in = Concept(words[0], order.concepts[0].kind)
     templates = islice(cycle(stand_in.written()), len(taken))
     return [stand_in.replaced(t, words[k]) for t, k in zip(templates, taken, strict=True)]
+
+
+def apportioned(weights: Tensor, seats: int) -> list[int]:
+    """Indices in proportion to their weights, `seats` in all (Sainte-Lague's method)."""
+    given = torch.zeros(len(weights))
+    order = []
+    for _ in range(seats):
+        k = int((weights / (2 * given + 1)).argmax())
+        given[k] += 1
+        order.append(k)
+    return order
 
 
 def _weights(unet: Any) -> str:

@@ -7,12 +7,13 @@ from PIL import Image
 
 from diffusers_erase import Concept, erase
 from diffusers_erase.evaluation.metrics import draw
-from diffusers_erase.playground import SYNONYMS, load_judge, load_pipeline
+from diffusers_erase.playground import OBJECTS, SYNONYMS, load_judge, load_pipeline
 
 
 def main(folder: Path, steps: int | None) -> None:
     concept = Concept("car", synonyms=SYNONYMS["car"])
-    eraser = erase(load_pipeline(), concept, target="truck", steps=steps)
+    eraser = erase(load_pipeline(), concept, vocabulary=OBJECTS, steps=steps)
+    print(f"Cars are answered as {eraser.config.target}.")
     eraser.save_pretrained(folder / "erase-car", overwrite=True)
 
     pipe, judge = load_pipeline(), load_judge()

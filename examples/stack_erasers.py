@@ -9,12 +9,12 @@ from PIL import Image
 
 from diffusers_erase import Concept, erase
 from diffusers_erase.evaluation.metrics import draw
-from diffusers_erase.playground import load_judge, load_pipeline
+from diffusers_erase.playground import OBJECTS, load_judge, load_pipeline
 
 
 def main(folder: Path, steps: int | None) -> None:
     pipe, judge = load_pipeline(), load_judge()
-    car = erase(pipe, "car", target="truck", steps=steps)
+    car = erase(pipe, "car", vocabulary=OBJECTS, steps=steps)
     painter = erase(pipe, Concept("van gyre", kind="style"), steps=steps)
     original = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
 

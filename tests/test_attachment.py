@@ -113,6 +113,20 @@ def test_more_prompts_can_be_held_than_the_empty_one(untrained):
     assert drift(untrained.unet, [(factors, 1.0)], encode(untrained, ["a pine"])) > 1e-3
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_training_goes_on_from_given_factors(untrained, make_eraser, held):
+    null = encode(untrained, [""])
+    options = {"parts": ("to_k", "to_v"), "rank": 2, "seed": 0, "hold": null if held else None}
+    given = make_eraser(untrained.unet).factors
+    with attached(untrained.unet, **options) as lora:
+        lora.begin(given)
+        begun = lora.factors()
+    Q = row_space(null).float()
+    for path, (A, B) in given.items():
+        assert torch.equal(begun[path][1], B)
+        assert torch.allclose(begun[path][0], A - A @ Q @ Q.T if held else A, atol=1e-6)
+
+
 def test_the_row_space_is_as_large_as_the_states_need():
     generator = torch.Generator().manual_seed(0)
     three = torch.randn(3, 16, generator=generator)

@@ -1,10 +1,12 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 
 from diffusers_erase import Concept, EraserAdapter, ErasureError, Recipe, erase, making
 from diffusers_erase.concepts import encode
+from diffusers_erase.crossattention import projections
 from diffusers_erase.training.recipes import RECIPES
 
 
@@ -58,6 +60,33 @@ def test_a_run_that_fails_leaves_the_pipeline_as_it_was(untrained, monkeypatch):
     with pytest.raises(RuntimeError, match="out of memory"):
         erase(untrained, "car", recipe=QUICK, progress=False)
     assert unchanged(untrained.unet, before)
+
+
+def test_the_pipeline_draws_with_the_eraser_while_it_is_made(untrained, picture):
+    drawn = [picture(untrained)]
+    erase(
+        untrained,
+        "car",
+        recipe=QUICK,
+        progress=False,
+        callback_on_step_end=lambda step: drawn.append(picture(untrained)),
+    )
+    assert len(drawn) == 1 + QUICK.steps
+    assert all((one != two).any() for one, two in pairwise(drawn))
+    assert (picture(untrained) == drawn[0]).all()
+
+
+def test_a_warm_start_is_the_edit_in_closed_form(untrained):
+    still = replace(QUICK, warm=True, steps=1, learning_rate=1e-12, rank=128, trajectories=2)
+    eraser = erase(
+        untrained, "car", target="truck", vocabulary=["oak"], recipe=still, progress=False
+    )
+    states = encode(untrained, ["a photo of a red car", "a photo of a red truck"])
+    for path, layer in projections(untrained.unet, ("to_k", "to_v")).items():
+        W = layer.weight.detach()
+        car, truck = states @ W.T
+        answered = states[0] @ (W + eraser.delta(path)).T
+        assert (answered - truck).norm() < 0.2 * (car - truck).norm()
 
 
 def test_kept_prompts_enter_the_loss(untrained):

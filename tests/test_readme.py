@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_erase.training.recipes import RECIPES
+from diffusers_erase.training.recipes import REPLACE
 
 
 ROOT = Path(__file__).parent.parent
@@ -28,8 +28,8 @@ def on_the_playground(code):
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_snippet_runs(code, playground, make_eraser, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    quick = replace(RECIPES["replace"], steps=2, sampling_steps=2)
-    monkeypatch.setitem(RECIPES, "replace", quick)
+    quick = replace(REPLACE, steps=2, sampling_steps=2)
+    monkeypatch.setattr("diffusers_erase.making.default_recipe", lambda _: quick)
     code = on_the_playground(code)
     names = {"load_pipeline": lambda: playground, "pipe": playground}
     for i, name in enumerate(re.findall(r"load_erasure\((erase-\w+),", code)):

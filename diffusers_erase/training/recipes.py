@@ -1,7 +1,7 @@
 """A paper is a row: the parts and the numbers an eraser is trained with."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -28,6 +28,9 @@ class Recipe:
     """Weight of the kept prompts and the preservation pool, if there are any."""
     hold_null: bool = False
     """Whether the empty prompt's score is held exactly (see `attachment.attached`)."""
+    warm: bool = False
+    """Whether training begins at the closed-form edit of the text (see `editing.solving`) instead
+    of at the base."""
     choose: Literal["given", "nearest", "table", "minimax"] = "given"
     """How the target is chosen where none is named: from a vocabulary, or (`given`) not at all,
     which means the prompt without the concept."""
@@ -126,12 +129,40 @@ AGE_TABLE = Recipe(
 )
 """AGE's choice without gradients: the word with the largest entry in a table of scores."""
 
-SURGICAL_AGE = Recipe("surgical-age", choose="table", hold_null=True, pool=48)
-"""Ours: adaptive target in context, the empty prompt held exactly, a preservation pool."""
+SURGICAL_AGE = Recipe(
+    "surgical-age",
+    choose="table",
+    warm=True,
+    hold_null=True,
+    pool=32,
+    steps=40,
+    learning_rate=5e-4,
+)
+"""Ours: begins at the closed-form edit; adaptive target in context, the empty prompt held exactly,
+a preservation pool."""
+
+SURGICAL_AGE_SD = replace(
+    SURGICAL_AGE,
+    name="surgical-age-sd",
+    rank=8,
+    guidance=7.5,
+    sampling_steps=25,
+    steps=500,
+    batch=2,
+    learning_rate=1e-4,
+)
+"""The same in numbers for Stable Diffusion 1 and 2, where nothing has been measured yet: usual
+guidance, more and smaller steps. SDXL's erasers are not made here yet."""
 
 RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe for recipe in (SURGICAL_AGE, AGE, AGE_TABLE, ALL_BUT_ONE, ESD, REPLACE)
+    recipe.name: recipe
+    for recipe in (SURGICAL_AGE, SURGICAL_AGE_SD, AGE, AGE_TABLE, ALL_BUT_ONE, ESD, REPLACE)
 }
+
+
+def default_recipe(vocabulary: Vocabulary | None) -> Recipe:
+    """`surgical-age`; without a vocabulary the target is the prompt without the concept."""
+    return SURGICAL_AGE if vocabulary else replace(SURGICAL_AGE, choose="given")
 
 
 def recipe_named(name: str) -> Recipe:

@@ -11,7 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from peers import counted, uce
 from torch import Tensor
 
 from diffusers_erase.concepts import Concept, encode
-from diffusers_erase.crossattention import denoiser_of
+from diffusers_erase.crossattention import PARTS, denoiser_of
 from diffusers_erase.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.evaluation.metrics import Rate
 from diffusers_erase.making import erase
@@ -36,6 +36,7 @@ from diffusers_erase.playground import (
     load_pipeline,
 )
 from diffusers_erase.playground.world import with_article
+from diffusers_erase.training.recipes import RECIPES
 from diffusers_erase.training.targets import Stage, distances
 from diffusers_erase.trajectories import sample_trajectories
 
@@ -48,6 +49,12 @@ CONCEPTS = [
     *(ARTISTS[style] for style in ("swirl", "mosaic", "neon", "chalk")),
 ]
 """Two objects from each family, and half of the styles."""
+
+EVERYWHERE = {
+    f"{recipe.name}, all parts": replace(recipe, name=f"{recipe.name}, all parts", parts=PARTS)
+    for recipe in (RECIPES["esd"], RECIPES["all-but-one"])
+}
+"""Queries and outputs trained too, where the empty prompt cannot be held exactly."""
 
 STYLE_OF = {artist: style for style, artist in ARTISTS.items()}
 
@@ -95,8 +102,8 @@ class Pictures:
 
     def seen(self, pipe: Any, several: Sequence[Asked]) -> list[Verdict]:
         verdicts: list[Verdict] = []
-        for start in range(0, len(several), 32):
-            chunk = several[start : start + 32]
+        for start in range(0, len(several), 16):
+            chunk = several[start : start + 16]
             generators = [torch.Generator().manual_seed(a.seed) for a in chunk]
             pictures = pipe(
                 [a.prompt for a in chunk],
@@ -166,6 +173,18 @@ def damage(pipe: Any, word: str) -> float:
     return size(said - concept) / size(concept - null)
 
 
+@torch.no_grad()
+def null_drift(pipe: Any, word: str) -> float:
+    """|eps'(z,"") - eps*(z,"")| / |eps*(z,"")| on the same runs: what every picture gets of it."""
+    kept = stage_of(word)[1].trajectories
+    null = kept.states["null"][kept.prompt]
+    said = Denoiser(denoiser_of(pipe), NoiseSchedule.of(pipe.scheduler)).teacher(
+        kept.z, kept.t, null
+    )
+    before = kept.scores["null"]
+    return ((said - before).norm() / before.norm()).item()
+
+
 def measured(name: str, eraser: Any, pictures: Pictures) -> dict[str, Any]:
     """Everything that is counted about one eraser."""
     concept, pipe = concept_of(name), load_pipeline()
@@ -195,6 +214,7 @@ def measured(name: str, eraser: Any, pictures: Pictures) -> dict[str, Any]:
             became = Counter(v.label if v.valid else "(nothing)" for v in after)
             styles = Counter(v.style for v in after)
             found["became"] = dict((styles if name in STYLE_OF else became).most_common(4))
+    found["null_drift"] = null_drift(pipe, name)
     found["damage"] = {
         "concept": damage(pipe, name),
         "neighbours": [damage(pipe, word) for word in near],
@@ -213,7 +233,12 @@ def made(name: str, recipe: str, seed: int) -> tuple[Any, dict[str, Any]]:
             eraser = uce(pipe, concept, target, words)
         else:
             eraser = erase(
-                pipe, concept, vocabulary=words, recipe=recipe, seed=seed, progress=False
+                pipe,
+                concept,
+                vocabulary=words,
+                recipe=EVERYWHERE.get(recipe, recipe),
+                seed=seed,
+                progress=False,
             )
     return eraser, {"seconds": time.perf_counter() - started, "evaluations": cost()}
 
@@ -231,8 +256,8 @@ def share(rates: Sequence[dict[str, list[int]]], kind: str = "") -> float:
 def table(lines: Sequence[dict[str, Any]]) -> str:
     rows = [
         "| recipe | erasers | ESR (worst) | neighbours kept | others kept | colour kept "
-        "| damage near / far | s | UNet evaluations |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| damage near / far | null drift | s | UNet evaluations |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for recipe in dict.fromkeys(line["recipe"] for line in lines):
         own = [line for line in lines if line["recipe"] == recipe]
@@ -249,7 +274,8 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
             f"| {recipe} | {len(own)} | {sum(gone) / len(gone):.1f} % ({min(gone):.0f}) "
             f"| {share([line['neighbours'] for line in own]):.1f} % "
             f"| {share([line['others'] for line in own]):.1f} % | {share(both, 'colour'):.1f} % "
-            f"| {near:.3f} / {far:.3f} | {sum(x['seconds'] for x in own) / len(own):.0f} "
+            f"| {near:.3f} / {far:.3f} | {max(x['null_drift'] for x in own):.1e} "
+            f"| {sum(x['seconds'] for x in own) / len(own):.0f} "
             f"| {sum(x['evaluations'] for x in own) / len(own):,.0f} |"
         )
     return "\n".join(rows)

@@ -105,7 +105,7 @@ def main() -> None:
     )
     parser.add_argument("--pipeline", type=Path, default=None)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=32, help="pictures drawn at a time")
+    parser.add_argument("--batch", type=int, default=16, help="pictures drawn at a time")
     parser.add_argument("--sheet", type=Path, default=None, help="write a sheet of samples here")
     options = parser.parse_args()
     judge, pipe = load_judge(), load_pipeline(options.pipeline).to(options.device)
