@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -27,6 +26,7 @@ from diffusers_erase.editing.solving import factors_of, text_edit
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.runtime.plugin import list_erasures
 from diffusers_erase.training.checkpoints import Checkpoints
+from diffusers_erase.training.pool import pool, spared
 from diffusers_erase.training.recipes import Recipe, default_recipe, recipe_named
 from diffusers_erase.training.targets import (
     Answers,
@@ -35,14 +35,10 @@ from diffusers_erase.training.targets import (
     Stage,
     Target,
     as_target,
-    distances,
 )
 from diffusers_erase.training.trainer import Step, train
 from diffusers_erase.trajectories import Trajectories, sample_trajectories
 
-
-SPARED_IN = 8
-"""Prompts in which each word of the vocabulary is spared."""
 
 Erased = str | Concept | Sequence[str | Concept]
 """One concept or several, by name or with everything that is known of them."""
@@ -195,7 +191,7 @@ def _loop(
     answers = order.way.begin(stage, seed=seed)
     if recipe.warm:
         lora.begin(_edit(pipe, order, stage, answers))
-    kept = (*order.keep, *_pool(stage, order))
+    kept = (*order.keep, *pool(stage, order.vocabulary, recipe.pool))
     if kept:
         trajectories["kept"] = sample(kept, seed + 1)
     loop = train(
@@ -218,22 +214,14 @@ def _edit(pipe: Any, order: _Order, stage: Stage, answers: Answers) -> dict[str,
         [(stage.trajectories.prompt == k).nonzero()[0, 0] for k in range(len(stage.prompts))]
     )
     states = answers.answer(stage.trajectories.at(stage.denoiser, first)).states
-    spared = encode(pipe, ["", *order.keep, *_spared(order)])
     hold = _held_states(pipe, order)
     P = text_edit(
         states["concept"],
         states["target"],
-        spared,
+        encode(pipe, ["", *order.keep, *spared(order.vocabulary, order.concepts)]),
         hold=None if hold is None else row_space(hold),
     )
     return factors_of(P, projections(denoiser_of(pipe), TEXT_PARTS), order.recipe.rank)
-
-
-def _spared(order: _Order) -> list[str]:
-    """Every other word of the vocabulary in a few prompts."""
-    stand_in = Concept("thing", order.concepts[0].kind)
-    words = order.vocabulary.others(order.concepts) if order.vocabulary else ()
-    return [stand_in.replaced(t, word) for word in words for t in stand_in.written(SPARED_IN)]
 
 
 @dataclass(frozen=True)
@@ -276,31 +264,6 @@ class _Sampling:
         }
         tensors = self.cache.get(key, lambda: sampled().tensors())
         return Trajectories.of(tensors, states, null)
-
-
-def _pool(stage: Stage, order: _Order) -> list[str]:
-    """Prompts about words of the vocabulary that must survive, the more the nearer they are."""
-    if order.vocabulary is None or not order.recipe.pool:
-        return []
-    words = order.vocabulary.others(order.concepts)
-    if not words:
-        return []
-    nearness = 1 / distances(stage, words).amin(0).clamp(min=0.05)
-    taken = apportioned(nearness, order.recipe.pool)
-    stand_in = Concept(words[0], order.concepts[0].kind)
-    templates = islice(cycle(stand_in.written()), len(taken))
-    return [stand_in.replaced(t, words[k]) for t, k in zip(templates, taken, strict=True)]
-
-
-def apportioned(weights: Tensor, seats: int) -> list[int]:
-    """Indices in proportion to their weights, `seats` in all (Sainte-Lague's method)."""
-    given = torch.zeros(len(weights))
-    order = []
-    for _ in range(seats):
-        k = int((weights / (2 * given + 1)).argmax())
-        given[k] += 1
-        order.append(k)
-    return order
 
 
 def _weights(unet: Any) -> str:

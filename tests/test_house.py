@@ -37,7 +37,7 @@ def test_functions_and_modules_stay_small(module):
     for node in functions(tree):
         longest = 130 if path.name == "cli.py" else 80
         assert node.end_lineno - node.lineno < longest, f"{path}: {node.name}"
-        most = 30 if path.name == "cli.py" else 12  # an option is an argument
+        most = 30 if path.name == "cli.py" else 13  # an option is an argument
         assert len(node.args.args + node.args.kwonlyargs) <= most, f"{path}: {node.name}"
 
 

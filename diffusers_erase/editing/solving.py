@@ -39,7 +39,8 @@ def text_edit(
     seen, spared = E @ free, R @ free
     gram = seen.T @ seen / len(E) + spare * spared.T @ spared / max(1, len(R))
     gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    return torch.linalg.solve(gram, seen.T @ (V - E) / len(E)).T @ free
+    P: Tensor = torch.linalg.solve(gram, seen.T @ (V - E) / len(E)).T @ free
+    return P
 
 
 def factors_of(P: Tensor, layers: Mapping[str, nn.Linear], rank: int) -> dict[str, Factors]:
