@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from diffusers_erase.training.recipes import Recipe
     from diffusers_erase.training.targets import Fixed, Nearest
     from diffusers_erase.training.trainer import Step, train
+    from diffusers_erase.training.trial import Trial
 
 
 _ROOMS = {
@@ -38,6 +39,7 @@ _ROOMS = {
     "Nearest": "training.targets",
     "Recipe": "training.recipes",
     "Step": "training.trainer",
+    "Trial": "training.trial",
     "Vocabulary": "concepts",
     "erase": "making",
     "erasures_disabled": "runtime.plugin",
@@ -59,6 +61,7 @@ __all__ = [
     "Nearest",
     "Recipe",
     "Step",
+    "Trial",
     "Vocabulary",
     "erase",
     "erasures_disabled",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -16,7 +17,6 @@ from diffusers_erase.cache import TensorCache, digest
 from diffusers_erase.concepts import Concept, Vocabulary, encode, unknown_words
 from diffusers_erase.crossattention import (
     TEXT_PARTS,
-    Factors,
     denoiser_of,
     fingerprint,
     projections,
@@ -180,6 +180,7 @@ def _loop(
     prompts = tuple(prompt for several, _ in written for prompt in several)
     owners = torch.tensor([k for several, k in written for _ in several])
     trajectories = {"concept": sample(prompts, seed)}
+    edit = _Editing(pipe, order, lora)
     stage = Stage(
         denoiser,
         lambda texts: encode(pipe, texts),
@@ -187,10 +188,14 @@ def _loop(
         prompts,
         owners,
         trajectories["concept"],
+        edit,
     )
+    start = lora.factors()
     answers = order.way.begin(stage, seed=seed)
     if recipe.warm:
-        lora.begin(_edit(pipe, order, stage, answers))
+        edit(*_texts(stage, answers))
+    else:
+        lora.begin(start)  # whatever was tried on is taken off
     kept = (*order.keep, *pool(stage, order.vocabulary, recipe.pool))
     if kept:
         trajectories["kept"] = sample(kept, seed + 1)
@@ -208,20 +213,37 @@ def _loop(
     return loop, answers
 
 
-def _edit(pipe: Any, order: _Order, stage: Stage, answers: Answers) -> dict[str, Factors]:
-    """The closed-form edit from the concepts' prompts to their answers, as factors."""
-    first = torch.stack(
-        [(stage.trajectories.prompt == k).nonzero()[0, 0] for k in range(len(stage.prompts))]
-    )
+def _texts(stage: Stage, answers: Answers) -> tuple[Tensor, Tensor]:
+    """States of the concepts' prompts, and of what these are answered as."""
+    prompts = range(len(stage.prompts))
+    first = torch.stack([(stage.trajectories.prompt == k).nonzero()[0, 0] for k in prompts])
     states = answers.answer(stage.trajectories.at(stage.denoiser, first)).states
-    hold = _held_states(pipe, order)
-    P = text_edit(
-        states["concept"],
-        states["target"],
-        encode(pipe, ["", *order.keep, *spared(order.vocabulary, order.concepts)]),
-        hold=None if hold is None else row_space(hold),
-    )
-    return factors_of(P, projections(denoiser_of(pipe), TEXT_PARTS), order.recipe.rank)
+    return states["concept"], states["target"]
+
+
+@dataclass(frozen=True)
+class _Editing:
+    """Lets the LoRA begin at the closed-form edit from some text states to others."""
+
+    pipe: Any
+    order: _Order
+    lora: Attached
+
+    def __call__(self, E: Tensor, V: Tensor) -> None:
+        P = text_edit(E, V, self._spared, hold=self._held)
+        layers = projections(denoiser_of(self.pipe), TEXT_PARTS)
+        trained = {path: layers[path] for path in self.lora.factors() if path in layers}
+        self.lora.begin(factors_of(P, trained, self.order.recipe.rank))
+
+    @cached_property
+    def _spared(self) -> Tensor:
+        texts = spared(self.order.vocabulary, self.order.concepts)
+        return encode(self.pipe, ["", *self.order.keep, *texts])
+
+    @cached_property
+    def _held(self) -> Tensor | None:
+        states = _held_states(self.pipe, self.order)
+        return None if states is None else row_space(states)
 
 
 @dataclass(frozen=True)

@@ -125,8 +125,8 @@ def told(run: Run, eraser: EraserAdapter) -> str:
     lines = []
     for choice in eraser.config.parameters["choices"]:
         answer = choice["target"] or "the same prompt without it"
-        nearest = choice["how"] == "nearest"  # a distance; the others are scores
-        best = sorted(choice["scores"].items(), key=lambda item: item[1], reverse=not nearest)[:5]
+        least = choice["how"] in ("nearest", "trial")  # distances, damages; the others are scores
+        best = sorted(choice["scores"].items(), key=lambda item: item[1], reverse=not least)[:5]
         rivals = ", ".join(f"{word} {score:.2f}" for word, score in best)
         why = f" ({choice['how']}; {rivals})" if rivals else ""
         lines.append(f"Erased '{choice['concept']}', answered as '{answer}'{why}.")

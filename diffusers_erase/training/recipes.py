@@ -12,6 +12,7 @@ from diffusers_erase.training.adaptive import Adaptive
 from diffusers_erase.training.objectives import Keep, Objective, Steer, SteerGuidance, Sum
 from diffusers_erase.training.targets import Fixed, Nearest, Target
 from diffusers_erase.training.trainer import Pace
+from diffusers_erase.training.trial import Trial
 from diffusers_erase.trajectories import Sampler
 
 
@@ -31,7 +32,7 @@ class Recipe:
     warm: bool = False
     """Whether training begins at the closed-form edit of the text (see `editing.solving`) instead
     of at the base."""
-    choose: Literal["given", "nearest", "table", "minimax"] = "given"
+    choose: Literal["given", "nearest", "trial", "table", "minimax"] = "given"
     """How the target is chosen where none is named: from a vocabulary, or (`given`) not at all,
     which means the prompt without the concept."""
     pool: int = 0
@@ -95,6 +96,8 @@ class Recipe:
             )
         if self.choose == "nearest":
             return Nearest(vocabulary)
+        if self.choose == "trial":
+            return Trial(vocabulary)
         return Adaptive(vocabulary, form=self.choose)
 
     def numbers(self) -> dict[str, Any]:
@@ -131,7 +134,7 @@ AGE_TABLE = Recipe(
 
 SURGICAL_AGE = Recipe(
     "surgical-age",
-    choose="table",
+    choose="trial",
     warm=True,
     hold_null=True,
     pool=32,

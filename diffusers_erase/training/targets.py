@@ -26,6 +26,8 @@ class Stage:
     """Which concept each prompt is about, P."""
     trajectories: Trajectories
     """Of these prompts."""
+    edit: Callable[[Tensor, Tensor], None] | None = None
+    """Lets the student wear the closed-form edit that reads these states as those, if it can."""
     measured: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     """Distances found so far, by word and size of the probe."""
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from diffusers_erase.errors import ErasureError
 from diffusers_erase.training.adaptive import Adaptive
 from diffusers_erase.training.objectives import Keep, Steer, Sum
 from diffusers_erase.training.targets import Fixed, Nearest, Stage, distances
+from diffusers_erase.training.trial import Trial
 from diffusers_erase.trajectories import sample_trajectories
 
 
@@ -164,6 +166,33 @@ def test_the_table_follows_the_damage(stage):
     assert [choice.target for choice in answers.choices()] == first
     answers.update(2)
     assert answers.choices()[0].target == max(moved, key=moved.__getitem__)
+
+
+def test_a_trial_takes_the_word_whose_edit_hurts_its_worst_rival_least(stage):
+    """Of edits that change everything, the more the one, the less the other."""
+    s = stage.stage
+    amounts = {"truck": 0.3, "cat": 0.1, "fish": 0.2}
+    texts = {word: s.answered([word] * 2)[:2] for word in amounts}
+    tried = []
+
+    def edit(E, V):
+        assert torch.equal(E, s.trajectories.states["concept"])
+        (word,) = (w for w, states in texts.items() if torch.equal(states, V[:2]))
+        tried.append(word)
+        generator = torch.Generator().manual_seed(1)
+        for p in stage.lora.parameters:
+            p.data = amounts[word] * torch.randn(p.shape, generator=generator)
+
+    choice, _ = Trial(WORDS, synonym=0).begin(replace(s, edit=edit)).choices()
+    assert sorted(tried) == sorted(amounts)
+    assert choice.target == "cat"
+    assert choice.how == "trial"
+    assert sorted(choice.scores, key=choice.scores.__getitem__) == ["cat", "fish", "truck"]
+
+
+def test_nothing_is_tried_on_where_nothing_can_be(stage):
+    with pytest.raises(ErasureError, match="needs a stage with `edit`"):
+        Trial(WORDS, synonym=0).begin(stage.stage)
 
 
 def test_the_order_of_the_vocabulary_does_not_matter(stage):

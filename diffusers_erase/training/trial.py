@@ -1,0 +1,85 @@
+"""The target that would hurt least: every candidate is tried on as an edit in closed form."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusers_erase.concepts import Concept, Vocabulary
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.training.targets import Choice, Nearest, Stage, Still, mean_by, nearest_words
+
+
+@dataclass(frozen=True)
+class Trial:
+    """min over targets of max over their rivals j of  E |eps(z,j) - eps*(z,j)|^2 / E |g*(z,j)|^2
+
+    where the student wears the closed-form edit from the concept to the target (see
+    `editing.solving`), z are the concept's own latents, and targets and rivals are the `shortlist`
+    nearest words. AGE's game (arXiv 2501.18950) with the turns exchanged: the rival that an erasure
+    hurts most decides, and the target is chosen for its sake. No gradient, no chance.
+    """
+
+    vocabulary: Vocabulary
+    shortlist: int = 8
+    """So many of the nearest words are candidates."""
+    synonym: float = Nearest.synonym
+    """A word nearer than this is taken for another name of the concept."""
+    probe: int = 6
+    """Latents per concept that candidates are tried on; each costs `shortlist` squared evaluations
+    in all."""
+
+    def __post_init__(self) -> None:
+        if min(self.shortlist, self.probe) < 1:
+            raise ErasureError("`shortlist` and `probe` must be positive.")
+
+    def check(self, concepts: Sequence[Concept]) -> None:
+        """Some word must be left."""
+        self.vocabulary.candidates(concepts)
+
+    def begin(self, stage: Stage, *, seed: int = 0) -> Still:
+        """Tries every candidate on, then keeps to the best.
+
+        Raises:
+            ErasureError: on this stage nothing can be tried on.
+        """
+        how = Nearest(self.vocabulary, self.synonym)
+        ranked = [list(row) for row in nearest_words(stage, how, count=self.shortlist)]
+        chosen = []
+        for concept, words, hurt in zip(
+            stage.concepts, ranked, self.hurt(stage, ranked), strict=True
+        ):
+            scores = dict(zip(words, hurt.tolist(), strict=True))
+            chosen.append(Choice(concept.name, min(words, key=scores.__getitem__), "trial", scores))
+        return Still(stage, chosen)
+
+    @torch.no_grad()
+    def hurt(self, stage: Stage, ranked: Sequence[Sequence[str]]) -> list[Tensor]:
+        """For every concept, how much the edit to each of its candidates hurts the worst rival."""
+        if stage.edit is None:
+            raise ErasureError("Trial needs a stage with `edit`, by which edits can be tried on.")
+        rows, count = stage.probe(self.probe), len(stage.concepts)
+        prompt = stage.trajectories.prompt[rows]
+        owner = stage.concept_of[prompt]
+        view = stage.trajectories.at(stage.denoiser, rows)
+        width = max(map(len, ranked))
+        columns = [[words[min(k, len(words) - 1)] for words in ranked] for k in range(width)]
+        texts = [stage.answered(column) for column in columns]
+        rivals = [view.answered(states[prompt]) for states in texts]
+        there = [rival.teacher("target") for rival in rivals]
+
+        def size(x: Tensor) -> Tensor:
+            return mean_by(x.square().mean((1, 2, 3)), owner, count)
+
+        worst = []
+        for k, states in enumerate(texts):
+            stage.edit(stage.trajectories.states["concept"], states)
+            moved = [
+                size(rival.student("target") - score) / size(score - view.known["null"])
+                for j, (rival, score) in enumerate(zip(rivals, there, strict=True))
+                if j != k
+            ]
+            worst.append(torch.stack(moved).amax(0) if moved else torch.zeros(count))
+        table = torch.stack(worst)
+        return [table[: len(words), index] for index, words in enumerate(ranked)]
