@@ -34,7 +34,7 @@ from diffusers_erase.training.targets import Fixed, Target
 
 TARGET_PICTURES = 64
 """Pictures of the erased concept."""
-NEAR_PICTURES, FAR_PICTURES = 6, 2
+NEAR_PICTURES, FAR_PICTURES = 6, 1
 """Pictures of every neighbour, and of every other concept."""
 SHEET_COLUMNS = 12
 STEPS = 10

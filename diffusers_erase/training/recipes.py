@@ -138,6 +138,7 @@ SURGICAL_AGE = Recipe(
     warm=True,
     hold_null=True,
     pool=32,
+    sampling_steps=12,
     steps=40,
     learning_rate=5e-4,
 )

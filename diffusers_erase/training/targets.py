@@ -170,7 +170,7 @@ class Nearest:
 
     vocabulary: Vocabulary
     synonym: float = 0.05
-    probe: int = 12
+    probe: int = 8
     """Latents per concept on which a word is compared; each costs one evaluation."""
 
     def check(self, concepts: Sequence[Concept]) -> None:
@@ -208,7 +208,7 @@ def nearest_words(
     return ranked
 
 
-def distances(stage: Stage, words: Sequence[str], *, probe: int = 12) -> Tensor:
+def distances(stage: Stage, words: Sequence[str], *, probe: int = 8) -> Tensor:
     """E |eps*(z,c) - eps*(z,k)|^2 / E |eps*(z,c) - eps*(z,"")|^2 for concepts x words.
 
     How far the teacher tells a word from the concept, in the same prompts and at the concept's own
