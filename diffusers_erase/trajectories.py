@@ -68,8 +68,6 @@ class Trajectories:
     prompt: Tensor
     states: Mapping[str, Tensor]
     scores: Mapping[str, Tensor]
-    weights: Tensor | None = None
-    """How often each of the P prompts is drawn, relative to the others; equally if None."""
 
     def __len__(self) -> int:
         return len(self.z)
@@ -111,11 +109,7 @@ class Trajectories:
 
         Of the `count` rows drawn only `part` is looked at, one process' share.
         """
-        if self.weights is None:
-            rows = torch.randint(len(self), (count,), generator=generator)[part]
-        else:
-            each = self.weights[self.prompt]
-            rows = torch.multinomial(each, count, replacement=True, generator=generator)[part]
+        rows = torch.randint(len(self), (count,), generator=generator)[part]
         return self.at(denoiser, rows)
 
     def at(self, denoiser: Denoiser, rows: Tensor) -> View:

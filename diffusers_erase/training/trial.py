@@ -72,14 +72,12 @@ class Trial:
         def size(x: Tensor) -> Tensor:
             return mean_by(x.square().mean((1, 2, 3)), owner, count)
 
-        worst = []
+        moved = torch.zeros(width, width, count)  # targets x rivals x concepts
         for k, states in enumerate(texts):
             stage.edit(stage.trajectories.states["concept"], states)
-            moved = [
-                size(rival.student("target") - score) / size(score - view.known["null"])
-                for j, (rival, score) in enumerate(zip(rivals, there, strict=True))
-                if j != k
-            ]
-            worst.append(torch.stack(moved).amax(0) if moved else torch.zeros(count))
-        table = torch.stack(worst)
-        return [table[: len(words), index] for index, words in enumerate(ranked)]
+            for j, (rival, score) in enumerate(zip(rivals, there, strict=True)):
+                if j != k:
+                    apart = size(rival.student("target") - score)
+                    moved[k, j] = apart / size(score - view.known["null"])
+        own = [moved[: len(words), : len(words), i] for i, words in enumerate(ranked)]
+        return [hurt.amax(1) for hurt in own]

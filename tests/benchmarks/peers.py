@@ -15,6 +15,7 @@ from torch import Tensor
 from diffusers_erase.adapter import EraserAdapter, EraserConfig
 from diffusers_erase.concepts import Concept, encode
 from diffusers_erase.crossattention import fingerprint, projections
+from diffusers_erase.editing.solving import factors_of
 
 
 @contextmanager
@@ -48,13 +49,8 @@ def uce(
     R = _rows(pipe, ["", *(f"a photo of a {word}" for word in retain)])
     M = E.T @ E + R.T @ R + ridge * torch.eye(E.shape[1], dtype=E.dtype)
     P = torch.linalg.solve(M, E.T @ (V - E)).T
-    U, S, Vh = torch.linalg.svd(P)
-    rank = int((S / S[0] > 1e-9).sum())
-    left, right = U[:, :rank] * S[:rank].sqrt(), S[:rank, None].sqrt() * Vh[:rank]
-    factors = {
-        path: (right.float(), (layer.weight.double() @ left).float())
-        for path, layer in projections(pipe.unet, ("to_k", "to_v")).items()
-    }
+    rank = len(P)
+    factors = factors_of(P, projections(pipe.unet, ("to_k", "to_v")), rank)
     config = EraserConfig(
         concept.name, target=target, recipe="uce", fingerprint=fingerprint(pipe.unet), rank=rank
     )
