@@ -4,7 +4,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffusers_erase.card import model_card
-from diffusers_erase.crossattention import Factors, fingerprint, linear
+from diffusers_erase.crossattention import (
+    TEXT_PARTS,
+    Factors,
+    fingerprint,
+    linear,
+    projections,
+)
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.folders import check_folder, whole_folder
+from diffusers_erase.textmap import TextMap
 
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+MAP_NAME = "text_map.safetensors"
 CONFIG_NAME = "erasure_config.json"
 
 _PLAIN_TYPES: dict[str, type] = {
@@ -39,6 +47,7 @@ _PLAIN_TYPES: dict[str, type] = {
     "results": dict,
     "versions": dict,
     "rank": int,
+    "payloads": list,
 }
 
 
@@ -58,6 +67,8 @@ class EraserConfig:
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     """Class, text width and cross-attention size of the denoiser it was made for."""
     rank: int = 0
+    payloads: tuple[str, ...] = ("lora",)
+    """What there is of `lora` and `text_map`."""
     results: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     unknown: Mapping[str, Any] = field(default_factory=dict)
@@ -92,21 +103,36 @@ class EraserConfig:
                 f"{', '.join(unknown)}.",
                 stacklevel=3,
             )
-        return cls(**{**known, "synonyms": tuple(known.get("synonyms", ())), "unknown": unknown})
+        for name in ("synonyms", "payloads"):
+            known |= {name: tuple(known[name])} if name in known else {}
+        return cls(**known, unknown=unknown)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one concept is answered as, and the rivals with their scores."""
+
+    concept: str
+    target: str | None
+    how: str
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class EraserAdapter:
     """Low-rank changes to a denoiser's cross-attention that erase a concept.
 
-    `factors` maps a layer's path to (A, B), float32 on the CPU.
+    `factors` maps a layer's path to (A, B), float32 on the CPU. An eraser made in closed form has a
+    `text_map` too, from which its change to any layer that reads the text follows; one with a text
+    map alone is portable: a few kB for every model with the same text encoder.
     """
 
     factors: Mapping[str, Factors]
     config: EraserConfig
+    text_map: TextMap | None = None
 
     def __post_init__(self) -> None:
-        if not self.factors:
+        if not self.factors and self.text_map is None:
             raise ErasureError("The eraser has no LoRA weights.")
         for path, (A, B) in self.factors.items():
             if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]:
@@ -118,8 +144,30 @@ class EraserAdapter:
                     f"LoRA factors of '{path}' hold values that are not finite numbers."
                 )
 
-    def delta(self, path: str) -> Tensor:
-        """B A, float32, or an error if the layer is not touched."""
+    @property
+    def portable(self) -> "EraserAdapter":
+        """The same eraser as a text map alone.
+
+        Raises:
+            ErasureError: it was trained, for one model, and has no text map.
+        """
+        if self.text_map is None:
+            raise ErasureError(
+                f"The eraser of '{self.config.concept}' was trained for one model and has no text "
+                "map; erasers made in closed form have one."
+            )
+        return EraserAdapter({}, replace(self.config, payloads=("text_map",)), self.text_map)
+
+    def paths(self, unet: nn.Module) -> tuple[str, ...]:
+        """The layers of a denoiser that it changes."""
+        return tuple(self.factors if self.text_map is None else projections(unet, TEXT_PARTS))
+
+    def delta(self, path: str, weight: Tensor | None = None) -> Tensor:
+        """What is added to a layer's weight W, float32 on the CPU: B A, or W P for a text map."""
+        if self.text_map is not None and weight is not None:
+            U, V = self.text_map.U.float(), self.text_map.V.float()
+            changed: Tensor = (weight.detach().float().cpu() @ U) @ V.T
+            return changed
         A, B = self.factors[path]
         return B @ A
 
@@ -129,6 +177,9 @@ class EraserAdapter:
         Raises:
             ErasureError: a layer is missing or has another shape.
         """
+        if self.text_map is not None:
+            self._check_width(unet, self.text_map.width)
+            return
         for path, (A, B) in self.factors.items():
             try:
                 layer = linear(unet, path)
@@ -143,11 +194,20 @@ class EraserAdapter:
                     f"{' x '.join(map(str, there)) or 'missing'}."
                 )
 
+    def _check_width(self, unet: nn.Module, width: int) -> None:
+        read = {layer.in_features for layer in projections(unet, TEXT_PARTS).values()}
+        if read != {width}:
+            raise ErasureError(
+                f"This eraser maps text states of width {width}; the pipeline has "
+                f"{_describe(fingerprint(unet))}: it was made for another text encoder."
+            )
+
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `pytorch_lora_weights.safetensors`, `erasure_config.json` and a model card.
 
-        Plain `pipe.load_lora_weights(folder)` reads the result too. All or nothing: the folder
-        appears complete.
+        Plain `pipe.load_lora_weights(folder)` reads the result too. An eraser with a text map
+        leaves `text_map.safetensors` beside it, a portable one nothing else. All or nothing: the
+        folder appears complete.
 
         Raises:
             ErasureError: the folder exists and `overwrite` is not set, it holds something else than
@@ -161,6 +221,16 @@ class EraserAdapter:
 
     def _write(self, folder: Path, repo_id: str) -> None:
         content = self.config.to_dict()
+        if self.factors:
+            self._write_lora(folder, content)
+        if self.text_map is not None:
+            pair = {"U": self.text_map.U.float(), "V": self.text_map.V.float()}
+            contiguous = {name: value.contiguous() for name, value in pair.items()}
+            save_file(contiguous, folder / MAP_NAME, {"erasure": json.dumps(content)})
+        (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(model_card(content, repo_id), encoding="utf-8")
+
+    def _write_lora(self, folder: Path, content: Mapping[str, Any]) -> None:
         tensors: dict[str, Tensor] = {}
         for path, (A, B) in self.factors.items():
             tensors[f"unet.{path}.lora_A.weight"] = A.contiguous()
@@ -186,8 +256,6 @@ class EraserAdapter:
             "erasure": json.dumps(content),
         }
         save_file(tensors, folder / WEIGHTS_NAME, header)
-        (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(model_card(content, repo_id), encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **hub: Any) -> "EraserAdapter":
@@ -201,17 +269,23 @@ class EraserAdapter:
         Raises:
             ErasureError: nothing there, or not an eraser; safetensors only, nothing is executed.
         """
-        weights = _fetch(source, WEIGHTS_NAME, **hub)
-        factors, header = _read(weights)
         try:
             content = json.loads(_fetch(source, CONFIG_NAME, **hub).read_text(encoding="utf-8"))
         except ErasureError:
-            content = header
+            content = {}
         except ValueError as error:
             raise ErasureError(f"'{source}' holds a broken {CONFIG_NAME}: {error}.") from error
-        if not content:
+        known = EraserConfig.from_dict(content) if content else None
+        payloads = known.payloads if known else ("lora",)
+        factors: dict[str, Factors] = {}
+        header: dict[str, Any] = {}
+        if "lora" in payloads:
+            factors, header = _read(_fetch(source, WEIGHTS_NAME, **hub))
+        if known is None and not header:
             raise ErasureError(f"'{source}' holds no {CONFIG_NAME}: it is a LoRA, but no eraser.")
-        return cls(factors, EraserConfig.from_dict(content))
+        known = known or EraserConfig.from_dict(header)
+        mapped = "text_map" in known.payloads
+        return cls(factors, known, _read_map(_fetch(source, MAP_NAME, **hub)) if mapped else None)
 
     def push_to_hub(
         self,
@@ -243,7 +317,9 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         ErasureError: it exists without `overwrite`, holds something else than an eraser, or
             cannot be written.
     """
-    check_folder(folder, overwrite=overwrite, marker=CONFIG_NAME, known=(WEIGHTS_NAME, "README.md"))
+    check_folder(
+        folder, overwrite=overwrite, marker=CONFIG_NAME, known=(WEIGHTS_NAME, MAP_NAME, "README.md")
+    )
 
 
 def versions() -> dict[str, str]:
@@ -305,6 +381,17 @@ def _hub_reason(error: BaseException) -> str:
         if any(isinstance(cause, kind) for cause in causes):
             return reason
     return next(iter(str(causes[-1]).strip().splitlines()), type(error).__name__).rstrip(".")
+
+
+def _read_map(path: Path) -> TextMap:
+    try:
+        with safe_open(path, "pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ErasureError(f"'{path}' is no readable safetensors file: {error}.") from error
+    if found.keys() != {"U", "V"} or not all(x.is_floating_point() for x in found.values()):
+        raise ErasureError(f"'{path}' holds {', '.join(sorted(found))}, and not a text map.")
+    return TextMap(found["U"].double(), found["V"].double())
 
 
 def _read(path: Path) -> tuple[dict[str, Factors], dict[str, Any]]:

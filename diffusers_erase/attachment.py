@@ -30,7 +30,8 @@ class Attached:
     factors: Callable[[], dict[str, Factors]]
     """The trained factors so far, copied."""
     begin: Callable[[Mapping[str, Factors]], None]
-    """Go on from these factors of the trained layers; what they do to held prompts is left out."""
+    """Go on from these factors, of the LoRA's rank or less, of the trained layers; what they do to
+    held prompts is left out."""
 
 
 @contextmanager
@@ -82,8 +83,8 @@ def attached(
     def begin(factors: Mapping[str, Factors]) -> None:
         for path, (A, B) in factors.items():
             layer = unet.get_submodule(path)
-            _stored(layer.lora_A[name]).data.copy_(A)
-            _stored(layer.lora_B[name]).data.copy_(B)
+            _stored(layer.lora_A[name]).data[: len(A)] = A
+            _stored(layer.lora_B[name]).data.zero_()[:, : len(A)] = B
 
     try:
         with torch.random.fork_rng(devices=[]):

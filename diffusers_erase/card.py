@@ -41,8 +41,7 @@ pipe = StableDiffusionPipeline.from_pretrained("{base or "..."}")
 pipe.load_erasure("{repo_id}")
 ```
 
-It is an ordinary LoRA too: `pipe.load_lora_weights("{repo_id}")` works without `diffusers_erase`,
-but is then switched off by the next adapter that is loaded.
+{_also(config, repo_id)}
 
 | | |
 | --- | --- |
@@ -56,6 +55,15 @@ but is then switched off by the next adapter that is loaded.
 
 Whoever holds the weights can unload an eraser, and erased concepts can be recovered by attacks.
 """
+
+
+def _also(config: Mapping[str, Any], repo_id: str) -> str:
+    if "lora" in config.get("payloads", ("lora",)):
+        return (
+            f'It is an ordinary LoRA too: `pipe.load_lora_weights("{repo_id}")` works without '
+            "`diffusers_erase`,\nbut is then switched off by the next adapter that is loaded."
+        )
+    return "It is a map of the text, for every model with the same text encoder."
 
 
 def _results(results: Mapping[str, Any]) -> str:

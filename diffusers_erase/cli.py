@@ -111,12 +111,13 @@ def train(
     from accelerate import Accelerator
 
     from diffusers_erase.concepts import Concept, Vocabulary
+    from diffusers_erase.making.order import recipe_of
     from diffusers_erase.runs import Run, carry_out, runs_of, with_numbers
-    from diffusers_erase.training.recipes import default_recipe, recipe_named
+    from diffusers_erase.training.recipes import default_recipe
 
     words = Vocabulary.read(vocabulary) if vocabulary else _own_words(model, kind)
     numbers = with_numbers(
-        recipe_named(recipe) if recipe else default_recipe(words),
+        recipe_of(recipe) if recipe else default_recipe(words),
         steps=steps,
         batch=batch,
         learning_rate=learning_rate,

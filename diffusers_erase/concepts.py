@@ -201,6 +201,16 @@ class Vocabulary:
         return left
 
 
+SAID_IN = 8
+"""Prompts in which a word is said that a closed-form edit is to spare."""
+
+
+def said(words: Sequence[str], kind: Kind, count: int = SAID_IN) -> list[str]:
+    """Every word in `count` prompts, as a concept of this kind would be met."""
+    stand_in = Concept("thing", kind)
+    return [stand_in.replaced(t, word) for word in words for t in stand_in.written(count)]
+
+
 def articles_agree(prompt: str) -> str:
     """Every `a` and `an` as its next word wants it."""
 
@@ -221,6 +231,12 @@ def encode(pipe: Any, prompts: Sequence[str]) -> Tensor:
         do_classifier_free_guidance=False,
     )[0]
     return states
+
+
+def text_fingerprint(pipe: Any, prompt: str) -> list[float]:
+    """Eight numbers of a prompt's mean state, to recognise a text encoder by."""
+    first: list[float] = encode(pipe, [prompt])[0].float().mean(0)[:8].tolist()
+    return [round(value, 4) for value in first]
 
 
 def unknown_words(tokenizer: Any, phrase: str) -> dict[str, list[str]]:

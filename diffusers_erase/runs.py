@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from diffusers_erase.adapter import CONFIG_NAME, EraserAdapter, check_output
 from diffusers_erase.concepts import Concept, Kind
+from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.making import erase
 from diffusers_erase.training.recipes import Recipe
@@ -133,7 +134,17 @@ def told(run: Run, eraser: EraserAdapter) -> str:
     return "\n".join([*lines, f"pipe.load_erasure('{run.output}')"])
 
 
-def with_numbers(recipe: Recipe, **numbers: float | None) -> Recipe:
-    """The recipe with the numbers that are not None."""
+def with_numbers(recipe: Recipe | Edit, **numbers: float | None) -> Recipe | Edit:
+    """The recipe with the numbers that are not None.
+
+    Raises:
+        ErasureError: the recipe has no such number.
+    """
     given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
+    foreign = given.keys() - {f.name for f in fields(recipe)}
+    if foreign:
+        raise ErasureError(
+            f"Recipe '{recipe.name}' is solved and not trained; leave out "
+            f"{', '.join(sorted(foreign))}."
+        )
     return replace(recipe, **given)

@@ -7,6 +7,7 @@ import torch
 from diffusers_erase import Concept, EraserAdapter, ErasureError, Recipe, erase, making
 from diffusers_erase.concepts import encode
 from diffusers_erase.crossattention import projections
+from diffusers_erase.making import by_training
 from diffusers_erase.training.recipes import RECIPES, default_recipe
 
 
@@ -56,7 +57,7 @@ def test_a_run_that_fails_leaves_the_pipeline_as_it_was(untrained, monkeypatch):
     def explode(*_, **__):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("diffusers_erase.making.train", explode)
+    monkeypatch.setattr("diffusers_erase.making.by_training.train", explode)
     with pytest.raises(RuntimeError, match="out of memory"):
         erase(untrained, "car", recipe=QUICK, progress=False)
     assert unchanged(untrained.unet, before)
@@ -137,7 +138,7 @@ def test_bad_requests_are_refused_before_anything_happens(untrained, concept, op
 
 def test_pipelines_that_need_more_than_a_prompt_are_refused(untrained):
     untrained.unet.register_to_config(addition_embed_type="text_time")
-    with pytest.raises(ErasureError, match="made on Stable Diffusion 1 and 2"):
+    with pytest.raises(ErasureError, match="trained on Stable Diffusion 1 and 2"):
         erase(untrained, "car", recipe=QUICK, progress=False)
 
 
@@ -222,7 +223,7 @@ def test_the_pool_preserves_words_of_the_vocabulary_and_never_the_concept(untrai
         said.append(list(prompts))
         return encode(pipe, prompts)
 
-    monkeypatch.setattr(making, "encode", watched)
+    monkeypatch.setattr(by_training, "encode", watched)
     recipe = replace(QUICK, pool=10, trajectories=2)
     erase(untrained, "truck", vocabulary=WORDS, recipe=recipe, progress=False)
     (pool,) = (prompts for prompts in said if len(prompts) == 10)
@@ -236,7 +237,7 @@ def test_a_stopped_run_goes_on_in_its_folder_and_samples_nothing_anew(
     recipe = replace(QUICK, steps=40)
     whole = erase(untrained, "car", target="truck", recipe=recipe, progress=False)
 
-    train = making.train
+    train = by_training.train
 
     def stopping(*args, **options):
         for step in train(*args, **options):
@@ -244,15 +245,15 @@ def test_a_stopped_run_goes_on_in_its_folder_and_samples_nothing_anew(
                 raise KeyboardInterrupt
             yield step
 
-    monkeypatch.setattr(making, "train", stopping)
+    monkeypatch.setattr(by_training, "train", stopping)
     with pytest.raises(KeyboardInterrupt):
         erase(untrained, "car", target="truck", recipe=recipe, work=tmp_path, progress=False)
-    monkeypatch.setattr(making, "train", train)
+    monkeypatch.setattr(by_training, "train", train)
 
     def no_sampling(*_, **__):
         raise AssertionError("sampled again")
 
-    monkeypatch.setattr(making, "sample_trajectories", no_sampling)
+    monkeypatch.setattr(by_training, "sample_trajectories", no_sampling)
     options = {"target": "truck", "work": tmp_path, "progress": False}
     resumed = erase(untrained, "car", recipe=recipe, **options)
     for path, (A, B) in whole.factors.items():

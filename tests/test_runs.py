@@ -5,6 +5,7 @@ from accelerate.tracking import GeneralTracker
 
 from diffusers_erase import Concept, ErasureError, Recipe, making
 from diffusers_erase.adapter import EraserAdapter
+from diffusers_erase.making import by_training
 from diffusers_erase.runs import Run, carry_out, runs_of
 
 
@@ -70,16 +71,16 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_eraser(untrained, tmp_path, 
         Run((Concept("car"),), tmp_path / name, OPTIONS) for name in ("straight", "stopped")
     )
     made(untrained, [straight])
-    real = making.train
+    real = by_training.train
 
     def cut_off(*arguments, checkpoints, **options):
-        checkpoints = making.Checkpoints(checkpoints.folder, checkpoints.run, every=1)
+        checkpoints = by_training.Checkpoints(checkpoints.folder, checkpoints.run, every=1)
         loop = real(*arguments, checkpoints=checkpoints, **options)
         yield next(loop)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(making, "train", cut_off)
+        patched.setattr(by_training, "train", cut_off)
         with pytest.raises(KeyboardInterrupt):
             made(untrained, [stopped])
     assert stopped.work.is_dir()
@@ -92,7 +93,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_eraser(untrained, tmp_path, 
             assert step.index > 0
             yield step
 
-    monkeypatch.setattr(making, "train", taken_up)
+    monkeypatch.setattr(by_training, "train", taken_up)
     made(untrained, [stopped], resume=True)
     assert torch.equal(factors(straight.output), factors(stopped.output))
     assert not stopped.work.exists()

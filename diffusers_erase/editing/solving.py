@@ -1,56 +1,97 @@
-"""One linear change of the text for all layers, and its best factors of a given rank."""
-
-from collections.abc import Mapping
+"""One problem, many papers: they differ in what is erased, what is spared and what is held."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffusers_erase.crossattention import Factors
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.textmap import TextMap
 
 
-def text_edit(
-    E: Tensor,
-    V: Tensor,
-    R: Tensor,
-    *,
-    spare: float = 3.0,
-    ridge: float = 1e-4,
-    hold: Tensor | None = None,
-) -> Tensor:
-    """argmin_P  mean |(I + P) e - v|^2 + κ mean |P r|^2 + λ |P|^2,   P H^T = 0
+WORST_CONDITION = 1e13
+"""Beyond this too few of float64's sixteen digits are left."""
 
-    = (V - E)^T E (E^T E + κ R^T R + λ I)^-1, UCE's edit (arXiv 2308.14761): with W' = W (I + P)
-    every layer W that reads the text reads states e as it read v before, and r as ever.
+
+def solve(E: Tensor, V: Tensor, K: Tensor, *, hold: Tensor | None = None) -> TextMap:
+    """argmin_P  |(I + P) E^T - V^T|^2 + tr(P K P^T),   P Q = 0
+
+    = (V - E)^T E F (F^T (E^T E + K) F)^-1 F^T,  F an orthonormal basis of what is free of Q.
+
+    UCE's edit (arXiv 2308.14761) with W' = W (I + P): every layer that reads the text reads states
+    E as it read V before. P does not depend on W; one factorisation serves all layers.
 
     Args:
-        E: states of the erased prompts, ... x width.
-        V: what each of them is to be read as, of the same shape.
-        R: states that are to be read as before, ... x width; may be empty.
-        spare: κ, how much R weighs against E.
-        ridge: λ, relative to the mean square of what is solved for.
-        hold: orthonormal columns, width x n, that P answers with exactly nothing.
+        E: states to be read differently, n x width.
+        V: what each of them is to be read as, n x width.
+        K: how dear every direction is, width x width, positive definite: Grams of what is spared
+            and a ridge.
+        hold: Q, orthonormal columns, width x h, that P answers with exactly nothing.
 
     Returns:
-        P, width x width, float64.
+        I + P with rank min(n, width).
+
+    Raises:
+        ErasureError: a state is not finite, or the system is too ill-conditioned to be solved.
     """
-    E, V, R = (x.detach().double().cpu().reshape(-1, x.shape[-1]) for x in (E, V, R))
+    E, V, K = (x.detach().double().cpu() for x in (E, V, K))
+    if not all(torch.isfinite(x).all() for x in (E, V, K)):
+        raise ErasureError(
+            "Text states hold values that are not finite numbers; run the text encoder in float32."
+        )
+    A = reader(E, K, hold)
+    if len(E) <= E.shape[1]:
+        return TextMap((V - E).T, A.T)
+    return TextMap.of((V - E).T @ A)
+
+
+def reader(E: Tensor, K: Tensor, hold: Tensor | None = None) -> Tensor:
+    """A = E F (F^T (E^T E + K) F)^-1 F^T, n x width: how much of each row of E a state holds.
+
+    The part of `solve` that does not depend on what the rows are to be read as.
+    """
+    return _inverted(E, E.T @ E + K, hold)
+
+
+def remove(X: Tensor, K: Tensor, *, hold: Tensor | None = None) -> TextMap:
+    """argmin_P  tr(P K P^T),   P X^T = -X^T,   P Q = 0
+
+    = -X^T (X N X^T)^-1 X N,  N = F (F^T K F)^-1 F^T: directions X are lost, at the least cost.
+
+    With K the covariance of states and X their covariance with a label this is LEACE (arXiv
+    2306.03819): afterwards no linear reader can tell the label.
+
+    Args:
+        X: directions, n x width.
+        K: as in `solve`.
+        hold: as in `solve`.
+
+    Raises:
+        ErasureError: as `solve`; or a direction lies among those that are held.
+    """
+    X, K = (x.detach().double().cpu() for x in (X, K))
+    A = _inverted(X, K, hold)
+    inner = A @ X.T
+    outside = (A.norm(dim=1) * K.diagonal().mean() / X.norm(dim=1)).min()
+    if outside < 1e-9 or torch.linalg.cond(inner) > WORST_CONDITION:
+        raise ErasureError("What is to be removed lies among the prompts that are to be held.")
+    return TextMap(-X.T, torch.linalg.solve(inner, A).T)
+
+
+def _inverted(E: Tensor, M: Tensor, hold: Tensor | None) -> Tensor:
+    """E F (F^T M F)^-1 F^T, n x width."""
     Q = torch.zeros(E.shape[1], 0, dtype=E.dtype) if hold is None else hold.to(E)
-    free = torch.eye(E.shape[1], dtype=E.dtype) - Q @ Q.T
-    seen, spared = E @ free, R @ free
-    gram = seen.T @ seen / len(E) + spare * spared.T @ spared / max(1, len(R))
-    gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    P: Tensor = torch.linalg.solve(gram, seen.T @ (V - E) / len(E)).T @ free
-    return P
 
+    def free(x: Tensor) -> Tensor:
+        once = x - (x @ Q) @ Q.T
+        return once - (once @ Q) @ Q.T
 
-def factors_of(P: Tensor, layers: Mapping[str, nn.Linear], rank: int) -> dict[str, Factors]:
-    """W P as B A for every layer, with the `rank` largest singular values of P (Eckart-Young).
-
-    Exact where P has no higher rank. Float32, on the CPU.
-    """
-    U, sizes, Vh = torch.linalg.svd(P)
-    left, right = U[:, :rank] * sizes[:rank].sqrt(), sizes[:rank, None].sqrt() * Vh[:rank]
-    return {
-        path: (right.float(), (layer.weight.detach().double().cpu() @ left).float())
-        for path, layer in layers.items()
-    }
+    inside = free(free(M).T)
+    inside += Q @ Q.T * M.diagonal().mean()  # held directions are answered by nothing, any way
+    L, failed = torch.linalg.cholesky_ex((inside + inside.T) / 2)
+    pivots = L.diagonal()
+    condition = float("inf") if failed else float((pivots.max() / pivots.min()).square())
+    if not condition < WORST_CONDITION:
+        raise ErasureError(
+            f"The system is too ill-conditioned to be solved (condition number at least "
+            f"{condition:.0e}): raise the ridge, or leave out prompts that repeat one another."
+        )
+    return free(torch.cholesky_solve(free(E).T, L).T)

@@ -42,12 +42,14 @@ class Erasures:
         """
         for adapter, _ in loaded.values():
             adapter.check(unet)
-        touched = {path for adapter, _ in loaded.values() for path in adapter.factors}
+        reached = {name: set(adapter.paths(unet)) for name, (adapter, _) in loaded.items()}
+        touched = set[str]().union(*reached.values())
         plans: list[tuple[str, nn.Linear, Pristine]] = []
         for path in sorted(touched | set(self.pristine)):
             layer = linear(unet, path)
             base = self._base(layer, path)
-            written = base.clone() if path not in touched else _sum(base, path, loaded)
+            here = {name: loaded[name] for name, paths in reached.items() if path in paths}
+            written = _sum(base, path, here) if here else base.clone()
             plans.append((path, layer, Pristine(base, written)))
         with torch.no_grad():
             for path, layer, plan in plans:
@@ -84,8 +86,8 @@ def _sum(base: Tensor, path: str, loaded: dict[str, tuple[EraserAdapter, float]]
     total = torch.zeros(base.shape, dtype=torch.float32)
     in_order = sorted(loaded.items(), key=lambda item: item[0])  # the order of loading is no matter
     for _, (adapter, strength) in in_order:
-        if path in adapter.factors and strength:
-            total += strength * adapter.delta(path)
+        if strength:
+            total += strength * adapter.delta(path, base)
     if not total.any():
         return base.clone()
     return (base.float() + total.to(base.device)).to(base.dtype)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from diffusers_erase.adapter import EraserAdapter
+from diffusers_erase.concepts import text_fingerprint
 from diffusers_erase.crossattention import denoiser_of
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.runtime.baking import Erasures
@@ -56,6 +58,7 @@ def load_erasure(
         if isinstance(source, EraserAdapter)
         else EraserAdapter.from_pretrained(source, **hub)
     )
+    _same_texts(pipe, adapter)
     name = name or adapter.config.concept
     erasures = _erasures(unet)
     if name in erasures.loaded:
@@ -128,6 +131,20 @@ def _named(unet: nn.Module, name: str) -> Erasures:
         there = ", ".join(map(repr, erasures.loaded)) or "none"
         raise ErasureError(f"No erasure named {name!r} is loaded. Loaded: {there}.")
     return erasures
+
+
+def _same_texts(pipe: Any, adapter: EraserAdapter) -> None:
+    """Refuse a text map that was made for another text encoder, if there is one to compare with."""
+    known = adapter.config.fingerprint.get("text") if adapter.text_map else None
+    if not known or getattr(pipe, "text_encoder", None) is None:
+        return
+    there = torch.tensor(text_fingerprint(pipe, known["prompt"]))
+    then = torch.tensor(known["state"])
+    if (there - then).norm() > 0.1 * then.norm():
+        raise ErasureError(
+            f"The text encoder reads {known['prompt']!r} otherwise than the one this eraser was "
+            "made for; it would erase something else here."
+        )
 
 
 def _plain(unet: nn.Module) -> nn.Module:

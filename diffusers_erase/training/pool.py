@@ -10,8 +10,8 @@ from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.training.targets import Stage, distances
 
 
-SPARED_IN = 8
-"""Prompts in which each word of the vocabulary is spared by the closed-form edit."""
+NEAR = 8
+"""So many of the nearest words are spared as much as all together."""
 
 NEAREST = 0.05
 """Words nearer than this count as so near: a synonym must not take all seats."""
@@ -29,11 +29,10 @@ def pool(stage: Stage, vocabulary: Vocabulary | None, count: int) -> list[str]:
     return [stand_in.replaced(t, words[k]) for t, k in zip(templates, taken, strict=True)]
 
 
-def spared(vocabulary: Vocabulary | None, erased: Sequence[Concept]) -> list[str]:
-    """Every word that is not erased in a few prompts: text alone, which costs next to nothing."""
-    words = vocabulary.others(erased) if vocabulary else ()
-    stand_in = Concept("thing", erased[0].kind)
-    return [stand_in.replaced(t, word) for word in words for t in stand_in.written(SPARED_IN)]
+def near_words(stage: Stage, words: Sequence[str], count: int = NEAR) -> list[str]:
+    """The `count` words nearest to each concept, each word once."""
+    ranked = distances(stage, words).argsort(1)[:, :count]
+    return list(dict.fromkeys(words[k] for row in ranked.tolist() for k in row))
 
 
 def apportioned(weights: Tensor, seats: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from diffusers_erase.concepts import Vocabulary
@@ -140,7 +139,7 @@ SURGICAL_AGE = Recipe(
     pool=32,
     sampling_steps=12,
     steps=40,
-    learning_rate=5e-4,
+    learning_rate=1e-3,
 )
 """Ours: begins at the closed-form edit; adaptive target in context, the empty prompt held exactly,
 a preservation pool."""
@@ -167,16 +166,3 @@ RECIPES: dict[str, Recipe] = {
 def default_recipe(vocabulary: Vocabulary | None) -> Recipe:
     """`surgical-age`; without a vocabulary the target is the prompt without the concept."""
     return SURGICAL_AGE if vocabulary else replace(SURGICAL_AGE, choose="given")
-
-
-def recipe_named(name: str) -> Recipe:
-    """The recipe of that name.
-
-    Raises:
-        ErasureError: there is none; names the nearest.
-    """
-    if name not in RECIPES:
-        near = get_close_matches(name, RECIPES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ErasureError(f"No recipe named {name!r}.{hint} Known: {', '.join(sorted(RECIPES))}.")
-    return RECIPES[name]

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from diffusers_erase.adapter import Choice
 from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.denoiser import Denoiser
 from diffusers_erase.errors import ErasureError
@@ -55,16 +56,6 @@ class Stage:
             own = (owner == index).nonzero()[:, 0]
             rows.append(own[torch.linspace(0, len(own) - 1, min(count, len(own))).long()])
         return torch.cat(rows)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What one concept is answered as, and the rivals with their scores."""
-
-    concept: str
-    target: str | None
-    how: str
-    scores: dict[str, float] = field(default_factory=dict)
 
 
 class Answers(Protocol):

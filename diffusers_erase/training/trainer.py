@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusers_erase.adapter import Choice
 from diffusers_erase.denoiser import Denoiser
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.training.checkpoints import Checkpoints
 from diffusers_erase.training.objectives import Objective
-from diffusers_erase.training.targets import Answers, Choice
+from diffusers_erase.training.targets import Answers
 from diffusers_erase.trajectories import Trajectories, View
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusers_erase.adapter import Choice
 from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.training.targets import Choice, Nearest, Stage, Still, mean_by, nearest_words
+from diffusers_erase.training.targets import Nearest, Stage, Still, mean_by, nearest_words
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from peers import Loop, age, counted, esd, uce
 
 from diffusers_erase.making import erase
 from diffusers_erase.playground import load_pipeline
-from diffusers_erase.training.recipes import recipe_named
+from diffusers_erase.training.recipes import RECIPES
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=3e-4, help="of the released loops")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    concept, recipe = concept_of(options.concept), recipe_named(options.recipe)
+    concept, recipe = concept_of(options.concept), RECIPES[options.recipe]
     words = [word for word in vocabulary(concept) if word != concept.name]
     prompts = concept.written(recipe.trajectories)
     near = neighbours(concept)

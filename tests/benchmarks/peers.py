@@ -15,7 +15,7 @@ from torch import Tensor
 from diffusers_erase.adapter import EraserAdapter, EraserConfig
 from diffusers_erase.concepts import Concept, encode
 from diffusers_erase.crossattention import fingerprint, projections
-from diffusers_erase.editing.solving import factors_of
+from diffusers_erase.textmap import TextMap
 
 
 @contextmanager
@@ -49,10 +49,14 @@ def uce(
     R = _rows(pipe, ["", *(f"a photo of a {word}" for word in retain)])
     M = E.T @ E + R.T @ R + ridge * torch.eye(E.shape[1], dtype=E.dtype)
     P = torch.linalg.solve(M, E.T @ (V - E)).T
-    rank = len(P)
-    factors = factors_of(P, projections(pipe.unet, ("to_k", "to_v")), rank)
+    read = projections(pipe.unet, ("to_k", "to_v"))
+    factors = TextMap.of(P).factors({path: layer.weight for path, layer in read.items()})
     config = EraserConfig(
-        concept.name, target=target, recipe="uce", fingerprint=fingerprint(pipe.unet), rank=rank
+        concept.name,
+        target=target,
+        recipe="uce",
+        fingerprint=fingerprint(pipe.unet),
+        rank=len(next(iter(factors.values()))[0]),
     )
     return EraserAdapter(factors, config)
 

@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffusers_erase.making import erase
 from diffusers_erase.playground import OBJECTS, model
-from diffusers_erase.training.recipes import RECIPES, recipe_named
+from diffusers_erase.training.recipes import RECIPES
 
 
 def unet() -> UNet2DConditionModel:
@@ -62,7 +62,7 @@ def main() -> None:
     pipe = model.assemble(
         vae=model.vae(), text_encoder=text_encoder(tokenizer), tokenizer=tokenizer, unet=unet()
     ).to(options.device, torch.bfloat16)
-    recipe = replace(recipe_named(options.recipe), steps=options.steps, batch=options.batch)
+    recipe = replace(RECIPES[options.recipe], steps=options.steps, batch=options.batch)
     started = time.perf_counter()
     with counted(pipe.unet) as evaluations:
         erase(pipe, "car", target="truck", vocabulary=OBJECTS, recipe=recipe, progress=False)

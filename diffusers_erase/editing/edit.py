@@ -1,0 +1,205 @@
+"""edit(): from texts and a word to a text map, without one evaluation of the UNet."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from diffusers_erase.adapter import Choice
+from diffusers_erase.attachment import row_space
+from diffusers_erase.cache import TensorCache
+from diffusers_erase.concepts import Concept, Vocabulary, said
+from diffusers_erase.editing.prior import own_words, prior
+from diffusers_erase.editing.recipes import Edit
+from diffusers_erase.editing.rows import Texts, paired, shell
+from diffusers_erase.editing.solvers import Problem, reading_gram
+from diffusers_erase.editing.solving import reader
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.textmap import TextMap
+
+
+SYNONYM = 0.05
+"""A word whose states are nearer than this (see `distances`) is another name of the concept."""
+
+SHORTLIST = 8
+"""So many of the nearest words are candidates for a target, and rivals of one another."""
+
+SPARED_PROMPTS = 2000
+"""About so many prompts say what is to be spared; fewer words are said in more of them."""
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What came out of an edit."""
+
+    map: TextMap
+    choices: tuple[Choice, ...]
+    rank: int
+    """Of the solution; the map may have less."""
+    kept: float
+    """Share of the change's energy that the map's rank keeps."""
+
+
+def edit(
+    texts: Texts,
+    concepts: Sequence[Concept],
+    recipe: Edit,
+    *,
+    targets: Sequence[str | None] | None = None,
+    vocabulary: Vocabulary | None = None,
+    keep: Sequence[str] = (),
+    protect: Sequence[str] = (),
+    weights: Mapping[str, Tensor] | None = None,
+    cache: TensorCache | None = None,
+    encoder: str = "",
+    seed: int = 0,
+) -> Edited:
+    """Solve for the text map after which the concepts are read as their targets.
+
+    Args:
+        texts: the text encoder and its tokenizer.
+        concepts: what is to be erased.
+        recipe: how.
+        targets: one for each concept, None for the prompt without it; chosen by the recipe if left
+            out.
+        vocabulary: words to be spared, and candidates for targets; the tokenizer's own, most
+            frequent words if left out.
+        keep: prompts to be spared.
+        protect: prompts that are not to change at all.
+        weights: path -> out x width, of the layers that read the text; without them all directions
+            of a state count alike.
+        cache: where statistics of long lists of prompts are kept.
+        encoder: a name for the text encoder's exact weights, for the cache.
+        seed: of the shell.
+
+    Raises:
+        ErasureError: a target that is the concept itself, held prompts that leave no room, states
+            that are not finite, an ill-conditioned system.
+    """
+    words = Vocabulary(own_words(texts.tokenizer)) if vocabulary is None else vocabulary
+    spared = words.words if vocabulary is None else words.others(concepts)
+    kind = concepts[0].kind
+    G = reading_gram(weights) if weights else None
+    hold = _held(texts, recipe, protect)
+    chosen = targets is None and recipe.choose != "given"
+    apart = [
+        distances(texts, c, words.candidates(concepts) if chosen else spared)
+        for c in (concepts if chosen or recipe.near else ())
+    ]
+    counted = max(1, min(8, SPARED_PROMPTS // max(1, len(spared))))
+    S = prior(texts, ["", *keep, *said(spared, kind, counted)], cache=cache, encoder=encoder)
+    nearest = dict.fromkeys(word for row in apart for word in islice(row, recipe.near))
+    if nearest:
+        S = (S + prior(texts, said(list(nearest), kind), cache=cache, encoder=encoder)) / 2
+
+    if chosen:
+        choices = [
+            _chosen(texts, concept, row, recipe, S, hold, G)
+            for concept, row in zip(concepts, apart, strict=True)
+        ]
+    else:
+        answers = targets or [None] * len(concepts)
+        choices = [Choice(c.name, t, "given") for c, t in zip(concepts, answers, strict=True)]
+    E, V = rows(texts, concepts, [choice.target for choice in choices], recipe, seed=seed)
+    problem = Problem.of(E, V, S, spare=recipe.spare, ridge=recipe.ridge, hold=hold, G=G)
+    solved = recipe.solver(problem)
+    map, kept = solved.truncated(recipe.rank, met=problem.met, read=G)
+    return Edited(map, tuple(choices), solved.rank, kept)
+
+
+def rows(
+    texts: Texts,
+    concepts: Sequence[Concept],
+    answers: Sequence[str | None],
+    recipe: Edit,
+    *,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """What is to be read differently, and as what: the concepts' prompts beside their answers."""
+    prompts, said_instead = [], []
+    for concept, answer in zip(concepts, answers, strict=True):
+        for prompt in concept.written(recipe.prompts):
+            prompts.append(prompt)
+            said_instead.append(_answered(concept, prompt, answer))
+    E, V = paired(texts, prompts, said_instead, recipe.tokens)
+    if not recipe.shell:
+        return E, V
+    own, theirs = paired(texts, prompts, said_instead, "last")
+    generator = torch.Generator().manual_seed(seed)
+    around = shell(own, recipe.shell, cosine=recipe.cosine, generator=generator)
+    return torch.cat((E, around)), torch.cat((V, theirs.repeat_interleave(recipe.shell, 0)))
+
+
+def distances(texts: Texts, concept: Concept, words: Sequence[str]) -> dict[str, float]:
+    """|e(k) - e(c)|^2 / |e("") - e(c)|^2 over the tokens of the same prompts, nearest word first.
+
+    e("") is the prompt without the concept. Other names of the concept (below `SYNONYM`) are left
+    out.
+
+    Raises:
+        ErasureError: no word is left.
+    """
+    prompts = concept.written(max(1, min(4, SPARED_PROMPTS // max(1, len(words)))))
+    E, answers = texts.encode(prompts), (None, *words)
+    squares: list[float] = []
+    for start in range(0, len(answers), 16):
+        chunk = answers[start : start + 16]
+        other = texts.encode([_answered(concept, p, answer) for answer in chunk for p in prompts])
+        each = (other.unflatten(0, (len(chunk), -1)) - E).square().sum((1, 2, 3))
+        squares += each.tolist()
+    without, *apart = squares
+    found = {word: square / without for word, square in zip(words, apart, strict=True)}
+    left = {w: d for w, d in sorted(found.items(), key=lambda entry: entry[1]) if d > SYNONYM}
+    if not left:
+        raise ErasureError(
+            f"Every word of the vocabulary is another name of '{concept.name}' to this text "
+            f"encoder (distance below {SYNONYM}); add other words."
+        )
+    return left
+
+
+def _chosen(
+    texts: Texts,
+    concept: Concept,
+    apart: Mapping[str, float],
+    recipe: Edit,
+    S: Tensor,
+    hold: Tensor | None,
+    G: Tensor | None,
+) -> Choice:
+    """Min over targets of max over rivals j of  E |W P e_j|^2 / E |W (e_j - e_null)|^2
+
+    over the nearest words: AGE's idea (arXiv 2501.18950) by algebra.
+    """
+    shortlist = list(islice(apart, SHORTLIST))
+    if len(shortlist) == 1:
+        return Choice(concept.name, shortlist[0], "least-damage", {})
+    rivals = texts.encode(said(shortlist, concept.kind, 2)).double().cpu()
+    null = texts.encode([""]).double().cpu()
+
+    def size(x: Tensor) -> Tensor:
+        """Of the states of each rival, as the layers read them."""
+        squares = (x * (x if G is None else x @ G)).sum(1)
+        return squares.view(len(shortlist), -1).sum(1)
+
+    apart_from_nothing = size((rivals - null).flatten(0, 1))
+    hurt = {}
+    for k, word in enumerate(shortlist):
+        E, V = rows(texts, [concept], [word], recipe)
+        problem = Problem.of(E, V, S, spare=recipe.spare, ridge=recipe.ridge, hold=hold)
+        seen = reader(problem.E, problem.dear, hold) @ rivals.flatten(0, 1).T
+        moved = size(((V - E).T @ seen).T) / apart_from_nothing
+        moved[k] = 0
+        hurt[word] = float(moved.max())
+    return Choice(concept.name, min(hurt, key=hurt.__getitem__), "least-damage", hurt)
+
+
+def _answered(concept: Concept, prompt: str, answer: str | None) -> str:
+    return concept.without(prompt) if answer is None else concept.replaced(prompt, answer)
+
+
+def _held(texts: Texts, recipe: Edit, protect: Sequence[str]) -> Tensor | None:
+    prompts = [*([""] if recipe.hold_null else []), *protect]
+    return row_space(texts.encode(prompts)) if prompts else None

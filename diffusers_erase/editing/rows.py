@@ -1,0 +1,123 @@
+"""Which text states an edit is about: the tokens of two prompts, side by side."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffusers_erase.concepts import encode
+from diffusers_erase.errors import ErasureError
+
+
+Tokens = Literal["last", "last_to_end", "all", "around"]
+"""The concept's last token; from there to the end; every token; those after the concept's own."""
+
+Pairs = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Prompts -> states, with the tokenizer that says where the words are."""
+
+    encode: Callable[[Sequence[str]], Tensor]
+    """Prompts -> P x tokens x width."""
+    tokenizer: Any
+
+    def tokens(self, prompt: str) -> list[int]:
+        """From the first token to the end-of-text one, without padding."""
+        found: list[int] = self.tokenizer(prompt, truncation=True).input_ids
+        return found
+
+
+def texts_of(pipe: Any) -> Texts:
+    """The texts of a pipeline: its first tokenizer, and all its text encoders."""
+    return Texts(lambda prompts: encode(pipe, prompts), pipe.tokenizer)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Positions in a prompt beside those of the same words in its answer."""
+
+    before: Pairs
+    own: Pairs
+    """The concept's tokens; its last is paired with the last of what replaces it."""
+    after: Pairs
+    """The words that follow, the end of the text, and the padding."""
+
+    def pairs(self, tokens: Tokens) -> Pairs:
+        """Those an edit of this kind is about."""
+        return {
+            "last": self.own[-1:],
+            "last_to_end": self.own[-1:] + self.after,
+            "all": self.before + self.own + self.after,
+            "around": self.after,
+        }[tokens]
+
+
+def aligned(prompt: Sequence[int], answer: Sequence[int], length: int) -> Alignment:
+    """What two token sequences share at their beginning and end is paired word by word.
+
+    The rest is the concept, and what it is replaced by; where that is nothing, the concept's tokens
+    are paired with the word before them.
+
+    Args:
+        prompt: tokens with the concept, end of text included, padding not.
+        answer: tokens of the same prompt about something else.
+        length: of the padded sequence.
+    """
+    shorter = min(len(prompt), len(answer))
+    first = next((i for i in range(shorter) if prompt[i] != answer[i]), shorter)
+    last = 0
+    while last < shorter - first and prompt[-1 - last] == answer[-1 - last]:
+        last += 1
+    if first + last == len(prompt):  # the answer only adds words: `truck` -> `fire truck`
+        last -= 1
+    ends = len(prompt) - last, len(answer) - last
+    shift = ends[1] - ends[0]
+    return Alignment(
+        [(i, i) for i in range(first)],
+        [(i, min(max(i + shift, first, 0), max(ends[1] - 1, 0))) for i in range(first, ends[0])],
+        [(i, i + shift) for i in range(ends[0], length) if i + shift < length],
+    )
+
+
+def paired(
+    texts: Texts, prompts: Sequence[str], answers: Sequence[str], tokens: Tokens = "all"
+) -> tuple[Tensor, Tensor]:
+    """States E of the prompts, and beside each the state V it is to be read as: two n x width.
+
+    Raises:
+        ErasureError: a prompt and its answer are the same.
+    """
+    E, V = texts.encode(prompts), texts.encode(answers)
+    rows: list[tuple[int, int, int]] = []
+    for k, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        if prompt == answer:
+            raise ErasureError(f"{prompt!r} is to be read as itself: there is nothing to erase.")
+        found = aligned(texts.tokens(prompt), texts.tokens(answer), E.shape[1])
+        rows += [(k, i, j) for i, j in found.pairs(tokens)]
+    prompt_of, i, j = torch.tensor(rows).unbind(1)
+    return E[prompt_of, i].double().cpu(), V[prompt_of, j].double().cpu()
+
+
+def shell(
+    rows: Tensor, copies: int, *, cosine: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    """|e| (s e/|e| + sqrt(1 - s^2) z),  s ~ U[cosine], z a random direction orthogonal to e
+
+    The neighbourhood of states that RealEra erases with them (arXiv 2410.09140, reconstructed):
+    names nobody listed. n * copies x width, the copies of a row one after the other.
+    """
+    if not -1 <= cosine[0] <= cosine[1] <= 1:
+        raise ErasureError(f"`cosine` is a range within -1 and 1; got {cosine}.")
+    e = rows.repeat_interleave(copies, 0)
+    size = e.norm(dim=1, keepdim=True)
+    unit = e / size
+    z = torch.randn(e.shape, generator=generator, dtype=e.dtype)
+    z = torch.nn.functional.normalize(z - (z * unit).sum(1, keepdim=True) * unit, dim=1)
+    low, high = cosine
+    s = low + (high - low) * torch.rand(len(e), 1, generator=generator, dtype=e.dtype)
+    around: Tensor = size * (s * unit + (1 - s.square()).sqrt() * z)
+    return around

@@ -1,0 +1,205 @@
+"""What each paper makes of the same rows: replace, regenerate, null space, remove."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from diffusers_erase.attachment import row_space
+from diffusers_erase.editing.solving import remove, solve
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.textmap import TextMap
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An edit to be made, in rows of text states; everything in float64 on the CPU."""
+
+    E: Tensor
+    """What is to be read differently, n x width."""
+    V: Tensor
+    """What each of them is to be read as, n x width."""
+    K: Tensor
+    """How dear every direction is, width x width; without the ridge."""
+    ridge: float
+    """λ, absolute."""
+    hold: Tensor | None = None
+    """Orthonormal columns that must not change, width x h."""
+    G: Tensor | None = None
+    """Σ W^T W over the layers, width x width: how the model reads; only some solvers ask for it."""
+
+    @classmethod
+    def of(
+        cls,
+        E: Tensor,
+        V: Tensor,
+        spared: Tensor,
+        *,
+        spare: float,
+        ridge: float,
+        hold: Tensor | None = None,
+        G: Tensor | None = None,
+    ) -> "Problem":
+        """In means, so that the number of prompts is no weight.
+
+        argmin_P  mean |(I + P) E - V|^2 + κ mean |P R|^2 + λ |P|^2
+
+        Args:
+            E: ... x width.
+            V: of the same shape.
+            spared: second moments of R, width x width.
+            spare: κ, how much R weighs against E.
+            ridge: λ, relative to the mean square of what is solved for.
+            hold: as in `solve`.
+            G: as above.
+        """
+        E, V = (x.detach().double().cpu().reshape(-1, x.shape[-1]) for x in (E, V))
+        K = spare * len(E) * spared.double().cpu()
+        return cls(E, V, K, ridge * float((E.T @ E + K).diagonal().mean()), hold, G)
+
+    @property
+    def dear(self) -> Tensor:
+        """K + λ I."""
+        return self.K + self.ridge * torch.eye(len(self.K), dtype=self.K.dtype)
+
+    @property
+    def met(self) -> Tensor:
+        """E^T E + K + λ I: second moments of the states that matter."""
+        return self.E.T @ self.E + self.dear
+
+    @property
+    def reading(self) -> Tensor:
+        """G, or an error if it was not taken."""
+        if self.G is None:
+            raise ErasureError("This edit needs the weights that read the text, for Σ W^T W.")
+        return self.G
+
+
+class Solver(Protocol):
+    """A way to solve it."""
+
+    def __call__(self, problem: Problem) -> TextMap:
+        """The text as it is to be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class Replace:
+    """argmin_P  |(I + P) E - V|^2 + tr(P (K + λ I) P^T),  P Q = 0
+
+    UCE (arXiv 2308.14761).
+    """
+
+    def __call__(self, problem: Problem) -> TextMap:
+        """Solved once."""
+        return solve(problem.E, problem.V, problem.dear, hold=problem.hold)
+
+
+@dataclass(frozen=True)
+class Regenerate:
+    """T <- T (I + P(E_k)),  E_k = E K_k^T,  K_k = (λ_r I + T^T G T)^-1 T^T G
+
+    RECE (arXiv 2407.12383). After the first edit, find the states by which the concept can still be
+    said, and edit those too. Without a picture: a round that moves what is dear by more than
+    `budget`, or that makes the concept no harder to regain, is not taken.
+    """
+
+    rounds: int = 3
+    bound: float = 0.1
+    """λ_r, relative to the mean of G: how far from ordinary states is still looked."""
+    gain: float = 0.01
+    """Least rise of `residual` for which a round is worth it."""
+    budget: float = 0.3
+    """Largest relative change of what is dear, sqrt(tr(P K P^T) / tr(K)), after all rounds."""
+
+    def __call__(self, problem: Problem) -> TextMap:
+        """The edits of all rounds that were taken, as one map."""
+        G, E = problem.reading, problem.E
+        T = Replace()(problem)
+        left = residual(T, G, E, self.bound)
+        for _ in range(self.rounds):
+            again = regenerated(T, G, E, self.bound)
+            step = solve(again, problem.V, problem.dear, hold=problem.hold)
+            further = T.after(step)
+            harder = residual(further, G, E, self.bound)
+            moved = torch.trace(further.change @ problem.K @ further.change.T) / torch.trace(
+                problem.K
+            )
+            if harder < left + self.gain or moved.sqrt() > self.budget:
+                break
+            T, left = TextMap.of(further.change), harder
+        return T
+
+
+@dataclass(frozen=True)
+class NullSpace:
+    """`Replace` with K's large directions held exactly.
+
+    SPEED (arXiv 2503.07392), with one projector for all layers. Directions of what is spared with
+    an eigenvalue above `threshold` (of the largest) are held, the rest is free: nothing that was
+    listed moves, as long as the width has room.
+    """
+
+    threshold: float = 1e-3
+
+    def __call__(self, problem: Problem) -> TextMap:
+        """Solved within the null space, with the ridge alone.
+
+        Raises:
+            ErasureError: the spared states leave no room.
+        """
+        sizes, vectors = torch.linalg.eigh(problem.K)
+        spared = vectors[:, sizes > self.threshold * sizes.max()].T
+        held = spared if problem.hold is None else torch.cat((spared, problem.hold.T))
+        return Replace()(replace(problem, hold=row_space(held), K=torch.zeros_like(problem.K)))
+
+
+@dataclass(frozen=True)
+class Remove:
+    """No linear reader tells E from V afterwards, at the least cost: LEACE (arXiv 2306.03819).
+
+    Without targets: what distinguishes them is lost. It holds for readers of the states; what a
+    UNet makes of the rest of a prompt is not promised.
+    """
+
+    def __call__(self, problem: Problem) -> TextMap:
+        """Rank one."""
+        X = torch.cat((problem.E, problem.V))
+        covariance = (X - X.mean(0)).T @ (X - X.mean(0)) / len(X)
+        between = (problem.E.mean(0) - problem.V.mean(0))[None] / 4
+        K = covariance + problem.dear / len(problem.E)
+        return remove(between, K, hold=problem.hold)
+
+
+def regenerated(T: TextMap, G: Tensor, E: Tensor, bound: float) -> Tensor:
+    """argmin_E'  Σ_l |W_l T E' - W_l E|^2 + λ_r |E'|^2
+
+    States that the edited model reads as it read E before.
+    """
+    M = _dense(T)
+    ridge = bound * G.diagonal().mean() * torch.eye(len(G), dtype=G.dtype)
+    answer: Tensor = torch.linalg.solve(ridge + M.T @ G @ M, M.T @ G @ E.T).T
+    return answer
+
+
+def residual(T: TextMap, G: Tensor, E: Tensor, bound: float) -> float:
+    """Σ_l |W_l T E' - W_l E|^2 / Σ_l |W_l E|^2 at the best E': how much of E is out of reach."""
+    gap = regenerated(T, G, E, bound) @ _dense(T).T - E
+    return float(((gap @ G) * gap).sum() / ((E @ G) * E).sum())
+
+
+def drift(T: TextMap, K: Tensor) -> float:
+    """sqrt(tr(P K P^T) / tr(K)): the relative change of states with these second moments."""
+    P = T.change
+    return float((torch.trace(P @ K @ P.T) / torch.trace(K)).sqrt())
+
+
+def reading_gram(weights: Mapping[str, Tensor]) -> Tensor:
+    """G = Σ_l W_l^T W_l, width x width, float64."""
+    return sum(((W := w.detach().cpu().double()).T @ W for w in weights.values()), torch.zeros(()))
+
+
+def _dense(T: TextMap) -> Tensor:
+    return torch.eye(T.width, dtype=T.U.dtype) + T.change

@@ -1,0 +1,91 @@
+"""An eraser in closed form: texts in, a text map out, and its LoRA if there is a denoiser."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diffusers_erase.adapter import EraserAdapter
+from diffusers_erase.cache import TensorCache, digest
+from diffusers_erase.concepts import text_fingerprint
+from diffusers_erase.crossattention import TEXT_PARTS, denoiser_of, fingerprint, projections
+from diffusers_erase.editing.edit import edit
+from diffusers_erase.editing.recipes import Edit
+from diffusers_erase.editing.rows import texts_of
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.making.order import Order, check_bare, config_of, warn_of_unknown_words
+from diffusers_erase.training.targets import Fixed, Target
+
+
+def solved(
+    pipe: Any,
+    order: Order,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    cache: Path | None = None,
+) -> EraserAdapter:
+    """Carry an order out by algebra; see `erase`. The UNet is not run.
+
+    Args:
+        pipe: a pipeline, perhaps without a UNet and a VAE.
+        order: what to erase.
+        weights: path -> weight of the layers that read the text, if not the pipeline's UNet's.
+        cache: a folder for statistics of long lists of prompts.
+    """
+    recipe = order.recipe
+    if not isinstance(recipe, Edit):
+        raise TypeError(f"'{recipe.name}' is not solved but trained.")
+    unet = getattr(pipe, "unet", None)
+    if unet is not None:
+        check_bare(pipe)
+        layers = projections(denoiser_of(pipe), TEXT_PARTS)
+        weights = {path: layer.weight for path, layer in layers.items()}
+    if order.target is not None:
+        order.target.check(order.concepts)
+    warn_of_unknown_words(pipe, order)
+    encoders = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2")]
+    found = edit(
+        texts_of(pipe),
+        order.concepts,
+        recipe,
+        targets=_targets(order.target, len(order.concepts)),
+        vocabulary=order.vocabulary,
+        keep=order.keep,
+        protect=order.protect,
+        weights=weights,
+        cache=TensorCache(cache) if cache else None,
+        encoder=digest(*(e for e in encoders if e is not None)) if cache else "",
+        seed=order.seed,
+    )
+    factors = found.map.factors(weights) if weights else {}
+    concept = order.concepts[0].name
+    config = config_of(
+        pipe,
+        order,
+        found.choices,
+        rank=found.map.rank,
+        payloads=("lora", "text_map") if factors else ("text_map",),
+        parameters={"solution_rank": found.rank, "kept_energy": found.kept},
+        fingerprint={
+            **(fingerprint(denoiser_of(pipe)) if unet is not None else {}),
+            "text": {"prompt": concept, "state": text_fingerprint(pipe, concept)},
+        },
+    )
+    return EraserAdapter(factors, config, found.map)
+
+
+def _targets(target: Target | None, count: int) -> tuple[str | None, ...] | None:
+    """One for each concept, or None where the recipe is to choose.
+
+    Raises:
+        ErasureError: a way to choose that needs pictures in the making.
+    """
+    if target is None:
+        return None
+    if not isinstance(target, Fixed) or target.whole:
+        raise ErasureError(
+            "A closed-form recipe takes a word as its target, or chooses by itself; "
+            f"got {target!r}."
+        )
+    return target.answer if isinstance(target.answer, tuple) else (target.answer,) * count

@@ -1,0 +1,250 @@
+"""An eraser by gradient: trajectories sampled once, a beginning in closed form, the loop."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from diffusers_erase.adapter import EraserAdapter
+from diffusers_erase.attachment import Attached, attached, row_space
+from diffusers_erase.cache import TensorCache, digest
+from diffusers_erase.concepts import encode, said
+from diffusers_erase.crossattention import TEXT_PARTS, denoiser_of, fingerprint, projections
+from diffusers_erase.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.editing.prior import gram
+from diffusers_erase.editing.rows import texts_of
+from diffusers_erase.editing.solvers import Problem, Replace, reading_gram
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.making.order import Order, check_bare, config_of, warn_of_unknown_words
+from diffusers_erase.training.checkpoints import Checkpoints
+from diffusers_erase.training.pool import near_words, pool
+from diffusers_erase.training.recipes import Recipe
+from diffusers_erase.training.targets import Answers, Stage, Target
+from diffusers_erase.training.trainer import Step, train
+from diffusers_erase.trajectories import Trajectories, sample_trajectories
+
+
+def trained(
+    pipe: Any,
+    order: Order,
+    *,
+    progress: bool,
+    work: Path | None,
+    accelerator: Any,
+    callback_on_step_end: Callable[[Step], None] | None,
+) -> EraserAdapter:
+    """Carry an order out by training; see `erase`."""
+    recipe = _recipe(order)
+    way = order.target or recipe.target(order.vocabulary)
+    unet = _check(pipe, order, way)
+    warn_of_unknown_words(pipe, order)
+    hold = order.held(pipe)
+    with attached(unet, parts=recipe.parts, rank=recipe.rank, seed=order.seed, hold=hold) as lora:
+        loop, answers = _loop(pipe, order, way, lora, work=work, accelerator=accelerator)
+        names = ", ".join(repr(c.name) for c in order.concepts)
+        bar = tqdm(loop, f"erasing {names}", recipe.steps, disable=not progress)
+        for step in bar:
+            bar.set_postfix(loss=f"{step.loss:.4f}")
+            if accelerator is not None:
+                accelerator.log({"loss": step.loss}, step=step.index)
+            if callback_on_step_end is not None:
+                callback_on_step_end(step)
+        factors = lora.factors()
+    known = {"rank": recipe.rank, "fingerprint": fingerprint(unet)}
+    return EraserAdapter(factors, config_of(pipe, order, answers.choices(), **known))
+
+
+def _recipe(order: Order) -> Recipe:
+    if not isinstance(order.recipe, Recipe):
+        raise TypeError(f"'{order.recipe.name}' is not trained but solved.")
+    return order.recipe
+
+
+def _loop(
+    pipe: Any, order: Order, way: Target, lora: Attached, *, work: Path | None, accelerator: Any
+) -> tuple[Iterator[Step], Answers]:
+    """Everything the loop needs is made here; nothing is trained before it is asked for a step."""
+    recipe, seed = _recipe(order), order.seed
+    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
+        accelerator.mixed_precision if accelerator is not None else "no"
+    )
+    schedule = NoiseSchedule.of(pipe.scheduler)
+    denoiser = Denoiser(denoiser_of(pipe), schedule, lora.silenced, precision=precision)
+    weights = _weights(denoiser.unet) if work else ""
+    cache = TensorCache(work / "cache") if work else None
+    sample = _Sampling(pipe, denoiser, recipe, cache, weights)
+    written = [(c.written(recipe.trajectories), k) for k, c in enumerate(order.concepts)]
+    prompts = tuple(prompt for several, _ in written for prompt in several)
+    owners = torch.tensor([k for several, k in written for _ in several])
+    trajectories = {"concept": sample(prompts, seed)}
+    stage = Stage(
+        denoiser,
+        lambda texts: encode(pipe, texts),
+        order.concepts,
+        prompts,
+        owners,
+        trajectories["concept"],
+    )
+    edit = _Editing(pipe, order, lora, stage)
+    stage = replace(stage, edit=edit)
+    start = lora.factors()
+    answers = way.begin(stage, seed=seed)
+    if recipe.warm:
+        edit(*_texts(stage, answers))
+    else:
+        lora.begin(start)  # whatever was tried on is taken off
+    kept = (*order.keep, *pool(stage, order.vocabulary, recipe.pool))
+    if kept:
+        trajectories["kept"] = sample(kept, seed + 1)
+    loop = train(
+        denoiser,
+        lora.parameters,
+        trajectories,
+        recipe.loss(keeps=bool(kept)),
+        pace=recipe.pace,
+        answers=answers,
+        seed=seed,
+        accelerator=accelerator,
+        checkpoints=_checkpoints(order, work, weights, str(precision)) if work else None,
+    )
+    return loop, answers
+
+
+def _texts(stage: Stage, answers: Answers) -> tuple[Tensor, Tensor]:
+    """States of the concepts' prompts, and of what these are answered as."""
+    prompts = range(len(stage.prompts))
+    first = torch.stack([(stage.trajectories.prompt == k).nonzero()[0, 0] for k in prompts])
+    states = answers.answer(stage.trajectories.at(stage.denoiser, first)).states
+    return states["concept"], states["target"]
+
+
+@dataclass(frozen=True)
+class _Editing:
+    """Lets the LoRA begin at the closed-form edit from some text states to others."""
+
+    pipe: Any
+    order: Order
+    lora: Attached
+    stage: Stage
+
+    def __call__(self, E: Tensor, V: Tensor) -> None:
+        problem = Problem.of(E, V, self._spared, spare=3.0, ridge=1e-4, hold=self._held)
+        T = Replace()(problem)
+        best, _ = T.truncated(self.order.recipe.rank, met=problem.met, read=self._reading)
+        self.lora.begin(best.factors(self._weights))
+
+    @cached_property
+    def _weights(self) -> dict[str, Tensor]:
+        layers = projections(denoiser_of(self.pipe), TEXT_PARTS)
+        return {path: layers[path].weight for path in self.lora.factors() if path in layers}
+
+    @cached_property
+    def _reading(self) -> Tensor:
+        return reading_gram(self._weights)
+
+    @cached_property
+    def _spared(self) -> Tensor:
+        texts, concepts = texts_of(self.pipe), self.order.concepts
+        words = self.order.vocabulary.others(concepts) if self.order.vocabulary else ()
+        everything = gram(texts, ["", *self.order.keep, *said(words, concepts[0].kind)])
+        if not words:
+            return everything
+        near = gram(texts, said(near_words(self.stage, words), concepts[0].kind))
+        return (everything + near) / 2
+
+    @cached_property
+    def _held(self) -> Tensor | None:
+        states = self.order.held(self.pipe)
+        return None if states is None else row_space(states)
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """Trajectories of prompts, from the cache if they were sampled before."""
+
+    pipe: Any
+    denoiser: Denoiser
+    recipe: Recipe
+    cache: TensorCache | None
+    weights: str
+
+    def __call__(self, prompts: Sequence[str], seed: int) -> Trajectories:
+        states, null = encode(self.pipe, prompts), encode(self.pipe, [""])
+        options = {
+            "guidance": self.recipe.guidance,
+            "steps": self.recipe.sampling_steps,
+            "sampler": self.recipe.sampler,
+            "seed": seed,
+        }
+
+        def sampled() -> Trajectories:
+            return sample_trajectories(
+                self.denoiser,
+                self.pipe.scheduler,
+                states,
+                null,
+                **options,  # type: ignore[arg-type]
+            )
+
+        if self.cache is None:
+            return sampled()
+        key = {
+            **options,
+            "weights": self.weights,
+            "texts": digest(states, null),
+            "scheduler": {k: repr(v) for k, v in self.pipe.scheduler.config.items()},
+            "class": type(self.pipe.scheduler).__name__,
+            "precision": str(self.denoiser.precision),
+        }
+        tensors = self.cache.get(key, lambda: sampled().tensors())
+        return Trajectories.of(tensors, states, null)
+
+
+def _weights(unet: Any) -> str:
+    """A name for the exact values of the bare base's weights."""
+    return digest(*(value for name, value in unet.state_dict().items() if "lora_" not in name))
+
+
+def _checkpoints(order: Order, work: Path, weights: str, precision: str) -> Checkpoints:
+    run = {
+        **order.recipe.numbers(),
+        "recipe": order.recipe.name,
+        "concepts": [repr(concept) for concept in order.concepts],
+        "target": repr(order.target),
+        "vocabulary": list(order.vocabulary.words) if order.vocabulary else None,
+        "keep": list(order.keep),
+        "protect": list(order.protect),
+        "seed": order.seed,
+        "weights": weights,
+        "precision": precision,
+    }
+    return Checkpoints(work / "checkpoints", run)
+
+
+def _check(pipe: Any, order: Order, way: Target) -> Any:
+    """The denoiser, if the order can be carried out there."""
+    unet: Any = denoiser_of(pipe)
+    config = unet.config
+    needs_more = (
+        type(unet).__name__ != "UNet2DConditionModel"
+        or config.in_channels != config.out_channels
+        or config.addition_embed_type
+        or config.encoder_hid_dim_type
+        or config.class_embed_type
+        or not isinstance(config.sample_size, int)
+    )
+    if needs_more:
+        raise ErasureError(
+            f"Erasers are trained on Stable Diffusion 1 and 2; '{type(pipe).__name__}' needs more "
+            'than a prompt. Solve for one instead (`recipe="closed-form"`); erasers can be loaded '
+            "there, too."
+        )
+    check_bare(pipe)
+    way.check(order.concepts)
+    NoiseSchedule.of(pipe.scheduler)
+    return unet

@@ -1,0 +1,140 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diffusers_erase.concepts import Concept, Vocabulary
+from diffusers_erase.crossattention import TEXT_PARTS, projections
+from diffusers_erase.editing.edit import distances, edit
+from diffusers_erase.editing.recipes import CLOSED_FORM, EDITS, UCE, Edit
+from diffusers_erase.editing.rows import texts_of
+from diffusers_erase.errors import ErasureError
+
+
+CAR = Concept("car", synonyms=("automobile",))
+WORDS = Vocabulary(("van", "truck", "oak", "castle", "cat", "daisy"))
+
+
+@pytest.fixture
+def texts(playground):
+    return texts_of(playground)
+
+
+def weights(pipe):
+    return {p: layer.weight for p, layer in projections(pipe.unet, TEXT_PARTS).items()}
+
+
+def gap(texts, T, prompt, answer):
+    """How much of the way from the prompt to its answer is left to go, at their last words."""
+    last = len(texts.tokens(prompt)) - 2
+    e, v = texts.encode([prompt, answer])[:, last].double()
+    return ((T(e) - v).norm() / (e - v).norm()).item()
+
+
+@pytest.mark.parametrize("name", ["closed-form", "uce", "rece", "realera"])
+def test_the_concept_is_read_as_its_target_in_prompts_nobody_listed(texts, playground, name):
+    found = edit(
+        texts, [CAR], EDITS[name], targets=["van"], vocabulary=WORDS, weights=weights(playground)
+    )
+    for name in CAR.names:
+        last = gap(texts, found.map, f"a picture of a yellow {name}", "a picture of a yellow van")
+        assert last < 0.55
+    same = texts.encode(["", "a photo of an oak"]).double()
+    assert (found.map(same) - same)[0].norm() < 1e-5 * same[0].norm()
+    assert (found.map(same) - same)[1].norm() < 0.1 * same[1].norm()
+
+
+def test_neighbours_that_nobody_spares_are_lost_and_listed_ones_are_kept(texts):
+    far = Vocabulary(("oak", "castle", "cat", "daisy"))
+
+    def moved(words):
+        found = edit(texts, [CAR], replace(UCE, near=0), targets=["van"], vocabulary=words)
+        e = texts.encode(["a photo of a truck", "a photo of an oak"]).double()
+        null = texts.encode([""]).double()
+        return ((found.map(e) - e).norm(dim=(1, 2)) / (e - null).norm(dim=(1, 2))).tolist()
+
+    (truck_lost, oak_lost), (truck_kept, _) = moved(far), moved(WORDS)
+    assert truck_lost > 3 * truck_kept
+    assert truck_lost > 3 * oak_lost
+
+
+def test_the_target_is_the_one_that_would_hurt_its_worst_rival_least(texts):
+    (choice,) = edit(texts, [CAR], CLOSED_FORM, vocabulary=WORDS).choices
+    assert choice.how == "least-damage"
+    assert choice.target == min(choice.scores, key=choice.scores.__getitem__)
+    assert set(choice.scores) <= set(WORDS.words)
+
+    def worst(target):
+        T = edit(texts, [CAR], CLOSED_FORM, targets=[target], vocabulary=WORDS).map
+        null = texts.encode([""]).double()
+        hurt = []
+        for rival in set(choice.scores) - {target}:
+            e = texts.encode([f"a photo of a {rival}"]).double()
+            hurt.append(((T(e) - e).square().sum() / (e - null).square().sum()).item())
+        return max(hurt)
+
+    chosen = worst(choice.target)
+    assert chosen <= 1.5 * min(worst(word) for word in choice.scores)
+    assert chosen < max(worst(word) for word in choice.scores)
+
+
+def test_synonyms_are_no_neighbours(texts):
+    found = distances(texts, Concept("car"), ("automobile", "sedan", "van", "oak"))
+    assert list(found) == sorted(found, key=found.__getitem__)
+    assert set(found) == {"van", "oak"}
+    with pytest.raises(ErasureError, match="another name of 'car'"):
+        distances(texts, Concept("car"), ("automobile", "sedan"))
+
+
+def test_who_lists_nothing_gets_the_tokenizers_own_words(texts):
+    found = edit(texts, [CAR], CLOSED_FORM)
+    assert found.choices[0].target not in (None, "car", "automobile")
+    e = texts.encode(["a photo of a red castle", "a photo of a red car"]).double()
+    moved = (found.map(e) - e).norm(dim=(1, 2)) / e.norm(dim=(1, 2))
+    assert moved[0] < 0.3 * moved[1]
+
+
+def test_protected_prompts_do_not_change_at_all(texts):
+    found = edit(texts, [CAR], CLOSED_FORM, vocabulary=WORDS, protect=["a red van"])
+    e = texts.encode(["a red van"]).double()
+    assert (found.map(e) - e).norm() < 1e-5 * e.norm()
+
+
+def test_several_concepts_have_targets_of_their_own(texts):
+    both = edit(texts, [CAR, Concept("cat")], CLOSED_FORM, targets=["van", "dog"], vocabulary=WORDS)
+    assert [c.target for c in both.choices] == ["van", "dog"]
+    assert gap(texts, both.map, "a photo of a car", "a photo of a van") < 0.5
+    assert gap(texts, both.map, "a photo of a cat", "a photo of a dog") < 0.5
+
+
+def test_without_a_target_the_concept_is_left_out(texts):
+    found = edit(texts, [CAR], UCE, vocabulary=WORDS)
+    assert found.choices[0].target is None
+    assert gap(texts, found.map, "a photo of a red car", "a photo of a red") < 1
+
+
+def test_what_the_rank_cuts_off_is_told(texts):
+    whole = edit(texts, [CAR], replace(CLOSED_FORM, rank=128), targets=["van"], vocabulary=WORDS)
+    cut = edit(texts, [CAR], replace(CLOSED_FORM, rank=2), targets=["van"], vocabulary=WORDS)
+    assert whole.kept == pytest.approx(1)
+    assert 0.5 < cut.kept < whole.kept
+    assert (cut.map.rank, cut.rank) == (2, whole.rank)
+    one = edit(texts, [CAR], replace(UCE, prompts=3), targets=["van"], vocabulary=WORDS)
+    assert one.rank == 3  # one row for each prompt
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"rank": 0}, "`rank` must be positive"), ({"spare": -1.0}, "`spare` must not be negative")],
+)
+def test_numbers_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(ErasureError, match=message):
+        Edit("mine", **changes)
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_settings_are_plain(name):
+    import json
+
+    assert json.loads(json.dumps(EDITS[name].numbers())) == EDITS[name].numbers()
+    assert torch.tensor(EDITS[name].rank) > 0

@@ -1,0 +1,120 @@
+import pytest
+import torch
+
+from diffusers_erase.attachment import row_space
+from diffusers_erase.editing.solvers import (
+    NullSpace,
+    Problem,
+    Regenerate,
+    Remove,
+    Replace,
+    drift,
+    reading_gram,
+    regenerated,
+    residual,
+)
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.textmap import TextMap
+
+
+WIDTH = 16
+NOTHING = TextMap.of(torch.zeros(WIDTH, WIDTH))
+
+
+def states(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, WIDTH, generator=generator, dtype=torch.float64)
+
+
+E, V, R = states(3, 0), states(3, 1), states(40, 2)
+WEIGHTS = {f"{k}.to_k": states(9, 10 + k) for k in range(4)}
+G = reading_gram(WEIGHTS)
+
+
+def problem(**changes):
+    options = {"spare": 1.0, "ridge": 1e-3, "G": G} | changes
+    spared = options.pop("spared", R.T @ R / len(R))
+    return Problem.of(E, V, spared, **options)
+
+
+def test_the_number_of_prompts_is_no_weight():
+    twice = Problem.of(torch.cat((E, E)), torch.cat((V, V)), R.T @ R / len(R), spare=1, ridge=1e-3)
+    assert torch.allclose(Replace()(problem()).change, Replace()(twice).change, atol=1e-12)
+
+
+def test_states_that_regain_the_concept_are_found_where_the_objective_is_flat():
+    T = Replace()(problem())
+    again = regenerated(T, G, E, 0.1).requires_grad_()
+    I, ridge = torch.eye(WIDTH, dtype=torch.float64), 0.1 * G.diagonal().mean()
+    loss = ridge * again.square().sum()
+    for W in WEIGHTS.values():
+        loss = loss + (again @ (W @ (I + T.change)).T - E @ W.T).square().sum()
+    loss.backward()
+    assert again.grad.abs().max() < 1e-9
+
+
+def test_an_untouched_model_regains_everything():
+    assert residual(NOTHING, G, E, 1e-9) < 1e-9
+    assert torch.allclose(regenerated(NOTHING, G, E, 1e-12), E, atol=1e-6)
+
+
+def test_every_ridge_edit_is_undone_by_its_inverse():
+    T = Replace()(problem())
+    assert residual(T, G, E, 1e-12) < 1e-9
+
+
+def test_one_edit_alone_is_undone_as_published():
+    c, v = E[:1], V[:1]
+    zero = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
+    alone = Replace()(Problem(c, v, zero, ridge=0.5))
+    rho = (0.5 + c @ v.T) / (c @ c.T)
+    assert torch.allclose(regenerated(alone, G, c, 1e-13), (1 + 1 / rho) * c - v / rho, atol=1e-5)
+
+
+def test_regenerating_makes_the_concept_harder_to_regain():
+    plain, again = Replace()(problem()), Regenerate(budget=2.0)(problem())
+    assert residual(again, G, E, 0.1) > residual(plain, G, E, 0.1) + 0.01
+
+
+def test_regenerating_stops_at_its_budget():
+    K = problem().K
+    plain = drift(Replace()(problem()), K)
+    kept = Regenerate(budget=plain)(problem())
+    assert drift(kept, K) == pytest.approx(plain)
+    with pytest.raises(ErasureError, match="needs the weights"):
+        Regenerate()(problem(G=None))
+
+
+def test_in_the_null_space_nothing_that_was_spared_moves():
+    few = R[:5]
+    T = NullSpace()(problem(spared=few.T @ few / 5))
+    assert (T(few) - few).norm() < 1e-10
+    assert T.rank == len(E)
+    assert (T(E) - V).norm() < (E - V).norm()
+
+
+def test_the_null_space_edit_is_the_limit_of_ever_dearer_directions():
+    few = R[:5]
+    spared = few.T @ few / 5
+    limit = Replace()(problem(spared=spared, spare=1e4, ridge=1e-10))
+    exact = NullSpace()(problem(spared=spared, ridge=1e-6))
+    assert torch.allclose(limit(E), exact(E), atol=1e-2)
+
+
+def test_no_room_is_refused():
+    with pytest.raises(ErasureError, match="span all 16 dimensions"):
+        NullSpace()(problem())
+
+
+def test_removing_leaves_no_linear_trace():
+    T = Remove()(problem(ridge=1e-9, spare=0.0))
+    assert (T(E).mean(0) - T(V).mean(0)).norm() < 1e-9 * (E.mean(0) - V.mean(0)).norm()
+    assert T.rank == 1
+
+
+@pytest.mark.parametrize("solver", [Replace(), Regenerate(budget=2.0), NullSpace(), Remove()])
+def test_what_is_held_is_held_by_every_solver(solver):
+    held = states(2, 7)
+    few = R[:5]
+    T = solver(problem(spared=few.T @ few / 5, hold=row_space(held)))
+    assert (T(held) - held).norm() < 1e-9
