@@ -270,7 +270,7 @@ class EraserAdapter:
             ErasureError: nothing there, or not an eraser; safetensors only, nothing is executed.
         """
         try:
-            content = json.loads(_fetch(source, CONFIG_NAME, **hub).read_text(encoding="utf-8"))
+            content = json.loads(fetch(source, CONFIG_NAME, **hub).read_text(encoding="utf-8"))
         except ErasureError:
             content = {}
         except ValueError as error:
@@ -280,12 +280,12 @@ class EraserAdapter:
         factors: dict[str, Factors] = {}
         header: dict[str, Any] = {}
         if "lora" in payloads:
-            factors, header = _read(_fetch(source, WEIGHTS_NAME, **hub))
+            factors, header = _read(fetch(source, WEIGHTS_NAME, **hub))
         if known is None and not header:
             raise ErasureError(f"'{source}' holds no {CONFIG_NAME}: it is a LoRA, but no eraser.")
         known = known or EraserConfig.from_dict(header)
         mapped = "text_map" in known.payloads
-        return cls(factors, known, _read_map(_fetch(source, MAP_NAME, **hub)) if mapped else None)
+        return cls(factors, known, _read_map(fetch(source, MAP_NAME, **hub)) if mapped else None)
 
     def push_to_hub(
         self,
@@ -346,7 +346,17 @@ def _describe(found: Mapping[str, Any]) -> str:
     )
 
 
-def _fetch(source: str | Path, name: str, **hub: Any) -> Path:
+def fetch(source: str | Path, name: str, **hub: Any) -> Path:
+    """A file of a folder or of a repository on the Hub.
+
+    Args:
+        source: a folder, or a Hub id.
+        name: of the file.
+        **hub: as for `from_pretrained`.
+
+    Raises:
+        ErasureError: there is no such folder, repository or file, or the Hub cannot be reached.
+    """
     folder = Path(source)
     if folder.exists():
         path: Path = folder / (hub.get("subfolder") or "") / name

@@ -62,7 +62,7 @@ class TensorCache:
             with suppress(OSError):
                 draft.unlink()
             raise ErasureError(
-                f"Cannot keep trajectories in '{self.folder}': {error}. Make room there or choose "
+                f"Cannot keep tensors in '{self.folder}': {error}. Make room there or choose "
                 "another folder."
             ) from error
 

@@ -1,4 +1,4 @@
-"""The command line: diffusers-erase demo | train | generate.
+"""The command line: diffusers-erase demo | train | edit | generate.
 
 Heavy imports wait inside the commands, so that help is there at once.
 """
@@ -169,6 +169,81 @@ def train(
 
 
 @app.command()
+def edit(
+    output: Annotated[
+        Path, typer.Option("--output", "--output-dir", help="Folder for the eraser.")
+    ],
+    concept: Annotated[
+        list[str], typer.Option(help="What to erase; repeat it for one eraser of several.")
+    ],
+    model: Model = "playground",
+    target: Annotated[
+        str | None, typer.Option(help="What to draw instead; else the recipe chooses.")
+    ] = None,
+    vocabulary: Annotated[
+        Path | None,
+        typer.Option(help="Words to spare, one a line; else those the tokenizer knows."),
+    ] = None,
+    kind: Annotated[
+        str, typer.Option(help="'object', 'style', 'person' or 'attribute'.")
+    ] = "object",
+    synonym: Annotated[
+        list[str] | None, typer.Option(help="Another name of it; may be repeated.")
+    ] = None,
+    captions: Annotated[Path | None, typer.Option(help="Prompts to spare, one a line.")] = None,
+    protect: Annotated[
+        list[str] | None, typer.Option(help="A prompt that must not change at all; repeatable.")
+    ] = None,
+    recipe: Annotated[
+        str,
+        typer.Option(help="closed-form, uce, rece, speed, mace-cfr, realera or leace."),
+    ] = "closed-form",
+    rank: Annotated[int | None, typer.Option(help="Of the eraser, if not the recipe's.")] = None,
+    portable: Annotated[
+        bool,
+        typer.Option("--portable", help="A text map alone, for all models with this text encoder."),
+    ] = False,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Solve for an eraser in closed form: seconds, no pictures, no UNet."""
+    from huggingface_hub.constants import HF_HOME
+
+    from diffusers_erase.adapter import check_output
+    from diffusers_erase.concepts import Concept, Vocabulary
+    from diffusers_erase.editing.reading import read_weights
+    from diffusers_erase.making.by_algebra import solved
+    from diffusers_erase.making.order import Order, edit_of
+    from diffusers_erase.runs import told, with_numbers
+    from diffusers_erase.training.targets import as_target
+
+    first, *more = concept
+    order = Order(
+        concepts=(
+            Concept(first, kind, tuple(synonym or ())),  # type: ignore[arg-type]
+            *(Concept(name, kind) for name in more),  # type: ignore[arg-type]
+        ),
+        recipe=with_numbers(edit_of(recipe), rank=rank),
+        vocabulary=Vocabulary.read(vocabulary) if vocabulary else None,
+        target=as_target(target) if target is not None else None,
+        keep=Vocabulary.read(captions).words if captions else (),
+        protect=tuple(protect or ()),
+        seed=seed,
+    )
+    check_output(output, overwrite=overwrite)
+    weights = None
+    if model == "playground":
+        pipe = _open(model)
+    else:
+        pipe = _open(model, unet=None, vae=None)
+        weights = None if portable else read_weights(model)
+    cache = Path(HF_HOME) / "diffusers-erase"
+    eraser = solved(pipe, order, weights=weights, cache=cache)
+    (eraser.portable if portable else eraser).save_pretrained(output, overwrite=overwrite)
+    typer.echo(told(output, eraser))
+
+
+@app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     out: Annotated[Path, typer.Option(help="PNG file.")] = Path("picture.png"),
@@ -198,8 +273,8 @@ def generate(
     typer.echo(f"Wrote {out}")
 
 
-def _open(model: str) -> Any:
-    """The pipeline a user named."""
+def _open(model: str, **parts: Any) -> Any:
+    """The pipeline a user named; `parts` are passed on, such as `unet=None`."""
     if model == "playground":
         from diffusers_erase.playground import load_pipeline
 
@@ -207,7 +282,7 @@ def _open(model: str) -> Any:
     from diffusers import DiffusionPipeline
 
     try:
-        pipe = DiffusionPipeline.from_pretrained(model, use_safetensors=True)
+        pipe = DiffusionPipeline.from_pretrained(model, use_safetensors=True, **parts)
     except (OSError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ErasureError(f"Cannot open the model '{model}': {reason}") from error

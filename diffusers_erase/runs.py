@@ -118,20 +118,20 @@ def carry_out(
         shared = accelerator if alone or world == 1 else None
         eraser = run.make(pipe, overwrite=overwrite, resume=resume, accelerator=shared)
         if not alone or accelerator.is_main_process:
-            say(told(run, eraser))
+            say(told(run.output, eraser))
 
 
-def told(run: Run, eraser: EraserAdapter) -> str:
+def told(output: Path, eraser: EraserAdapter) -> str:
     """What was erased, as what it is answered, and why that was chosen."""
     lines = []
     for choice in eraser.config.parameters["choices"]:
         answer = choice["target"] or "the same prompt without it"
-        least = choice["how"] in ("nearest", "trial")  # distances, damages; the others are scores
+        least = choice["how"] in ("nearest", "trial", "least-damage")  # the others are scores
         best = sorted(choice["scores"].items(), key=lambda item: item[1], reverse=not least)[:5]
-        rivals = ", ".join(f"{word} {score:.2f}" for word, score in best)
+        rivals = ", ".join(f"{word} {score:.2g}" for word, score in best)
         why = f" ({choice['how']}; {rivals})" if rivals else ""
         lines.append(f"Erased '{choice['concept']}', answered as '{answer}'{why}.")
-    return "\n".join([*lines, f"pipe.load_erasure('{run.output}')"])
+    return "\n".join([*lines, f"pipe.load_erasure('{output}')"])
 
 
 def with_numbers(recipe: Recipe | Edit, **numbers: float | None) -> Recipe | Edit:

@@ -31,7 +31,7 @@ def test_help_is_light(tmp_path):
     assert done.stdout.strip() == "[]"
     shown = command("--help", folder=tmp_path)
     assert shown.returncode == 0
-    assert all(name in shown.stdout for name in ("demo", "train", "generate"))
+    assert all(name in shown.stdout for name in ("demo", "train", "edit", "generate"))
 
 
 def test_train_then_generate(tmp_path):
@@ -63,11 +63,32 @@ def test_train_then_generate(tmp_path):
     assert (erased != base).any()
 
 
+def test_edit_from_a_folder_portable_and_not(untrained, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    untrained.save_pretrained(tmp_path / "model")
+    (tmp_path / "words.txt").write_text("truck\nvan\noak\n")
+    shared = ("edit", "--model", "model", "--concept", "car", "--vocabulary", "words.txt")
+    for extra, files in (
+        ((), {"pytorch_lora_weights.safetensors", "text_map.safetensors"}),
+        (("--portable",), {"text_map.safetensors"}),
+    ):
+        done = command(*shared, *extra, "--output", "eraser", "--overwrite", folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "Erased 'car', answered as '" in done.stdout
+        written = {path.name for path in (tmp_path / "eraser").iterdir()}
+        assert written == files | {"erasure_config.json", "README.md"}
+        untrained.load_erasure(tmp_path / "eraser")
+        untrained.unload_erasures()
+    refused = command(*shared, "--recipe", "esd", "--output", "other", folder=tmp_path)
+    assert refused.returncode == 2
+    assert "'esd' is trained and not solved" in refused.stderr
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch, untrained, make_eraser):
     """Run a command in a folder with an eraser, a broken one and a diary: code and exception."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_open", lambda model: untrained)
+    monkeypatch.setattr(cli, "_open", lambda model, **_: untrained)
     make_eraser(untrained.unet).save_pretrained("good")
     make_eraser(untrained.unet).save_pretrained("broken")
     (tmp_path / "broken" / "pytorch_lora_weights.safetensors").write_bytes(b"junk")
@@ -96,6 +117,18 @@ def run(tmp_path, monkeypatch, untrained, make_eraser):
         (
             ("train", "--concept", "car", "--recipe", "magic", "--output", "new"),
             "No recipe named 'magic'",
+        ),
+        (("edit", "--concept", "car", "--output", "good"), "exists already.*--overwrite"),
+        (("edit", "--concept", "", "--output", "new"), "empty"),
+        (("edit", "--concept", "car", "--target", "car", "--output", "new"), "concept itself"),
+        (("edit", "--concept", "car", "--captions", "none.txt", "--output", "new"), "Cannot read"),
+        (
+            ("train", "--concept", "car", "--recipe", "uce", "--rank", "0", "--output", "new"),
+            "rank",
+        ),
+        (
+            ("train", "--concept", "car", "--recipe", "uce", "--steps", "3", "--output", "new"),
+            "is solved and not trained; leave out steps",
         ),
         (("generate", "a car", "--eraser", "broken"), "no readable safetensors"),
         (("generate", "a car", "--eraser", "missing"), "no folder 'missing'"),

@@ -54,6 +54,20 @@ def recipe_of(name: str) -> Recipe | Edit:
     return known[name]
 
 
+def edit_of(name: str) -> Edit:
+    """The recipe of that name, if it is solved.
+
+    Raises:
+        ErasureError: it is not.
+    """
+    found = recipe_of(name)
+    if not isinstance(found, Edit):
+        raise ErasureError(
+            f"'{name}' is trained and not solved; solved are {', '.join(sorted(EDITS))}."
+        )
+    return found
+
+
 def concepts_of(concept: Erased) -> tuple[Concept, ...]:
     """At least one.
 

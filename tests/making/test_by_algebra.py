@@ -1,0 +1,240 @@
+import copy
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from diffusers_erase import Concept, EraserAdapter, ErasureError, Nearest, Vocabulary, erase
+from diffusers_erase.concepts import encode
+from diffusers_erase.crossattention import TEXT_PARTS, projections
+from diffusers_erase.editing.reading import read_weights
+from diffusers_erase.editing.recipes import EDITS
+from diffusers_erase.making.by_algebra import solved
+from diffusers_erase.making.order import Order
+from diffusers_erase.training.targets import Fixed
+
+
+WORDS = ("van", "truck", "oak", "castle")
+
+
+def order(**changes):
+    options = {
+        "concepts": (Concept("car"),),
+        "recipe": EDITS["closed-form"],
+        "vocabulary": Vocabulary(WORDS),
+        "target": None,
+        "keep": (),
+        "protect": (),
+        "seed": 0,
+    }
+    return Order(**options | changes)
+
+
+@pytest.fixture
+def xl(untrained):
+    """A StableDiffusionXLPipeline of the real class, with random weights and two text encoders."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": len(untrained.tokenizer),
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "max_position_embeddings": untrained.tokenizer.model_max_length,
+        "bos_token_id": untrained.tokenizer.bos_token_id,
+        "eos_token_id": untrained.tokenizer.eos_token_id,
+    }
+    first = CLIPTextConfig(hidden_size=24, intermediate_size=48, projection_dim=16, **sizes)
+    second = CLIPTextConfig(hidden_size=40, intermediate_size=80, projection_dim=16, **sizes)
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=64,
+        attention_head_dim=(2, 4),
+        transformer_layers_per_block=(1, 2),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 16,
+        use_linear_projection=True,
+    )
+    pipe = StableDiffusionXLPipeline(
+        vae=AutoencoderKL(block_out_channels=(32,), latent_channels=4, norm_num_groups=8),
+        text_encoder=CLIPTextModel(first),
+        text_encoder_2=CLIPTextModelWithProjection(second),
+        tokenizer=untrained.tokenizer,
+        tokenizer_2=untrained.tokenizer,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(),
+        add_watermarker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_the_unet_is_never_run(untrained, monkeypatch):
+    def run(*_, **__):
+        raise AssertionError("the UNet was run")
+
+    monkeypatch.setattr(untrained.unet, "forward", run)
+    for name in EDITS:
+        eraser = erase(untrained, "car", vocabulary=WORDS, recipe=name)
+        assert eraser.config.recipe == name
+        assert all(torch.isfinite(B).all() for _, B in eraser.factors.values())
+
+
+def test_the_lora_and_the_text_map_are_one_eraser(untrained, picture, tmp_path):
+    eraser = erase(untrained, "car", vocabulary=WORDS, recipe="closed-form")
+    folder = eraser.save_pretrained(tmp_path / "car")
+    untrained.load_erasure(folder)
+    by_map = picture(untrained)
+    untrained.unload_erasures()
+    untrained.load_erasure(EraserAdapter(eraser.factors, eraser.config))
+    by_lora = picture(untrained)
+    untrained.unload_erasures()
+    untrained.load_lora_weights(folder)
+    plain = picture(untrained)
+    assert abs(by_map - by_lora).max() < 1e-5
+    assert abs(by_map - plain).max() < 1e-5
+
+
+def test_a_portable_eraser_fits_another_model_with_the_same_texts(untrained, tmp_path):
+    eraser = erase(untrained, "car", vocabulary=WORDS, recipe="closed-form").portable
+    folder = eraser.save_pretrained(tmp_path / "car")
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 60_000
+    torch.manual_seed(7)
+    for layer in projections(untrained.unet).values():
+        layer.weight.data += 0.05 * torch.randn_like(layer.weight)
+    layers = projections(untrained.unet, TEXT_PARTS)
+    before = {path: layer.weight.clone() for path, layer in layers.items()}
+    untrained.load_erasure(folder)
+    states = encode(untrained, ["a photo of a red car"])
+    T = eraser.text_map
+    for path, layer in layers.items():
+        assert torch.allclose(states @ layer.weight.T, T(states) @ before[path].T, atol=1e-4)
+    untrained.unload_erasures()
+    assert all(torch.equal(layer.weight, before[path]) for path, layer in layers.items())
+
+
+def test_text_maps_and_loras_add_up(untrained, make_eraser):
+    unet = untrained.unet
+    pristine = copy.deepcopy(unet)
+    solved_for = erase(untrained, "car", vocabulary=WORDS, recipe="closed-form")
+    trained = make_eraser(unet, parts=("to_q", "to_v"))
+    untrained.load_erasure(solved_for, "car")
+    untrained.load_erasure(trained, "other", strength=0.5)
+    weights = {p: layer.weight for p, layer in projections(pristine).items()}
+    for path, layer in projections(unet).items():
+        expected = weights[path].clone()
+        if path in solved_for.factors:
+            A, B = solved_for.factors[path]
+            expected += B @ A
+        if path in trained.factors:
+            expected += 0.5 * trained.delta(path)
+        assert torch.allclose(layer.weight, expected, atol=1e-6)
+
+
+def test_the_text_encoder_is_recognised(untrained, tmp_path):
+    folder = erase(untrained, "car", vocabulary=WORDS, recipe="uce").save_pretrained(tmp_path / "e")
+    other = copy.deepcopy(untrained.text_encoder)
+    torch.manual_seed(3)
+    for weight in other.parameters():
+        weight.data += 0.5 * torch.randn_like(weight)
+    untrained.text_encoder, original = other, untrained.text_encoder
+    with pytest.raises(ErasureError, match="reads 'car' otherwise"):
+        untrained.load_erasure(folder)
+    assert untrained.list_erasures() == {}
+    untrained.text_encoder = original
+    assert untrained.load_erasure(folder) == "car"
+
+
+def test_an_eraser_for_stable_diffusion_xl_is_made_and_works_there(xl, tmp_path):
+    eraser = erase(xl, "car", target="truck", vocabulary=WORDS, recipe="closed-form")
+    assert eraser.text_map.width == 64
+    states = xl.encode_prompt("a photo of a car", do_classifier_free_guidance=False)[0]
+    layers = projections(xl.unet, TEXT_PARTS)
+    before = {path: states @ layer.weight.T for path, layer in layers.items()}
+    xl.load_erasure(eraser.save_pretrained(tmp_path / "car"))
+    expected = eraser.text_map(states)
+    for path, layer in layers.items():
+        assert not torch.allclose(states @ layer.weight.T, before[path])
+    xl.unload_erasures()
+    for path, layer in layers.items():
+        mapped = expected @ layer.weight.T
+        A, B = eraser.factors[path]
+        assert torch.allclose(states @ (layer.weight + B @ A).T, mapped, atol=1e-5)
+
+
+@pytest.mark.parametrize("shard", ["10GB", "200KB"])
+def test_texts_and_a_few_weights_are_enough(xl, tmp_path, shard):
+    xl.save_pretrained(tmp_path / "model", max_shard_size=shard)
+    whole = erase(xl, "car", target="truck", vocabulary=WORDS, recipe="rece")
+    small = DiffusionPipeline.from_pretrained(tmp_path / "model", unet=None, vae=None)
+    weights = read_weights(tmp_path / "model")
+    assert set(weights) == set(projections(xl.unet, TEXT_PARTS))
+    asked = order(recipe=EDITS["rece"], target=Fixed("truck"))
+    eraser = solved(small, asked, weights=weights)
+    for path, (A, B) in whole.factors.items():
+        again = eraser.factors[path]
+        assert torch.allclose(again[1] @ again[0], B @ A, atol=1e-5)
+
+
+def test_a_pipeline_without_a_unet_gives_a_portable_eraser(untrained):
+    parts = {name: part for name, part in untrained.components.items() if name != "unet"}
+    texts = type(untrained)(**parts, unet=None, requires_safety_checker=False)
+    eraser = erase(texts, "car", vocabulary=WORDS, recipe="closed-form")
+    assert eraser.factors == {}
+    assert eraser.config.payloads == ("text_map",)
+    untrained.load_erasure(eraser)
+
+
+def test_the_eraser_knows_its_story(untrained, tmp_path):
+    eraser = erase(untrained, Concept("car", synonyms=("automobile",)), recipe="closed-form")
+    back = EraserAdapter.from_pretrained(eraser.save_pretrained(tmp_path / "car"))
+    assert back.config == eraser.config
+    parameters = back.config.parameters
+    assert 0 < parameters["kept_energy"] <= 1
+    assert parameters["solver"] == "Replace()"
+    assert parameters["choices"][0]["how"] == "least-damage"
+    assert torch.allclose(back.text_map.change, eraser.text_map.change, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": "closed-forn"}, "Did you mean 'closed-form'"),
+        ({"recipe": "uce", "steps": 3}, "has no steps"),
+        ({"recipe": "uce", "target": "car"}, "is the concept itself"),
+        ({"recipe": "uce", "target": Nearest(Vocabulary(("van",)))}, "takes a word as its target"),
+        ({"recipe": "uce", "target": ("van", "oak")}, "one for each concept"),
+        ({"recipe": "closed-form", "vocabulary": ["car"]}, "can be a target"),
+    ],
+)
+def test_bad_requests_are_refused(untrained, options, message):
+    with pytest.raises(ErasureError, match=message):
+        erase(untrained, "car", **options)
+
+
+def test_edits_are_made_from_the_bare_base(untrained, make_eraser):
+    untrained.load_erasure(make_eraser(untrained.unet))
+    with pytest.raises(ErasureError, match="made from the bare base"):
+        erase(untrained, "dog", recipe="uce")
+
+
+def test_a_trained_eraser_is_not_portable(untrained, make_eraser):
+    with pytest.raises(ErasureError, match="trained for one model"):
+        _ = make_eraser(untrained.unet).portable
+
+
+def test_a_model_without_text_is_refused(tmp_path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    with pytest.raises(ErasureError, match="'UNet2DModel', where no cross-attention"):
+        read_weights(tmp_path)
