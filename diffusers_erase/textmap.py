@@ -83,17 +83,18 @@ class TextMap:
             met: S, width x width, positive definite: second moments of the states that are met.
             read: G, width x width, positive definite: sum of W^T W over the layers.
         """
-        I = torch.eye(self.width, dtype=self.U.dtype)
-        Lg, Ls = (torch.linalg.cholesky(I if M is None else M.to(I)) for M in (read, met))
-        Qu, Ru = torch.linalg.qr(Lg.T @ self.U)
-        _, Rv = torch.linalg.qr(Ls.T @ self.V)
-        left, sizes, _ = torch.linalg.svd(Ru @ Rv.T)
+        U = self.U if read is None else _root(read).T @ self.U
+        V = self.V if met is None else _root(met).T @ self.V
+        Qu, Ru = torch.linalg.qr(U)
+        across = Ru @ (V.T @ V) @ Ru.T  # squares of the singular values of U V^T
+        energy, left = torch.linalg.eigh(across)
+        energy, left = energy.flip(0).clamp(min=0), left.flip(1)
         X = Qu @ left[:, :rank]
         # P' = G^-1/2 X X^T G^1/2 P: what P answers with nothing, P' does too
         best = TextMap(
-            torch.linalg.solve_triangular(Lg.T, X, upper=True), self.V @ (self.U.T @ (Lg @ X))
+            X if read is None else torch.linalg.solve_triangular(_root(read).T, X, upper=True),
+            self.V @ (U.T @ X),
         )
-        energy = sizes.square()
         return best, float(energy[:rank].sum() / energy.sum()) if energy.any() else 1.0
 
     def factors(self, weights: Mapping[str, Tensor]) -> dict[str, Factors]:
@@ -116,3 +117,9 @@ class TextMap:
             path: (A.clone(), (W.detach().double().cpu() @ self.U).float())
             for path, W in weights.items()
         }
+
+
+def _root(M: Tensor) -> Tensor:
+    """L with L L^T = M."""
+    root: Tensor = torch.linalg.cholesky(M.double().cpu())
+    return root

@@ -1,7 +1,7 @@
 """edit(): from texts and a word to a text map, without one evaluation of the UNet."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -68,8 +68,7 @@ def edit(
             frequent words if left out.
         keep: prompts to be spared.
         protect: prompts that are not to change at all.
-        weights: path -> out x width, of the layers that read the text; without them all directions
-            of a state count alike.
+        weights: path -> out x width, of the layers that read the text; few solvers ask for them.
         cache: where statistics of long lists of prompts are kept.
         encoder: a name for the text encoder's exact weights, for the cache.
         seed: of the shell.
@@ -81,7 +80,7 @@ def edit(
     words = Vocabulary(own_words(texts.tokenizer)) if vocabulary is None else vocabulary
     spared = words.words if vocabulary is None else words.others(concepts)
     kind = concepts[0].kind
-    G = reading_gram(weights) if weights else None
+    G = reading_gram(weights) if weights and recipe.reads else None
     hold = _held(texts, recipe, protect)
     chosen = targets is None and recipe.choose != "given"
     apart = [
@@ -96,7 +95,7 @@ def edit(
 
     if chosen:
         choices = [
-            _chosen(texts, concept, row, recipe, S, hold, G)
+            _chosen(texts, concept, row, recipe, S, hold)
             for concept, row in zip(concepts, apart, strict=True)
         ]
     else:
@@ -105,7 +104,7 @@ def edit(
     E, V = rows(texts, concepts, [choice.target for choice in choices], recipe, seed=seed)
     problem = Problem.of(E, V, S, spare=recipe.spare, ridge=recipe.ridge, hold=hold, G=G)
     solved = recipe.solver(problem)
-    map, kept = solved.truncated(recipe.rank, met=problem.met, read=G)
+    map, kept = solved.truncated(recipe.rank, met=problem.met)
     return Edited(map, tuple(choices), solved.rank, kept)
 
 
@@ -167,9 +166,8 @@ def _chosen(
     recipe: Edit,
     S: Tensor,
     hold: Tensor | None,
-    G: Tensor | None,
 ) -> Choice:
-    """Min over targets of max over rivals j of  E |W P e_j|^2 / E |W (e_j - e_null)|^2
+    """Min over targets of max over rivals j of  E |P e_j|^2 / E |e_j - e_null|^2
 
     over the nearest words: AGE's idea (arXiv 2501.18950) by algebra.
     """
@@ -180,14 +178,14 @@ def _chosen(
     null = texts.encode([""]).double().cpu()
 
     def size(x: Tensor) -> Tensor:
-        """Of the states of each rival, as the layers read them."""
-        squares = (x * (x if G is None else x @ G)).sum(1)
-        return squares.view(len(shortlist), -1).sum(1)
+        """|x|^2 over the states of each rival."""
+        return x.square().sum(1).view(len(shortlist), -1).sum(1)
 
     apart_from_nothing = size((rivals - null).flatten(0, 1))
+    brief = replace(recipe, prompts=min(recipe.prompts, 4))
     hurt = {}
     for k, word in enumerate(shortlist):
-        E, V = rows(texts, [concept], [word], recipe)
+        E, V = rows(texts, [concept], [word], brief)
         problem = Problem.of(E, V, S, spare=recipe.spare, ridge=recipe.ridge, hold=hold)
         seen = reader(problem.E, problem.dear, hold) @ rivals.flatten(0, 1).T
         moved = size(((V - E).T @ seen).T) / apart_from_nothing

@@ -22,7 +22,7 @@ _CHUNK = 64
 
 
 def gram(texts: Texts, prompts: Sequence[str]) -> Tensor:
-    """E e e^T over all tokens of the prompts, width x width, float64.
+    """E e e^T over all tokens of the prompts, width x width, float64 out of float32 sums.
 
     Raises:
         ErasureError: there is no prompt.
@@ -31,8 +31,8 @@ def gram(texts: Texts, prompts: Sequence[str]) -> Tensor:
         raise ErasureError("There is no prompt to take statistics of; list some captions.")
     total, count = torch.zeros((), dtype=torch.float64), 0
     for start in range(0, len(prompts), _CHUNK):
-        rows = texts.encode(prompts[start : start + _CHUNK]).flatten(0, 1).double().cpu()
-        total, count = total + rows.T @ rows, count + len(rows)
+        rows = texts.encode(prompts[start : start + _CHUNK]).flatten(0, 1).float().cpu()
+        total, count = total + (rows.T @ rows).double(), count + len(rows)
     return total / count
 
 

@@ -34,7 +34,7 @@ class Edit:
     """So many states around each of the concept's own tokens are erased with it (see `shell`)."""
     cosine: tuple[float, float] = (0.8, 1.0)
     """How near those are to it."""
-    rank: int = 16
+    rank: int = 8
     """Largest rank of the eraser; what is cut off is told."""
 
     def __post_init__(self) -> None:

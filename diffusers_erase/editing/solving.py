@@ -40,7 +40,7 @@ def solve(E: Tensor, V: Tensor, K: Tensor, *, hold: Tensor | None = None) -> Tex
     A = reader(E, K, hold)
     if len(E) <= E.shape[1]:
         return TextMap((V - E).T, A.T)
-    return TextMap.of((V - E).T @ A)
+    return TextMap((V - E).T @ A, torch.eye(E.shape[1], dtype=E.dtype))
 
 
 def reader(E: Tensor, K: Tensor, hold: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from diffusers_erase.errors import ErasureError
 def test_second_moments_are_those_of_all_tokens(untrained):
     texts, prompts = texts_of(untrained), ["a car", "a red van", ""]
     rows = texts.encode(prompts).flatten(0, 1).double()
-    assert torch.allclose(gram(texts, prompts), rows.T @ rows / len(rows), atol=1e-10)
+    assert torch.allclose(gram(texts, prompts), rows.T @ rows / len(rows), rtol=1e-4, atol=1e-5)
 
 
 def test_long_lists_are_taken_in_pieces(untrained):
@@ -23,7 +23,7 @@ def test_long_lists_are_taken_in_pieces(untrained):
 
     whole = gram(Texts(watched, texts.tokenizer), ["a car", "a van"] * 100)
     assert max(asked) < 100
-    assert torch.allclose(whole, gram(texts, ["a car", "a van"]), atol=1e-10)
+    assert torch.allclose(whole, gram(texts, ["a car", "a van"]), rtol=1e-4, atol=1e-5)
 
 
 def test_they_are_kept_for_this_text_encoder_and_these_prompts(untrained, tmp_path):
