@@ -1,6 +1,6 @@
 """edit(): from texts and a word to a text map, without one evaluation of the UNet."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from diffusers_erase.adapter import Choice
 from diffusers_erase.attachment import row_space
 from diffusers_erase.cache import TensorCache
-from diffusers_erase.concepts import Concept, Vocabulary, said
+from diffusers_erase.concepts import SAID_IN, Concept, Vocabulary, said
 from diffusers_erase.editing.prior import own_words, prior
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.rows import Texts, paired, shell
@@ -26,7 +26,7 @@ SYNONYM = 0.05
 SHORTLIST = 8
 """So many of the nearest words are candidates for a target, and rivals of one another."""
 
-SPARED_PROMPTS = 2000
+SPARED_PROMPTS = 500
 """About so many prompts say what is to be spared; fewer words are said in more of them."""
 
 
@@ -78,16 +78,18 @@ def edit(
             that are not finite, an ill-conditioned system.
     """
     words = Vocabulary(own_words(texts.tokenizer)) if vocabulary is None else vocabulary
-    spared = words.words if vocabulary is None else words.others(concepts)
+    others = words.others(concepts)
+    spared = words.words if vocabulary is None else others  # one prior for all concepts
     kind = concepts[0].kind
     G = reading_gram(weights) if weights and recipe.reads else None
     hold = _held(texts, recipe, protect)
     chosen = targets is None and recipe.choose != "given"
-    apart = [
-        distances(texts, c, words.candidates(concepts) if chosen else spared)
-        for c in (concepts if chosen or recipe.near else ())
-    ]
-    counted = max(1, min(8, SPARED_PROMPTS // max(1, len(spared))))
+    # among all words there are, the nearest of a style describe how it looks: it is left out
+    chosen &= vocabulary is not None or concepts[0].kind == "object"
+    admissible = set(words.candidates(concepts)) if chosen else set[str]()
+    several = concepts if others and (chosen or recipe.near) else ()
+    apart = [distances(texts, concept, others) for concept in several]
+    counted = max(1, min(SAID_IN, SPARED_PROMPTS // max(1, len(spared))))
     S = prior(texts, ["", *keep, *said(spared, kind, counted)], cache=cache, encoder=encoder)
     nearest = dict.fromkeys(word for row in apart for word in islice(row, recipe.near))
     if nearest:
@@ -95,7 +97,7 @@ def edit(
 
     if chosen:
         choices = [
-            _chosen(texts, concept, row, recipe, S, hold)
+            _chosen(texts, concept, row, admissible, recipe, S, hold)
             for concept, row in zip(concepts, apart, strict=True)
         ]
     else:
@@ -136,9 +138,6 @@ def distances(texts: Texts, concept: Concept, words: Sequence[str]) -> dict[str,
 
     e("") is the prompt without the concept. Other names of the concept (below `SYNONYM`) are left
     out.
-
-    Raises:
-        ErasureError: no word is left.
     """
     prompts = concept.written(max(1, min(4, SPARED_PROMPTS // max(1, len(words)))))
     E, answers = texts.encode(prompts), (None, *words)
@@ -150,47 +149,52 @@ def distances(texts: Texts, concept: Concept, words: Sequence[str]) -> dict[str,
         squares += each.tolist()
     without, *apart = squares
     found = {word: square / without for word, square in zip(words, apart, strict=True)}
-    left = {w: d for w, d in sorted(found.items(), key=lambda entry: entry[1]) if d > SYNONYM}
-    if not left:
-        raise ErasureError(
-            f"Every word of the vocabulary is another name of '{concept.name}' to this text "
-            f"encoder (distance below {SYNONYM}); add other words."
-        )
-    return left
+    return {w: d for w, d in sorted(found.items(), key=lambda entry: entry[1]) if d > SYNONYM}
 
 
 def _chosen(
     texts: Texts,
     concept: Concept,
     apart: Mapping[str, float],
+    admissible: Collection[str],
     recipe: Edit,
     S: Tensor,
     hold: Tensor | None,
 ) -> Choice:
-    """Min over targets of max over rivals j of  E |P e_j|^2 / E |e_j - e_null|^2
+    """Min over targets of the mean over rivals j of  E |P e_j|^2 / E |e_j - e_null|^2
 
-    over the nearest words: AGE's idea (arXiv 2501.18950) by algebra.
+    over the nearest words, not all of which may be targets: AGE's idea (arXiv 2501.18950) by
+    algebra.
     """
-    shortlist = list(islice(apart, SHORTLIST))
-    if len(shortlist) == 1:
-        return Choice(concept.name, shortlist[0], "least-damage", {})
-    rivals = texts.encode(said(shortlist, concept.kind, 2)).double().cpu()
+    candidates = list(islice((word for word in apart if word in admissible), SHORTLIST))
+    if not candidates:
+        raise ErasureError(
+            f"Every word that may be a target is another name of '{concept.name}' to this text "
+            f"encoder (distance below {SYNONYM}); add other words to the vocabulary."
+        )
+    rivals = list(dict.fromkeys([*candidates, *islice(apart, SHORTLIST)]))
+    if len(rivals) == 1:
+        return Choice(concept.name, rivals[0], "least-damage", {})
+    said_of = texts.encode(said(rivals, concept.kind, 2)).double().cpu()
     null = texts.encode([""]).double().cpu()
 
     def size(x: Tensor) -> Tensor:
         """|x|^2 over the states of each rival."""
-        return x.square().sum(1).view(len(shortlist), -1).sum(1)
+        return x.square().sum(1).view(len(rivals), -1).sum(1)
 
-    apart_from_nothing = size((rivals - null).flatten(0, 1))
+    apart_from_nothing = size((said_of - null).flatten(0, 1))
     brief = replace(recipe, prompts=min(recipe.prompts, 4))
     hurt = {}
-    for k, word in enumerate(shortlist):
+    recognised = seen = torch.empty(0)
+    for k, word in enumerate(candidates):
         E, V = rows(texts, [concept], [word], brief)
-        problem = Problem.of(E, V, S, spare=recipe.spare, ridge=recipe.ridge, hold=hold)
-        seen = reader(problem.E, problem.dear, hold) @ rivals.flatten(0, 1).T
+        if not torch.equal(E, recognised):  # what is recognised is mostly the same
+            recognised = E
+            problem = Problem.of(E, V, S, spare=recipe.spare, ridge=recipe.ridge, hold=hold)
+            seen = reader(problem.E, problem.dear, hold) @ said_of.flatten(0, 1).T
         moved = size(((V - E).T @ seen).T) / apart_from_nothing
         moved[k] = 0
-        hurt[word] = float(moved.max())
+        hurt[word] = float(moved.sum() / (len(rivals) - 1))
     return Choice(concept.name, min(hurt, key=hurt.__getitem__), "least-damage", hurt)
 
 

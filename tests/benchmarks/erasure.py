@@ -2,8 +2,9 @@
 
 python tests/benchmarks/erasure.py --recipes surgical-age --seeds 0 1 2 --out build/erasure.jsonl
 
-One line of JSON per eraser; what is in the file already is not made again. `--table` prints the
-file as tables.
+Closed forms are named with what they are told: `closed-form:auto` (nothing), `:listed` (all other
+words) or `:half` (every other word). One line of JSON per eraser; what is in the file already is
+not made again. `--table` prints the file as tables.
 """
 
 import argparse
@@ -223,6 +224,11 @@ def measured(name: str, eraser: Any, pictures: Pictures) -> dict[str, Any]:
     return found
 
 
+def spared(words: list[str], listed: str) -> list[str] | None:
+    """What a closed form is told of: all words, every other one, or nothing."""
+    return {"listed": words, "half": words[::2], "auto": None}[listed]
+
+
 def made(name: str, recipe: str, seed: int) -> tuple[Any, dict[str, Any]]:
     pipe, concept = load_pipeline(), concept_of(name)
     words = [w for w in vocabulary(concept) if w != name]
@@ -231,6 +237,11 @@ def made(name: str, recipe: str, seed: int) -> tuple[Any, dict[str, Any]]:
         if recipe == "uce":
             target = neighbours(concept)[0]
             eraser = uce(pipe, concept, target, words)
+        elif ":" in recipe:
+            method, listed = recipe.split(":")
+            eraser = erase(
+                pipe, concept, recipe=method, vocabulary=spared(words, listed), seed=seed
+            )
         else:
             eraser = erase(
                 pipe,
