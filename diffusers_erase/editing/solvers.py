@@ -10,6 +10,7 @@ from torch import Tensor
 from diffusers_erase.attachment import row_space
 from diffusers_erase.editing.solving import remove, solve
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.recovery import Reading
 from diffusers_erase.textmap import TextMap
 
 
@@ -110,7 +111,7 @@ class Regenerate:
     bound: float = 0.1
     """λ_r, relative to the mean of G: how far from ordinary states is still looked."""
     gain: float = 0.01
-    """Least rise of `residual` for which a round is worth it."""
+    """Least rise of what stays out of reach for which a round is worth it."""
     budget: float = 0.3
     """Largest relative change of what is dear, sqrt(tr(P K P^T) / tr(K)), after all rounds."""
 
@@ -118,19 +119,21 @@ class Regenerate:
         """The edits of all rounds that were taken, as one map."""
         G, E = problem.reading, problem.E
         T = Replace()(problem)
-        left = residual(T, G, E, self.bound)
+        again, left = self._regained(T, G, E)
         for _ in range(self.rounds):
-            again = regenerated(T, G, E, self.bound)
             step = solve(again, problem.V, problem.dear, hold=problem.hold)
             further = T.after(step)
-            harder = residual(further, G, E, self.bound)
-            moved = torch.trace(further.change @ problem.K @ further.change.T) / torch.trace(
-                problem.K
-            )
-            if harder < left + self.gain or moved.sqrt() > self.budget:
+            again, harder = self._regained(further, G, E)
+            if harder < left + self.gain or drift(further, problem.K) > self.budget:
                 break
             T, left = TextMap.of(further.change), harder
         return T
+
+    def _regained(self, T: TextMap, G: Tensor, E: Tensor) -> tuple[Tensor, float]:
+        """States that say E again, and how far from it they stay."""
+        reading = read_through(T, G)
+        again = reading.regained(E, self.bound)
+        return again, reading.apart(E, again)
 
 
 @dataclass(frozen=True)
@@ -173,21 +176,10 @@ class Remove:
         return remove(between, K, hold=problem.hold)
 
 
-def regenerated(T: TextMap, G: Tensor, E: Tensor, bound: float) -> Tensor:
-    """argmin_E'  Σ_l |W_l T E' - W_l E|^2 + λ_r |E'|^2
-
-    States that the edited model reads as it read E before.
-    """
-    M = _dense(T)
-    ridge = bound * G.diagonal().mean() * torch.eye(len(G), dtype=G.dtype)
-    answer: Tensor = torch.linalg.solve(ridge + M.T @ G @ M, M.T @ G @ E.T).T
-    return answer
-
-
-def residual(T: TextMap, G: Tensor, E: Tensor, bound: float) -> float:
-    """Σ_l |W_l T E' - W_l E|^2 / Σ_l |W_l E|^2 at the best E': how much of E is out of reach."""
-    gap = regenerated(T, G, E, bound) @ _dense(T).T - E
-    return float(((gap @ G) * gap).sum() / ((E @ G) * E).sum())
+def read_through(T: TextMap, G: Tensor) -> Reading:
+    """Layers with Gram G before the edit, and W T after it."""
+    M = torch.eye(T.width, dtype=T.U.dtype) + T.change
+    return Reading(G, M.T @ G @ M, M.T @ G)
 
 
 def drift(T: TextMap, K: Tensor) -> float:
@@ -199,7 +191,3 @@ def drift(T: TextMap, K: Tensor) -> float:
 def reading_gram(weights: Mapping[str, Tensor]) -> Tensor:
     """G = Σ_l W_l^T W_l, width x width, float64."""
     return sum(((W := w.detach().cpu().double()).T @ W for w in weights.values()), torch.zeros(()))
-
-
-def _dense(T: TextMap) -> Tensor:
-    return torch.eye(T.width, dtype=T.U.dtype) + T.change

@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from diffusers_erase import EraserAdapter, ErasureError, erase
+from diffusers_erase.concepts import encode
+from diffusers_erase.crossattention import TEXT_PARTS, projections
+from diffusers_erase.evaluation.probe import probe
+
+
+PROMPTS = ["a photo of a car", "a red car"]
+
+
+def test_an_eraser_that_does_nothing_leaves_everything(untrained, make_eraser):
+    idle = make_eraser(untrained.unet, scale=0.0)
+    found = probe(untrained, idle, PROMPTS, bound=1e-9)
+    assert found.moved == found.regained == 0
+    assert found.residual < 1e-6
+    assert found.size == pytest.approx(1, abs=1e-3)
+
+
+def test_an_edit_is_undone_the_further_one_looks(untrained):
+    eraser = erase(untrained, "car", target="oak", vocabulary=["van", "oak"], recipe="closed-form")
+    near, far = (probe(untrained, eraser, PROMPTS, bound=bound) for bound in (1.0, 1e-7))
+    assert near.moved == pytest.approx(far.moved)
+    assert far.regained > near.regained
+    assert far.regained > 0.99
+    assert far.size > 1
+
+
+def test_the_residual_is_that_of_the_layers_themselves(untrained, make_eraser):
+    eraser = make_eraser(untrained.unet, scale=0.3)
+    found = probe(untrained, eraser, PROMPTS)
+    c = encode(untrained, PROMPTS).flatten(0, 1).double()
+    moved = total = 0.0
+    for path, layer in projections(untrained.unet, TEXT_PARTS).items():
+        W = layer.weight.detach().double()
+        moved += float((c @ eraser.delta(path).double().T).square().sum())
+        total += float((c @ W.T).square().sum())
+    assert found.moved == pytest.approx(moved / total, rel=1e-5)
+    assert 0 < found.residual < found.moved
+
+
+def test_the_lora_and_the_text_map_are_probed_alike(untrained):
+    eraser = erase(untrained, "car", vocabulary=["van", "oak"], recipe="uce")
+    by_lora = probe(untrained, EraserAdapter(eraser.factors, eraser.config), PROMPTS)
+    by_map = probe(untrained, eraser.portable, PROMPTS)
+    assert by_map.residual == pytest.approx(by_lora.residual, rel=1e-3)
+    assert by_map.moved == pytest.approx(by_lora.moved, rel=1e-4)
+
+
+def test_no_prompts_are_refused(untrained, make_eraser):
+    with pytest.raises(ErasureError, match="no prompt to probe"):
+        probe(untrained, make_eraser(untrained.unet), [])
+    assert torch.is_grad_enabled()
