@@ -14,6 +14,8 @@ from diffusers_erase.errors import ErasureError
 if TYPE_CHECKING:
     from diffusers_erase.adapter import EraserAdapter, EraserConfig
     from diffusers_erase.concepts import Concept, Vocabulary
+    from diffusers_erase.editing.recipes import Edit
+    from diffusers_erase.evaluation.probe import probe
     from diffusers_erase.making import erase
     from diffusers_erase.runtime.plugin import (
         erasures_disabled,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "Adaptive": "training.adaptive",
     "Concept": "concepts",
+    "Edit": "editing.recipes",
     "EraserAdapter": "adapter",
     "EraserConfig": "adapter",
     "Fixed": "training.targets",
@@ -45,6 +48,7 @@ _ROOMS = {
     "erasures_disabled": "runtime.plugin",
     "list_erasures": "runtime.plugin",
     "load_erasure": "runtime.plugin",
+    "probe": "evaluation.probe",
     "set_erasure_strength": "runtime.plugin",
     "train": "training.trainer",
     "unload_erasure": "runtime.plugin",
@@ -54,6 +58,7 @@ _ROOMS = {
 __all__ = [
     "Adaptive",
     "Concept",
+    "Edit",
     "EraserAdapter",
     "EraserConfig",
     "ErasureError",
@@ -68,6 +73,7 @@ __all__ = [
     "install",
     "list_erasures",
     "load_erasure",
+    "probe",
     "set_erasure_strength",
     "train",
     "uninstall",

@@ -11,14 +11,7 @@ from typing import Any
 from warnings import warn
 
 import torch
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -33,6 +26,7 @@ from diffusers_erase.crossattention import (
 )
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.folders import check_folder, whole_folder
+from diffusers_erase.hub import fetch
 from diffusers_erase.textmap import TextMap
 
 
@@ -344,53 +338,6 @@ def _describe(found: Mapping[str, Any]) -> str:
         f"a {found.get('denoiser', '?')} with text width {found.get('text_width', '?')} "
         f"and {found.get('cross_attention_layers', '?')} cross-attention layers"
     )
-
-
-def fetch(source: str | Path, name: str, **hub: Any) -> Path:
-    """A file of a folder or of a repository on the Hub.
-
-    Args:
-        source: a folder, or a Hub id.
-        name: of the file.
-        **hub: as for `from_pretrained`.
-
-    Raises:
-        ErasureError: there is no such folder, repository or file, or the Hub cannot be reached.
-    """
-    folder = Path(source)
-    if folder.exists():
-        path: Path = folder / (hub.get("subfolder") or "") / name
-        if not path.is_file():
-            raise ErasureError(
-                f"'{folder}' holds no {name}; is it a folder written by `save_pretrained`?"
-            )
-        return path
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
-        raise ErasureError(
-            f"There is no folder '{source}', and it is no Hub id (user/name) either."
-        )
-    try:
-        return Path(hf_hub_download(str(source), name, **hub))
-    except Exception as error:  # the Hub's errors have no common base but this one
-        raise ErasureError(
-            f"There is no folder '{source}', and {name} cannot be had from the Hub: "
-            f"{_hub_reason(error)}."
-        ) from error
-
-
-def _hub_reason(error: BaseException) -> str:
-    """What went wrong in the user's words; a forced download wraps the real error."""
-    causes = [error, *([error.__cause__] if error.__cause__ else [])]
-    for kind, reason in (
-        (GatedRepoError, "the repository is gated; accept its terms and log in (`hf auth login`)"),
-        (RepositoryNotFoundError, "the repository does not exist, or is private"),
-        (RevisionNotFoundError, "the repository has no such revision"),
-        (LocalEntryNotFoundError, "the Hub cannot be reached, and the file is not in the cache"),
-        (EntryNotFoundError, "the repository has no such file"),
-    ):
-        if any(isinstance(cause, kind) for cause in causes):
-            return reason
-    return next(iter(str(causes[-1]).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
 def _read_map(path: Path) -> TextMap:

@@ -52,7 +52,7 @@ def test_the_least_recently_used_make_room(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ErasureError, match="Cannot keep trajectories in"):
+    with pytest.raises(ErasureError, match="Cannot keep tensors in"):
         TensorCache(tmp_path / "file").get({}, lambda: made(1))
 
 

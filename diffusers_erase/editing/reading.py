@@ -7,9 +7,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from diffusers_erase.adapter import fetch
 from diffusers_erase.crossattention import CROSS_ATTENTION, TEXT_PARTS
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.hub import fetch
 
 
 _WHOLE = "diffusion_pytorch_model.safetensors"

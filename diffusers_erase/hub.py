@@ -1,0 +1,63 @@
+"""Files of a folder or of a repository on the Hub, and what kept them away, in a user's words."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from diffusers_erase.errors import ErasureError
+
+
+def fetch(source: str | Path, name: str, **hub: Any) -> Path:
+    """A file of a folder or of a repository on the Hub.
+
+    Args:
+        source: a folder, or a Hub id.
+        name: of the file.
+        **hub: as for `from_pretrained`.
+
+    Raises:
+        ErasureError: there is no such folder, repository or file, or the Hub cannot be reached.
+    """
+    folder = Path(source)
+    if folder.exists():
+        path: Path = folder / (hub.get("subfolder") or "") / name
+        if not path.is_file():
+            raise ErasureError(
+                f"'{folder}' holds no {name}; is it a folder written by `save_pretrained`?"
+            )
+        return path
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
+        raise ErasureError(
+            f"There is no folder '{source}', and it is no Hub id (user/name) either."
+        )
+    try:
+        return Path(hf_hub_download(str(source), name, **hub))
+    except Exception as error:  # the Hub's errors have no common base but this one
+        raise ErasureError(
+            f"There is no folder '{source}', and {name} cannot be had from the Hub: "
+            f"{_hub_reason(error)}."
+        ) from error
+
+
+def _hub_reason(error: BaseException) -> str:
+    """What went wrong in the user's words; a forced download wraps the real error."""
+    causes = [error, *([error.__cause__] if error.__cause__ else [])]
+    for kind, reason in (
+        (GatedRepoError, "the repository is gated; accept its terms and log in (`hf auth login`)"),
+        (RepositoryNotFoundError, "the repository does not exist, or is private"),
+        (RevisionNotFoundError, "the repository has no such revision"),
+        (LocalEntryNotFoundError, "the Hub cannot be reached, and the file is not in the cache"),
+        (EntryNotFoundError, "the repository has no such file"),
+    ):
+        if any(isinstance(cause, kind) for cause in causes):
+            return reason
+    return next(iter(str(causes[-1]).strip().splitlines()), type(error).__name__).rstrip(".")
