@@ -61,6 +61,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         draft.chmod(0o755)
         yield draft
+        for path in draft.iterdir():  # some writers leave files that their owner alone can read
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)) / "old"
             folder.rename(old)

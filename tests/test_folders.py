@@ -76,3 +76,10 @@ def test_folders_without_permission_are_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(ErasureError, match="no folder one can write to"):
         check(tmp_path / "folder")
+
+
+def test_what_is_written_can_be_read_by_others(tmp_path):
+    with whole_folder(tmp_path / "result") as draft:
+        (draft / "a.txt").write_text("a")
+        (draft / "a.txt").chmod(0o600)
+    assert (tmp_path / "result" / "a.txt").stat().st_mode & 0o777 == 0o644
