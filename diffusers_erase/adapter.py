@@ -220,7 +220,7 @@ class EraserAdapter:
         if self.text_map is not None:
             pair = {"U": self.text_map.U.float(), "V": self.text_map.V.float()}
             contiguous = {name: value.contiguous() for name, value in pair.items()}
-            save_file(contiguous, folder / MAP_NAME, {"erasure": json.dumps(content)})
+            save_file(contiguous, folder / MAP_NAME)
         (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(model_card(content, repo_id), encoding="utf-8")
 

@@ -49,6 +49,11 @@ def projections(unet: nn.Module, parts: tuple[str, ...] = PARTS) -> dict[str, nn
     return {path: linear(unet, path) for path, _ in unet.named_modules() if pattern.fullmatch(path)}
 
 
+def text_weights(unet: nn.Module) -> dict[str, Tensor]:
+    """Path -> weight (out x width) of every layer that reads the text."""
+    return {path: layer.weight for path, layer in projections(unet, TEXT_PARTS).items()}
+
+
 def linear(unet: nn.Module, path: str) -> nn.Linear:
     """The linear layer at `path`, looking inside an adapter's wrapper.
 

@@ -11,7 +11,7 @@ from diffusers_erase.adapter import Choice
 from diffusers_erase.attachment import row_space
 from diffusers_erase.cache import TensorCache
 from diffusers_erase.concepts import SAID_IN, Concept, Vocabulary, said
-from diffusers_erase.editing.prior import own_words, prior
+from diffusers_erase.editing.prior import own_words, spared
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.rows import Texts, paired, shell
 from diffusers_erase.editing.solvers import Problem, reading_gram
@@ -79,7 +79,7 @@ def edit(
     """
     words = Vocabulary(own_words(texts.tokenizer)) if vocabulary is None else vocabulary
     others = words.others(concepts)
-    spared = words.words if vocabulary is None else others  # one prior for all concepts
+    listed = words.words if vocabulary is None else others  # one prior for all concepts
     kind = concepts[0].kind
     G = reading_gram(weights) if weights and recipe.reads else None
     hold = _held(texts, recipe, protect)
@@ -89,12 +89,10 @@ def edit(
     admissible = set(words.candidates(concepts)) if chosen else set[str]()
     several = concepts if others and (chosen or recipe.near) else ()
     apart = [distances(texts, concept, others) for concept in several]
-    counted = max(1, min(SAID_IN, SPARED_PROMPTS // max(1, len(spared))))
-    S = prior(texts, ["", *keep, *said(spared, kind, counted)], cache=cache, encoder=encoder)
-    nearest = dict.fromkeys(word for row in apart for word in islice(row, recipe.near))
-    if nearest:
-        S = (S + prior(texts, said(list(nearest), kind), cache=cache, encoder=encoder)) / 2
-
+    counted = max(1, min(SAID_IN, SPARED_PROMPTS // max(1, len(listed))))
+    nearest = list(dict.fromkeys(word for row in apart for word in islice(row, recipe.near)))
+    everything = ["", *keep, *said(listed, kind, counted)]
+    S = spared(texts, everything, said(nearest, kind), cache=cache, encoder=encoder)
     if chosen:
         choices = [
             _chosen(texts, concept, row, admissible, recipe, S, hold)

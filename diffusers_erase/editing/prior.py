@@ -15,9 +15,6 @@ from diffusers_erase.errors import ErasureError
 WORDS = 2000
 """So many of the tokenizer's own words make the prior of somebody who lists nothing."""
 
-SAID = ("a photo of a {}", "{}", "a {} in a picture", "a painting by {}")
-"""Ways in which the words take turns."""
-
 _CHUNK = 64
 
 
@@ -36,14 +33,31 @@ def gram(texts: Texts, prompts: Sequence[str]) -> Tensor:
     return total / count
 
 
-def prior(
-    texts: Texts, prompts: Sequence[str], *, cache: TensorCache | None = None, encoder: str = ""
+def spared(
+    texts: Texts,
+    prompts: Sequence[str],
+    near: Sequence[str],
+    *,
+    cache: TensorCache | None = None,
+    encoder: str = "",
 ) -> Tensor:
-    """`gram`, from the cache if it was taken of this text encoder before."""
-    if cache is None:
-        return gram(texts, prompts)
-    key = {"gram": list(prompts), "encoder": encoder}
-    return cache.get(key, lambda: {"gram": gram(texts, prompts)})["gram"]
+    """Half the second moments of all prompts, half of the near ones, if there are any.
+
+    Args:
+        texts: the text encoder.
+        prompts: all that is to be spared.
+        near: those of them that an edit would hurt first.
+        cache: where moments that were taken before are found.
+        encoder: a name for the text encoder's exact weights, for the cache.
+    """
+
+    def moments(several: Sequence[str]) -> Tensor:
+        if cache is None:
+            return gram(texts, several)
+        key = {"gram": list(several), "encoder": encoder}
+        return cache.get(key, lambda: {"gram": gram(texts, several)})["gram"]
+
+    return (moments(prompts) + moments(near)) / 2 if near else moments(prompts)
 
 
 def own_words(tokenizer: Any, count: int = WORDS) -> tuple[str, ...]:
@@ -55,8 +69,3 @@ def own_words(tokenizer: Any, count: int = WORDS) -> tuple[str, ...]:
     by_rank = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     words = (token.removesuffix("</w>") for token, _ in by_rank if token.endswith("</w>"))
     return tuple(word for word in words if re.fullmatch(r"[a-z]{3,}", word))[:count]
-
-
-def own_prompts(tokenizer: Any, count: int = WORDS) -> list[str]:
-    """A prompt for each of the tokenizer's own words."""
-    return [SAID[i % len(SAID)].format(word) for i, word in enumerate(own_words(tokenizer, count))]

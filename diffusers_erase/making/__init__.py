@@ -61,7 +61,8 @@ def erase(
         steps: training steps, if not the recipe's.
         seed: of trajectories, weights and minibatches; the same seed gives the same eraser on the
             same machine.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar; this and what follows is for training, but `work`,
+            which keeps statistics of long lists of prompts too.
         work: a folder for trajectories and checkpoints; a run that was stopped goes on from there.
         accelerator: accelerate's `Accelerator`, for its precision, processes and trackers.
         callback_on_step_end: called after every step, when the pipeline wears the eraser as it is

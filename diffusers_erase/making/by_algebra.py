@@ -9,7 +9,7 @@ from torch import Tensor
 from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.cache import TensorCache, digest
 from diffusers_erase.concepts import text_fingerprint
-from diffusers_erase.crossattention import TEXT_PARTS, denoiser_of, fingerprint, projections
+from diffusers_erase.crossattention import denoiser_of, fingerprint, text_weights
 from diffusers_erase.editing.edit import edit
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.rows import texts_of
@@ -39,8 +39,7 @@ def solved(
     unet = getattr(pipe, "unet", None)
     if unet is not None:
         check_bare(pipe)
-        layers = projections(denoiser_of(pipe), TEXT_PARTS)
-        weights = {path: layer.weight for path, layer in layers.items()}
+        weights = text_weights(denoiser_of(pipe))
     if order.target is not None:
         order.target.check(order.concepts)
     warn_of_unknown_words(pipe, order)

@@ -14,9 +14,10 @@ from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.attachment import Attached, attached, row_space
 from diffusers_erase.cache import TensorCache, digest
 from diffusers_erase.concepts import encode, said
-from diffusers_erase.crossattention import TEXT_PARTS, denoiser_of, fingerprint, projections
+from diffusers_erase.crossattention import denoiser_of, fingerprint, text_weights
 from diffusers_erase.denoiser import Denoiser, NoiseSchedule
-from diffusers_erase.editing.prior import gram
+from diffusers_erase.editing.prior import spared
+from diffusers_erase.editing.recipes import CLOSED_FORM
 from diffusers_erase.editing.rows import texts_of
 from diffusers_erase.editing.solvers import Problem, Replace, reading_gram
 from diffusers_erase.errors import ErasureError
@@ -133,15 +134,17 @@ class _Editing:
     stage: Stage
 
     def __call__(self, E: Tensor, V: Tensor) -> None:
-        problem = Problem.of(E, V, self._spared, spare=3.0, ridge=1e-4, hold=self._held)
+        spare, ridge = CLOSED_FORM.spare, CLOSED_FORM.ridge
+        problem = Problem.of(E, V, self._spared, spare=spare, ridge=ridge, hold=self._held)
         T = Replace()(problem)
         best, _ = T.truncated(self.order.recipe.rank, met=problem.met, read=self._reading)
         self.lora.begin(best.factors(self._weights))
 
     @cached_property
     def _weights(self) -> dict[str, Tensor]:
-        layers = projections(denoiser_of(self.pipe), TEXT_PARTS)
-        return {path: layers[path].weight for path in self.lora.factors() if path in layers}
+        trained = self.lora.factors()
+        weights = text_weights(denoiser_of(self.pipe))
+        return {path: W for path, W in weights.items() if path in trained}
 
     @cached_property
     def _reading(self) -> Tensor:
@@ -151,11 +154,9 @@ class _Editing:
     def _spared(self) -> Tensor:
         texts, concepts = texts_of(self.pipe), self.order.concepts
         words = self.order.vocabulary.others(concepts) if self.order.vocabulary else ()
-        everything = gram(texts, ["", *self.order.keep, *said(words, concepts[0].kind)])
-        if not words:
-            return everything
-        near = gram(texts, said(near_words(self.stage, words), concepts[0].kind))
-        return (everything + near) / 2
+        near = near_words(self.stage, words) if words else ()
+        everything = ["", *self.order.keep, *said(words, concepts[0].kind)]
+        return spared(texts, everything, said(near, concepts[0].kind))
 
     @cached_property
     def _held(self) -> Tensor | None:

@@ -34,6 +34,15 @@ class Order:
     protect: tuple[str, ...]
     seed: int
 
+    def __post_init__(self) -> None:
+        for prompt in (*self.keep, *self.protect):
+            for concept in self.concepts:
+                if concept.is_named_by(prompt) or prompt in concept.written():
+                    raise ErasureError(
+                        f"{prompt!r} is to be kept, and '{concept.name}' is to be erased; leave "
+                        "one of them out."
+                    )
+
     def held(self, pipe: Any) -> Tensor | None:
         """States of the prompts that must not change, P x tokens x width, if there are any."""
         prompts = [*([""] if self.recipe.hold_null else []), *self.protect]

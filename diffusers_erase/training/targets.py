@@ -151,6 +151,10 @@ class Fixed:
         return Still(stage, chosen, whole=self.whole)
 
 
+PROBE = 4
+"""So many latents per concept tell how far a word is; each costs one evaluation of the UNet."""
+
+
 @dataclass(frozen=True)
 class Nearest:
     """The word whose score differs least from the concept's: E |eps*(c) - eps*(k)|^2 / E |g*(c)|^2.
@@ -161,8 +165,8 @@ class Nearest:
 
     vocabulary: Vocabulary
     synonym: float = 0.05
-    probe: int = 8
-    """Latents per concept on which a word is compared; each costs one evaluation."""
+    probe: int = PROBE
+    """Latents per concept on which a word is compared."""
 
     def check(self, concepts: Sequence[Concept]) -> None:
         """Some word must be left."""
@@ -199,7 +203,7 @@ def nearest_words(
     return ranked
 
 
-def distances(stage: Stage, words: Sequence[str], *, probe: int = 8) -> Tensor:
+def distances(stage: Stage, words: Sequence[str], *, probe: int = PROBE) -> Tensor:
     """E |eps*(z,c) - eps*(z,k)|^2 / E |eps*(z,c) - eps*(z,"")|^2 for concepts x words.
 
     How far the teacher tells a word from the concept, in the same prompts and at the concept's own

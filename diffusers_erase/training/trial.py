@@ -9,7 +9,7 @@ from torch import Tensor
 from diffusers_erase.adapter import Choice
 from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.training.targets import Nearest, Stage, Still, mean_by, nearest_words
+from diffusers_erase.training.targets import PROBE, Nearest, Stage, Still, mean_by, nearest_words
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Trial:
     """
 
     vocabulary: Vocabulary
-    shortlist: int = 8
+    shortlist: int = 6
     """So many of the nearest words are candidates."""
     synonym: float = Nearest.synonym
     """A word nearer than this is taken for another name of the concept."""
-    probe: int = 6
+    probe: int = PROBE
     """Latents per concept that candidates are tried on; each costs `shortlist` squared evaluations
     in all."""
 

@@ -103,15 +103,16 @@ class Pictures:
 
     def seen(self, pipe: Any, several: Sequence[Asked]) -> list[Verdict]:
         verdicts: list[Verdict] = []
-        for start in range(0, len(several), 16):
-            chunk = several[start : start + 16]
+        for start in range(0, len(several), 32):
+            chunk = several[start : start + 32]
             generators = [torch.Generator().manual_seed(a.seed) for a in chunk]
-            pictures = pipe(
-                [a.prompt for a in chunk],
-                guidance_scale=5.0,
-                num_inference_steps=STEPS,
-                generator=generators,
-            ).images
+            with torch.autocast(pipe.device.type, torch.bfloat16):
+                pictures = pipe(
+                    [a.prompt for a in chunk],
+                    guidance_scale=5.0,
+                    num_inference_steps=STEPS,
+                    generator=generators,
+                ).images
             verdicts += self.judge(pictures)
         return verdicts
 
@@ -155,7 +156,7 @@ def stage_of(name: str) -> tuple[Any, Stage]:
 def neighbours(concept: Concept) -> list[str]:
     """The other words, nearest first, as the base's own scores tell."""
     words = [w for w in vocabulary(concept) if w != concept.name]
-    row = distances(stage_of(concept.name)[1], words)[0]
+    row = distances(stage_of(concept.name)[1], words, probe=8)[0]
     return [words[k] for k in row.argsort().tolist()]
 
 

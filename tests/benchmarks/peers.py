@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusers_erase.adapter import EraserAdapter, EraserConfig
 from diffusers_erase.concepts import Concept, encode
-from diffusers_erase.crossattention import fingerprint, projections
+from diffusers_erase.crossattention import fingerprint, projections, text_weights
 from diffusers_erase.textmap import TextMap
 
 
@@ -49,8 +49,7 @@ def uce(
     R = _rows(pipe, ["", *(f"a photo of a {word}" for word in retain)])
     M = E.T @ E + R.T @ R + ridge * torch.eye(E.shape[1], dtype=E.dtype)
     P = torch.linalg.solve(M, E.T @ (V - E)).T
-    read = projections(pipe.unet, ("to_k", "to_v"))
-    factors = TextMap.of(P).factors({path: layer.weight for path, layer in read.items()})
+    factors = TextMap.of(P).factors(text_weights(pipe.unet))
     config = EraserConfig(
         concept.name,
         target=target,

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffusers_erase.cache import TensorCache
-from diffusers_erase.editing.prior import gram, own_words, prior
+from diffusers_erase.editing.prior import gram, own_words, spared
 from diffusers_erase.editing.rows import Texts, texts_of
 from diffusers_erase.errors import ErasureError
 
@@ -32,12 +32,12 @@ def test_they_are_kept_for_this_text_encoder_and_these_prompts(untrained, tmp_pa
     def not_again(_):
         raise AssertionError("encoded anew")
 
-    first = prior(texts, ["a car"], cache=cache, encoder="one")
+    first = spared(texts, ["a car"], [], cache=cache, encoder="one")
     kept = Texts(not_again, texts.tokenizer)
-    assert torch.equal(prior(kept, ["a car"], cache=cache, encoder="one"), first)
+    assert torch.equal(spared(kept, ["a car"], [], cache=cache, encoder="one"), first)
     for prompts, encoder in ((["a car"], "two"), (["a van"], "one")):
         with pytest.raises(AssertionError, match="encoded anew"):
-            prior(kept, prompts, cache=cache, encoder=encoder)
+            spared(kept, prompts, [], cache=cache, encoder=encoder)
 
 
 def test_a_tokenizer_knows_words_of_its_own(untrained):
@@ -50,3 +50,11 @@ def test_a_tokenizer_knows_words_of_its_own(untrained):
 def test_no_prompts_have_no_moments(untrained):
     with pytest.raises(ErasureError, match="list some captions"):
         gram(texts_of(untrained), [])
+
+
+def test_near_prompts_weigh_as_much_as_all_together(untrained):
+    texts = texts_of(untrained)
+    all_of_them, near = ["a car", "a van", "an oak"], ["a van"]
+    half = (gram(texts, all_of_them) + gram(texts, near)) / 2
+    assert torch.allclose(spared(texts, all_of_them, near), half)
+    assert torch.equal(spared(texts, all_of_them, []), gram(texts, all_of_them))

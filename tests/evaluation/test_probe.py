@@ -1,5 +1,4 @@
 import pytest
-import torch
 
 from diffusers_erase import EraserAdapter, ErasureError, erase
 from diffusers_erase.concepts import encode
@@ -51,4 +50,3 @@ def test_the_lora_and_the_text_map_are_probed_alike(untrained):
 def test_no_prompts_are_refused(untrained, make_eraser):
     with pytest.raises(ErasureError, match="no prompt to probe"):
         probe(untrained, make_eraser(untrained.unet), [])
-    assert torch.is_grad_enabled()

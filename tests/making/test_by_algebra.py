@@ -215,6 +215,11 @@ def test_the_eraser_knows_its_story(untrained, tmp_path):
         ({"recipe": "uce", "target": Nearest(Vocabulary(("van",)))}, "takes a word as its target"),
         ({"recipe": "uce", "target": ("van", "oak")}, "one for each concept"),
         ({"recipe": "closed-form", "vocabulary": ["car"]}, "can be a target"),
+        (
+            {"recipe": "uce", "keep": ["a photo of a car"]},
+            "is to be kept, and 'car' is to be erased",
+        ),
+        ({"protect": ["car"]}, "is to be kept, and 'car' is to be erased"),
     ],
 )
 def test_bad_requests_are_refused(untrained, options, message):
