@@ -18,6 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
 from diffusers_erase.crossattention import PARTS, TEXT_PARTS, Factors, projections
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.subspace import free, row_space
 
 
 @dataclass(frozen=True)
@@ -116,27 +117,8 @@ class Orthogonal(nn.Module):
         self.register_buffer("Q", Q)
 
     def forward(self, A: Tensor) -> Tensor:
-        """The part of A's rows that lies outside the span of Q, taken twice against rounding."""
-        once: Tensor = A - (A @ self.Q) @ self.Q.T
-        twice: Tensor = once - (once @ self.Q) @ self.Q.T
-        return twice
-
-
-def row_space(states: Tensor) -> Tensor:
-    """Orthonormal basis of the span of N states within their numerical rank, width x n, float64.
-
-    Raises:
-        ErasureError: the states leave no direction free.
-    """
-    rows = states.detach().double().cpu().reshape(-1, states.shape[-1])
-    _, sizes, vectors = torch.linalg.svd(rows, full_matrices=False)
-    kept: Tensor = vectors[sizes > 1e-6 * sizes.max()].T
-    if kept.shape[1] >= rows.shape[1]:
-        raise ErasureError(
-            f"The prompts to hold span all {rows.shape[1]} dimensions of the text; "
-            "name fewer of them."
-        )
-    return kept
+        """The part of A's rows that lies outside the span of Q."""
+        return free(A, self.Q)
 
 
 def _stored(layer: Any) -> nn.Parameter:

@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from diffusers_erase.attachment import attached, row_space
+from diffusers_erase.attachment import attached
 from diffusers_erase.concepts import encode
 from diffusers_erase.crossattention import linear, projections
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.subspace import row_space
 
 
 def test_attaching_changes_nothing_and_leaves_nothing(untrained):

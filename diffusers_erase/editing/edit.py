@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from diffusers_erase.adapter import Choice
-from diffusers_erase.attachment import row_space
 from diffusers_erase.cache import TensorCache
-from diffusers_erase.concepts import SAID_IN, Concept, Vocabulary, said
+from diffusers_erase.concepts import SAID_IN, Concept, Kind, Vocabulary, said
 from diffusers_erase.editing.prior import own_words, spared
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.rows import Texts, paired, shell
 from diffusers_erase.editing.solvers import Problem, reading_gram
 from diffusers_erase.editing.solving import reader
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.subspace import row_space
 from diffusers_erase.textmap import TextMap
 
 
@@ -79,7 +79,6 @@ def edit(
     """
     words = Vocabulary(own_words(texts.tokenizer)) if vocabulary is None else vocabulary
     others = words.others(concepts)
-    listed = words.words if vocabulary is None else others  # one prior for all concepts
     kind = concepts[0].kind
     G = reading_gram(weights) if weights and recipe.reads else None
     hold = _held(texts, recipe, protect)
@@ -89,10 +88,15 @@ def edit(
     admissible = set(words.candidates(concepts)) if chosen else set[str]()
     several = concepts if others and (chosen or recipe.near) else ()
     apart = [distances(texts, concept, others) for concept in several]
-    counted = max(1, min(SAID_IN, SPARED_PROMPTS // max(1, len(listed))))
     nearest = list(dict.fromkeys(word for row in apart for word in islice(row, recipe.near)))
-    everything = ["", *keep, *said(listed, kind, counted)]
-    S = spared(texts, everything, said(nearest, kind), cache=cache, encoder=encoder)
+    S = spared(
+        texts,
+        [*keep, *(_listed(vocabulary.others(concepts), kind) if vocabulary else ())],
+        said(nearest, kind),
+        general=recipe.general or vocabulary is None,
+        cache=cache,
+        encoder=encoder,
+    )
     if chosen:
         choices = [
             _chosen(texts, concept, row, admissible, recipe, S, hold)
@@ -102,9 +106,10 @@ def edit(
         answers = targets or [None] * len(concepts)
         choices = [Choice(c.name, t, "given") for c, t in zip(concepts, answers, strict=True)]
     E, V = rows(texts, concepts, [choice.target for choice in choices], recipe, seed=seed)
-    problem = Problem.of(E, V, S, spare=recipe.spare, ridge=recipe.ridge, hold=hold, G=G)
+    each = recipe.spare / len(concepts)
+    problem = Problem.of(E, V, S, spare=each, ridge=recipe.ridge, hold=hold, G=G)
     solved = recipe.solver(problem)
-    map, kept = solved.truncated(recipe.rank, met=problem.met)
+    map, kept = solved.truncated(recipe.rank * len(concepts), met=problem.met)
     return Edited(map, tuple(choices), solved.rank, kept)
 
 
@@ -194,6 +199,11 @@ def _chosen(
         moved[k] = 0
         hurt[word] = float(moved.sum() / (len(rivals) - 1))
     return Choice(concept.name, min(hurt, key=hurt.__getitem__), "least-damage", hurt)
+
+
+def _listed(words: Sequence[str], kind: Kind) -> list[str]:
+    """The empty prompt, and every word in some prompts: the fewer words, the more."""
+    return ["", *said(words, kind, max(1, min(SAID_IN, SPARED_PROMPTS // max(1, len(words)))))]
 
 
 def _answered(concept: Concept, prompt: str, answer: str | None) -> str:

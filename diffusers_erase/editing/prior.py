@@ -8,12 +8,22 @@ import torch
 from torch import Tensor
 
 from diffusers_erase.cache import TensorCache
+from diffusers_erase.concepts import articles_agree
 from diffusers_erase.editing.rows import Texts
 from diffusers_erase.errors import ErasureError
 
 
 WORDS = 2000
 """So many of the tokenizer's own words make the prior of somebody who lists nothing."""
+
+GENERAL = (
+    "a photo of a {}",
+    "a painting of a house in the style of {}",
+    "{}",
+    "a red {} on the beach",
+    "a painting by {}",
+)
+"""Prompts as anybody might write them, about things as well as styles."""
 
 _CHUNK = 64
 
@@ -35,20 +45,29 @@ def gram(texts: Texts, prompts: Sequence[str]) -> Tensor:
 
 def spared(
     texts: Texts,
-    prompts: Sequence[str],
-    near: Sequence[str],
+    listed: Sequence[str],
+    near: Sequence[str] = (),
     *,
+    general: bool = False,
     cache: TensorCache | None = None,
     encoder: str = "",
 ) -> Tensor:
-    """Half the second moments of all prompts, half of the near ones, if there are any.
+    """Second moments of what must survive: near, listed and general prompts as 2 : 1 : 1.
+
+    What is empty leaves its share to the rest. A list says what somebody cares for, and nobody
+    cares to list everything: without general prompts an edit that spares other objects ruins
+    styles.
 
     Args:
         texts: the text encoder.
-        prompts: all that is to be spared.
-        near: those of them that an edit would hurt first.
+        listed: all that somebody asked to spare.
+        near: what an edit would hurt first.
+        general: whether to spare the tokenizer's own words, too (see `own_prompts`).
         cache: where moments that were taken before are found.
         encoder: a name for the text encoder's exact weights, for the cache.
+
+    Raises:
+        ErasureError: there is no prompt at all.
     """
 
     def moments(several: Sequence[str]) -> Tensor:
@@ -57,7 +76,11 @@ def spared(
         key = {"gram": list(several), "encoder": encoder}
         return cache.get(key, lambda: {"gram": gram(texts, several)})["gram"]
 
-    return (moments(prompts) + moments(near)) / 2 if near else moments(prompts)
+    own = own_prompts(texts.tokenizer) if general else []
+    parts = [(2, near), (1, listed), (1, own)]
+    shares = [(share, several) for share, several in parts if several] or [(1, listed)]
+    total = sum(share for share, _ in shares)
+    return torch.stack([share / total * moments(several) for share, several in shares]).sum(0)
 
 
 def own_words(tokenizer: Any, count: int = WORDS) -> tuple[str, ...]:
@@ -69,3 +92,14 @@ def own_words(tokenizer: Any, count: int = WORDS) -> tuple[str, ...]:
     by_rank = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     words = (token.removesuffix("</w>") for token, _ in by_rank if token.endswith("</w>"))
     return tuple(word for word in words if re.fullmatch(r"[a-z]{3,}", word))[:count]
+
+
+def own_prompts(tokenizer: Any) -> list[str]:
+    """The empty prompt, and the tokenizer's own words, which take turns in `GENERAL`.
+
+    Every word is said once, few words several times, so that there are hundreds of prompts.
+    """
+    words = own_words(tokenizer)
+    rounds = max(1, min(len(GENERAL), 500 // max(1, len(words))))
+    turns = ((k + r, word) for r in range(rounds) for k, word in enumerate(words))
+    return ["", *(articles_agree(GENERAL[i % len(GENERAL)].format(word)) for i, word in turns)]

@@ -23,9 +23,12 @@ class Edit:
     """How the target is chosen where none is named: among the words that are spared, or (`given`)
     not at all, which means the prompt without the concept."""
     spare: float = 3.0
-    """κ, how much what is spared weighs against what is erased."""
+    """κ, how much what is spared weighs against a concept that is erased."""
     near: int = 16
     """So many of the nearest words weigh as much as all others together."""
+    general: bool = False
+    """Whether the tokenizer's own words are spared beside those that somebody listed; where nobody
+    did, they are in any case."""
     ridge: float = 1e-4
     """λ, relative to the mean square of everything solved for."""
     hold_null: bool = True
@@ -35,7 +38,7 @@ class Edit:
     cosine: tuple[float, float] = (0.8, 1.0)
     """How near those are to it."""
     rank: int = 8
-    """Largest rank of the eraser; what is cut off is told."""
+    """Largest rank of the eraser, for each of its concepts; what is cut off is told."""
 
     def __post_init__(self) -> None:
         for name in ("prompts", "rank", "ridge"):
@@ -57,8 +60,9 @@ class Edit:
         return {**own, "solver": repr(self.solver), "cosine": list(self.cosine)}
 
 
-CLOSED_FORM = Edit("closed-form")
-"""Ours: UCE's problem in context, in means, with the nearest words spared most."""
+CLOSED_FORM = Edit("closed-form", general=True)
+"""Ours: UCE's problem in context, in means, with the nearest words spared most,
+and what nobody listed spared too."""
 
 UCE = Edit("uce", tokens="last", choose="given", near=0)
 """UCE (arXiv 2308.14761): the concept's last token, everything spared alike."""

@@ -7,10 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from diffusers_erase.attachment import row_space
 from diffusers_erase.editing.solving import remove, solve
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.recovery import Reading
+from diffusers_erase.subspace import row_space
 from diffusers_erase.textmap import TextMap
 
 

@@ -4,11 +4,8 @@ import torch
 from torch import Tensor
 
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.subspace import WORST_CONDITION, inverted
 from diffusers_erase.textmap import TextMap
-
-
-WORST_CONDITION = 1e13
-"""Beyond this too few of float64's sixteen digits are left."""
 
 
 def solve(E: Tensor, V: Tensor, K: Tensor, *, hold: Tensor | None = None) -> TextMap:
@@ -48,7 +45,7 @@ def reader(E: Tensor, K: Tensor, hold: Tensor | None = None) -> Tensor:
 
     The part of `solve` that does not depend on what the rows are to be read as.
     """
-    return _inverted(E, E.T @ E + K, hold)
+    return inverted(E, E.T @ E + K, hold)
 
 
 def remove(X: Tensor, K: Tensor, *, hold: Tensor | None = None) -> TextMap:
@@ -68,30 +65,9 @@ def remove(X: Tensor, K: Tensor, *, hold: Tensor | None = None) -> TextMap:
         ErasureError: as `solve`; or a direction lies among those that are held.
     """
     X, K = (x.detach().double().cpu() for x in (X, K))
-    A = _inverted(X, K, hold)
+    A = inverted(X, K, hold)
     inner = A @ X.T
     outside = (A.norm(dim=1) * K.diagonal().mean() / X.norm(dim=1)).min()
     if outside < 1e-9 or torch.linalg.cond(inner) > WORST_CONDITION:
         raise ErasureError("What is to be removed lies among the prompts that are to be held.")
     return TextMap(-X.T, torch.linalg.solve(inner, A).T)
-
-
-def _inverted(E: Tensor, M: Tensor, hold: Tensor | None) -> Tensor:
-    """E F (F^T M F)^-1 F^T, n x width."""
-    Q = torch.zeros(E.shape[1], 0, dtype=E.dtype) if hold is None else hold.to(E)
-
-    def free(x: Tensor) -> Tensor:
-        once = x - (x @ Q) @ Q.T
-        return once - (once @ Q) @ Q.T
-
-    inside = free(free(M).T)
-    inside += Q @ Q.T * M.diagonal().mean()  # held directions are answered by nothing, any way
-    L, failed = torch.linalg.cholesky_ex((inside + inside.T) / 2)
-    pivots = L.diagonal()
-    condition = float("inf") if failed else float((pivots.max() / pivots.min()).square())
-    if not condition < WORST_CONDITION:
-        raise ErasureError(
-            f"The system is too ill-conditioned to be solved (condition number at least "
-            f"{condition:.0e}): raise the ridge, or leave out prompts that repeat one another."
-        )
-    return free(torch.cholesky_solve(free(E).T, L).T)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffusers_erase.adapter import EraserAdapter
-from diffusers_erase.attachment import Attached, attached, row_space
+from diffusers_erase.attachment import Attached, attached
 from diffusers_erase.cache import TensorCache, digest
 from diffusers_erase.concepts import encode, said
 from diffusers_erase.crossattention import denoiser_of, fingerprint, text_weights
@@ -22,6 +22,7 @@ from diffusers_erase.editing.rows import texts_of
 from diffusers_erase.editing.solvers import Problem, Replace, reading_gram
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.making.order import Order, check_bare, config_of, warn_of_unknown_words
+from diffusers_erase.subspace import row_space
 from diffusers_erase.training.checkpoints import Checkpoints
 from diffusers_erase.training.pool import near_words, pool
 from diffusers_erase.training.recipes import Recipe
@@ -156,7 +157,7 @@ class _Editing:
         words = self.order.vocabulary.others(concepts) if self.order.vocabulary else ()
         near = near_words(self.stage, words) if words else ()
         everything = ["", *self.order.keep, *said(words, concepts[0].kind)]
-        return spared(texts, everything, said(near, concepts[0].kind))
+        return spared(texts, everything, said(near, concepts[0].kind), general=CLOSED_FORM.general)
 
     @cached_property
     def _held(self) -> Tensor | None:

@@ -44,6 +44,9 @@ from diffusers_erase.trajectories import sample_trajectories
 
 TARGET_PICTURES, NEAR_WORDS, NEAR_PICTURES, FAR_PICTURES = 64, 5, 40, 6
 STEPS = 10
+KEPT = ("neighbours", "others", "unlisted")
+"""The five nearest words, all others of the concept's kind, and those of another kind, which no
+vocabulary lists: styles where an object is erased, objects where a style is."""
 
 CONCEPTS = [
     *(name for family in FAMILIES.values() for name in family[1:3]),
@@ -192,11 +195,13 @@ def measured(name: str, eraser: Any, pictures: Pictures) -> dict[str, Any]:
     concept, pipe = concept_of(name), load_pipeline()
     order = neighbours(concept)
     near, far = order[:NEAR_WORDS], order[NEAR_WORDS:]
+    unlisted = tuple(STYLE_OF) if concept.kind == "object" else OBJECTS
     each = max(FAR_PICTURES, -(-200 // max(1, len(far))))
     groups = {
         "target": asked(name, name, TARGET_PICTURES),
         "neighbours": [a for word in near for a in asked(word, word, NEAR_PICTURES)],
         "others": [a for word in far for a in asked(word, word, each)],
+        "unlisted": [a for word in unlisted for a in asked(word, word, -(-64 // len(unlisted)))],
     }
     if concept.synonyms:
         groups["synonym"] = asked(name, concept.synonyms[0], TARGET_PICTURES)
@@ -221,6 +226,7 @@ def measured(name: str, eraser: Any, pictures: Pictures) -> dict[str, Any]:
         "concept": damage(pipe, name),
         "neighbours": [damage(pipe, word) for word in near],
         "others": [damage(pipe, word) for word in far],
+        "unlisted": [damage(pipe, word) for word in unlisted],
     }
     return found
 
@@ -267,9 +273,9 @@ def share(rates: Sequence[dict[str, list[int]]], kind: str = "") -> float:
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
     rows = [
-        "| recipe | erasers | ESR (worst) | neighbours kept | others kept | colour kept "
-        "| damage near / far | null drift | s | UNet evaluations |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| recipe | erasers | ESR (worst) | neighbours kept | others kept | unlisted kept "
+        "| colour kept | damage near / far / unlisted | null drift | s | UNet evaluations |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for recipe in dict.fromkeys(line["recipe"] for line in lines):
         own = [line for line in lines if line["recipe"] == recipe]
@@ -277,16 +283,16 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
             100 * (1 - sum(e["erased"][0] for e in parts) / sum(e["erased"][1] for e in parts))
             for parts in ([line["target"], *filter(None, [line.get("synonym")])] for line in own)
         ]
-        near, far = (
-            torch.tensor([x for line in own for x in line["damage"][group]]).mean()
-            for group in ("neighbours", "others")
+        hurt = (
+            f"{torch.tensor([x for line in own for x in line['damage'][group]]).mean():.3f}"
+            for group in KEPT
         )
-        both = [line[group] for line in own for group in ("neighbours", "others")]
+        kept = [line[group] for line in own for group in KEPT]
         rows.append(
             f"| {recipe} | {len(own)} | {sum(gone) / len(gone):.1f} % ({min(gone):.0f}) "
-            f"| {share([line['neighbours'] for line in own]):.1f} % "
-            f"| {share([line['others'] for line in own]):.1f} % | {share(both, 'colour'):.1f} % "
-            f"| {near:.3f} / {far:.3f} | {max(x['null_drift'] for x in own):.1e} "
+            + "".join(f"| {share([line[group] for line in own]):.1f} % " for group in KEPT)
+            + f"| {share(kept, 'colour'):.1f} % | {' / '.join(hurt)} "
+            f"| {max(x['null_drift'] for x in own):.1e} "
             f"| {sum(x['seconds'] for x in own) / len(own):.0f} "
             f"| {sum(x['evaluations'] for x in own) / len(own):,.0f} |"
         )

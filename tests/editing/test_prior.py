@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffusers_erase.cache import TensorCache
-from diffusers_erase.editing.prior import gram, own_words, spared
+from diffusers_erase.editing.prior import gram, own_prompts, own_words, spared
 from diffusers_erase.editing.rows import Texts, texts_of
 from diffusers_erase.errors import ErasureError
 
@@ -32,12 +32,12 @@ def test_they_are_kept_for_this_text_encoder_and_these_prompts(untrained, tmp_pa
     def not_again(_):
         raise AssertionError("encoded anew")
 
-    first = spared(texts, ["a car"], [], cache=cache, encoder="one")
+    first = spared(texts, ["a car"], cache=cache, encoder="one")
     kept = Texts(not_again, texts.tokenizer)
-    assert torch.equal(spared(kept, ["a car"], [], cache=cache, encoder="one"), first)
+    assert torch.equal(spared(kept, ["a car"], cache=cache, encoder="one"), first)
     for prompts, encoder in ((["a car"], "two"), (["a van"], "one")):
         with pytest.raises(AssertionError, match="encoded anew"):
-            spared(kept, prompts, [], cache=cache, encoder=encoder)
+            spared(kept, prompts, cache=cache, encoder=encoder)
 
 
 def test_a_tokenizer_knows_words_of_its_own(untrained):
@@ -52,9 +52,19 @@ def test_no_prompts_have_no_moments(untrained):
         gram(texts_of(untrained), [])
 
 
-def test_near_prompts_weigh_as_much_as_all_together(untrained):
+def test_near_prompts_weigh_as_much_as_all_that_is_listed_and_general(untrained):
     texts = texts_of(untrained)
-    all_of_them, near = ["a car", "a van", "an oak"], ["a van"]
-    half = (gram(texts, all_of_them) + gram(texts, near)) / 2
-    assert torch.allclose(spared(texts, all_of_them, near), half)
-    assert torch.equal(spared(texts, all_of_them, []), gram(texts, all_of_them))
+    listed, near, general = ["a car", "an oak"], ["a van"], own_prompts(untrained.tokenizer)
+    L, N, G = (gram(texts, prompts) for prompts in (listed, near, general))
+    assert torch.allclose(spared(texts, listed), L)
+    assert torch.allclose(spared(texts, listed, near), (2 * N + L) / 3)
+    assert torch.allclose(spared(texts, listed, near, general=True), (2 * N + L + G) / 4)
+    assert torch.allclose(spared(texts, [], near, general=True), (2 * N + G) / 3)
+
+
+def test_general_prompts_say_every_word_as_thing_and_style(untrained):
+    prompts, words = own_prompts(untrained.tokenizer), own_words(untrained.tokenizer)
+    assert prompts[0] == ""
+    assert len(prompts) > 300
+    for word in words:
+        assert sum(word in prompt.split() for prompt in prompts) >= 3

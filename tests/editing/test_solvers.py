@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from diffusers_erase.attachment import row_space
 from diffusers_erase.editing.solvers import (
     NullSpace,
     Problem,
@@ -13,6 +12,7 @@ from diffusers_erase.editing.solvers import (
     reading_gram,
 )
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.subspace import row_space
 from diffusers_erase.textmap import TextMap
 
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from diffusers_erase.attachment import row_space
 from diffusers_erase.editing.solving import reader, remove, solve
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.subspace import row_space
 
 
 WIDTH = 12

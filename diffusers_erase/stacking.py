@@ -1,0 +1,141 @@
+"""Several erasers as one: their exact sum, or the sum after each has been told of the others."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from diffusers_erase.adapter import EraserAdapter, EraserConfig, versions
+from diffusers_erase.crossattention import TEXT_PARTS, Factors
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.subspace import inverted
+from diffusers_erase.textmap import TextMap
+
+
+SPARE, RIDGE = 1.0, 1e-4
+"""κ and λ of `fused`: its erasers have spared the rest once before, so less is asked again."""
+
+
+def summed(erasers: Sequence[EraserAdapter]) -> EraserAdapter:
+    """W + Σ_i B_i A_i: what all erasers do together, exactly, with the sum of their ranks.
+
+    Two erasers meet one another's states as any others, and each changes them a little: with many
+    erasers this adds up (see `fused`).
+
+    Raises:
+        ErasureError: there are none, they are for different models, or some are portable while
+            others were trained.
+    """
+    _check(erasers)
+    factors: dict[str, Factors] = {}
+    if all(eraser.factors for eraser in erasers):
+        for path in dict.fromkeys(path for eraser in erasers for path in eraser.factors):
+            own = [eraser.factors[path] for eraser in erasers if path in eraser.factors]
+            factors[path] = torch.cat([A for A, _ in own]), torch.cat([B for _, B in own], 1)
+    maps = [eraser.text_map for eraser in erasers]
+    together = None
+    if all(maps):
+        pairs = [(T.U, T.V) for T in maps if T is not None]
+        together = TextMap(torch.cat([U for U, _ in pairs], 1), torch.cat([V for _, V in pairs], 1))
+    return EraserAdapter(factors, _config(erasers, factors, together, "sum"), together)
+
+
+def fused(
+    erasers: Sequence[EraserAdapter],
+    met: Sequence[Tensor],
+    spared: Tensor,
+    *,
+    hold: Tensor | None = None,
+    spare: float = SPARE,
+    ridge: float = RIDGE,
+) -> EraserAdapter:
+    """argmin_D  Σ_i mean |(D - D_i) E_i|^2 + κ mean |D R|^2 + λ |D|^2,   D Q = 0
+
+    = Σ_i B_i A_i',  A_i' = A_i G_i F (F^T (Σ_j G_j + κ S + λ I) F)^-1 F^T
+
+    On the states of its own concept every eraser does what it did alone, and on those of the others
+    nothing. MACE's closed-form fusion (arXiv 2403.06135, equation 7), with held prompts, which the
+    plain form gives up: F is a basis of what is free of them. Every B stays, every A is rewritten,
+    so this is a LoRA with the sum of the ranks, for trained and solved erasers alike. Layers that
+    do not read the text are summed.
+
+    Args:
+        erasers: made from the same base.
+        met: G_i = E[e e^T], width x width, of the text states that each eraser is for.
+        spared: S = E[r r^T], width x width, of those that none of them is to change.
+        hold: Q, orthonormal columns, width x h, that must not change at all.
+        spare: κ.
+        ridge: λ, relative to the mean square of what is solved for.
+
+    Raises:
+        ErasureError: as `summed`; or not one G for each eraser.
+    """
+    _check(erasers)
+    if len(met) != len(erasers):
+        raise ErasureError(f"{len(erasers)} erasers were met in {len(met)} sets of states.")
+    M = torch.stack([G.double().cpu() for G in met]).sum(0) + spare * spared.double().cpu()
+    M = M + ridge * M.diagonal().mean() * torch.eye(len(M), dtype=M.dtype)
+    alone = [inverted(G.double().cpu(), M, hold) for G in met]  # G_i F (F^T M F)^-1 F^T
+    told = [_through(eraser, N) for eraser, N in zip(erasers, alone, strict=True)]
+    together = summed(told)
+    return replace(together, config=replace(together.config, recipe="gram fusion"))
+
+
+def _through(eraser: EraserAdapter, N: Tensor) -> EraserAdapter:
+    """D -> D N in the layers that read the text, by their A alone."""
+    factors = {
+        path: ((A.double() @ N).float() if path.endswith(TEXT_PARTS) else A, B)
+        for path, (A, B) in eraser.factors.items()
+    }
+    T = eraser.text_map
+    return replace(eraser, factors=factors, text_map=T and TextMap(T.U, N.T @ T.V))
+
+
+def _check(erasers: Sequence[EraserAdapter]) -> None:
+    if not erasers:
+        raise ErasureError("There is no eraser to stack.")
+    portable = [e.config.concept for e in erasers if not e.factors]
+    trained = [e.config.concept for e in erasers if e.text_map is None]
+    if portable and trained:
+        raise ErasureError(
+            f"The eraser of '{portable[0]}' is portable and that of '{trained[0]}' was trained for "
+            "one model; load them one after the other, or make the first one with its pipeline."
+        )
+    shapes: dict[str, tuple[int, int]] = {}
+    for eraser in erasers:
+        for path, (A, B) in eraser.factors.items():
+            shape = len(B), A.shape[1]
+            if shapes.setdefault(path, shape) != shape:
+                raise ErasureError(
+                    f"The erasers are for different models: '{path}' is "
+                    f"{' x '.join(map(str, shapes[path]))} to one of them and "
+                    f"{' x '.join(map(str, shape))} to that of '{eraser.config.concept}'."
+                )
+    widths = {T.width for T in (e.text_map for e in erasers) if T is not None}
+    if len(widths) > 1:
+        several = " and ".join(map(str, sorted(widths)))
+        raise ErasureError(f"The erasers are for texts of different widths: {several}.")
+
+
+def _config(
+    erasers: Sequence[EraserAdapter],
+    factors: dict[str, Factors],
+    together: TextMap | None,
+    recipe: str,
+) -> EraserConfig:
+    configs = [eraser.config for eraser in erasers]
+    ranks = [len(A) for A, _ in factors.values()]
+    return EraserConfig(
+        concept=", ".join(c.concept for c in configs),
+        kind=configs[0].kind,
+        synonyms=tuple(name for c in configs for name in c.synonyms),
+        target=", ".join(c.target or "nothing" for c in configs),
+        recipe=recipe,
+        parameters={"erasers": [{"concept": c.concept, "recipe": c.recipe} for c in configs]},
+        base_model=configs[0].base_model,
+        fingerprint=configs[0].fingerprint,
+        rank=max(ranks) if ranks else together.rank if together else 0,
+        payloads=(*(("lora",) if factors else ()), *(("text_map",) if together else ())),
+        versions=versions(),
+    )
