@@ -3,8 +3,8 @@
 python tests/benchmarks/erasure.py --recipes surgical-age --seeds 0 1 2 --out build/erasure.jsonl
 
 Closed forms are named with what they are told: `closed-form:auto` (nothing), `:listed` (all other
-words) or `:half` (every other word). One line of JSON per eraser; what is in the file already is
-not made again. `--table` prints the file as tables.
+words), `:half` (every other word) or `:null` (nothing but the empty prompt is spared). One line of
+JSON per eraser; what is in the file already is not made again. `--table` prints the file as tables.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from torch import Tensor
 from diffusers_erase.concepts import Concept, encode
 from diffusers_erase.crossattention import PARTS, denoiser_of
 from diffusers_erase.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.editing.recipes import EDITS
 from diffusers_erase.evaluation.metrics import Rate
+from diffusers_erase.evaluation.probe import probe
 from diffusers_erase.making import erase
 from diffusers_erase.playground import (
     ARTISTS,
@@ -98,11 +100,15 @@ def asked(word: str, name: str, count: int) -> list[Asked]:
 
 
 class Pictures:
-    """Verdicts of the judge on what a pipeline draws; the base's are remembered."""
+    """Verdicts of the judge on what a pipeline draws; the base's are kept in a file."""
 
-    def __init__(self) -> None:
-        self.judge = load_judge()
+    def __init__(self, kept: Path = Path("build/base.jsonl")) -> None:
+        self.judge, self.kept = load_judge(), kept
         self.base: dict[Asked, Verdict] = {}
+        for line in kept.read_text().splitlines() if kept.is_file() else ():
+            asked, verdict = json.loads(line)
+            verdict["objects"] = tuple(verdict["objects"])
+            self.base[Asked(**asked)] = Verdict(**verdict)
 
     def seen(self, pipe: Any, several: Sequence[Asked]) -> list[Verdict]:
         verdicts: list[Verdict] = []
@@ -121,7 +127,12 @@ class Pictures:
 
     def of_base(self, pipe: Any, several: Sequence[Asked]) -> list[Verdict]:
         missing = [a for a in several if a not in self.base]
-        self.base |= dict(zip(missing, self.seen(pipe, missing), strict=True))
+        found = dict(zip(missing, self.seen(pipe, missing), strict=True))
+        self.base |= found
+        self.kept.parent.mkdir(parents=True, exist_ok=True)
+        with self.kept.open("a") as file:
+            for a, v in found.items():
+                file.write(json.dumps([asdict(a), asdict(v)]) + "\n")
         return [self.base[a] for a in several]
 
 
@@ -206,8 +217,9 @@ def measured(name: str, eraser: Any, pictures: Pictures) -> dict[str, Any]:
     if concept.synonyms:
         groups["synonym"] = asked(name, concept.synonyms[0], TARGET_PICTURES)
     base = {group: pictures.of_base(pipe, several) for group, several in groups.items()}
-    pipe.load_erasure(eraser)
     found: dict[str, Any] = {"near_words": near}
+    found["probe"] = asdict(probe(pipe, eraser, concept.written(8)))
+    pipe.load_erasure(eraser)
     for group, several in groups.items():
         after = pictures.seen(pipe, several)
         rates = {
@@ -231,9 +243,13 @@ def measured(name: str, eraser: Any, pictures: Pictures) -> dict[str, Any]:
     return found
 
 
-def spared(words: list[str], listed: str) -> list[str] | None:
-    """What a closed form is told of: all words, every other one, or nothing."""
-    return {"listed": words, "half": words[::2], "auto": None}[listed]
+def told(concept: Concept, words: list[str], method: str, listed: str) -> dict[str, Any]:
+    """What a closed form hears of: all other words, every other one, none, or the empty prompt."""
+    if listed == "null":
+        alone = replace(EDITS[method], general=False)
+        return {"recipe": alone, "vocabulary": (), "target": neighbours(concept)[0]}
+    lists = {"listed": words, "half": words[::2], "auto": None}
+    return {"recipe": method, "vocabulary": lists[listed]}
 
 
 def made(name: str, recipe: str, seed: int) -> tuple[Any, dict[str, Any]]:
@@ -246,9 +262,7 @@ def made(name: str, recipe: str, seed: int) -> tuple[Any, dict[str, Any]]:
             eraser = uce(pipe, concept, target, words)
         elif ":" in recipe:
             method, listed = recipe.split(":")
-            eraser = erase(
-                pipe, concept, recipe=method, vocabulary=spared(words, listed), seed=seed
-            )
+            eraser = erase(pipe, concept, seed=seed, **told(concept, words, method, listed))
         else:
             eraser = erase(
                 pipe,
@@ -274,8 +288,9 @@ def share(rates: Sequence[dict[str, list[int]]], kind: str = "") -> float:
 def table(lines: Sequence[dict[str, Any]]) -> str:
     rows = [
         "| recipe | erasers | ESR (worst) | neighbours kept | others kept | unlisted kept "
-        "| colour kept | damage near / far / unlisted | null drift | s | UNet evaluations |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| colour kept | damage near / far / unlisted | null drift | regained | s "
+        "| UNet evaluations |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for recipe in dict.fromkeys(line["recipe"] for line in lines):
         own = [line for line in lines if line["recipe"] == recipe]
@@ -288,11 +303,12 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
             for group in KEPT
         )
         kept = [line[group] for line in own for group in KEPT]
+        regained = [1 - x["residual"] / x["moved"] for x in (line["probe"] for line in own)]
         rows.append(
             f"| {recipe} | {len(own)} | {sum(gone) / len(gone):.1f} % ({min(gone):.0f}) "
             + "".join(f"| {share([line[group] for line in own]):.1f} % " for group in KEPT)
             + f"| {share(kept, 'colour'):.1f} % | {' / '.join(hurt)} "
-            f"| {max(x['null_drift'] for x in own):.1e} "
+            f"| {max(x['null_drift'] for x in own):.1e} | {100 * sum(regained) / len(own):.0f} % "
             f"| {sum(x['seconds'] for x in own) / len(own):.0f} "
             f"| {sum(x['evaluations'] for x in own) / len(own):,.0f} |"
         )
