@@ -1,6 +1,6 @@
 """edit(): from texts and a word to a text map, without one evaluation of the UNet."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -22,6 +22,10 @@ from diffusers_erase.textmap import TextMap
 
 SYNONYM = 0.05
 """A word whose states are nearer than this (see `distances`) is another name of the concept."""
+
+SPECIFIC = 0.7
+"""A word of the tokenizer's own that says less than this share of what the concept says is general
+(`vehicle`, `animal`): it may be drawn as the concept."""
 
 SHORTLIST = 8
 """So many of the nearest words are candidates for a target, and rivals of one another."""
@@ -98,10 +102,12 @@ def edit(
         encoder=encoder,
     )
     if chosen:
-        choices = [
-            _chosen(texts, concept, row, admissible, recipe, S, hold)
-            for concept, row in zip(concepts, apart, strict=True)
-        ]
+        choices = []
+        for concept, row in zip(concepts, apart, strict=True):
+            may = [word for word in row if word in admissible]
+            if vocabulary is None:
+                may = specific(texts, concept, may[: 4 * SHORTLIST])
+            choices.append(_chosen(texts, concept, row, may[:SHORTLIST], recipe, S, hold))
     else:
         answers = targets or [None] * len(concepts)
         choices = [Choice(c.name, t, "given") for c, t in zip(concepts, answers, strict=True)]
@@ -155,21 +161,36 @@ def distances(texts: Texts, concept: Concept, words: Sequence[str]) -> dict[str,
     return {w: d for w, d in sorted(found.items(), key=lambda entry: entry[1]) if d > SYNONYM}
 
 
+def specific(texts: Texts, concept: Concept, words: Sequence[str]) -> list[str]:
+    """Those with |e(k) - e("")|^2 >= `SPECIFIC` |e(c) - e("")|^2; all words if there are none.
+
+    In the same prompts, e("") being the prompt without the concept: how much a word says at all.
+    """
+    prompts = concept.written(4)
+    without = texts.encode([_answered(concept, prompt, None) for prompt in prompts])
+
+    def says(answered: Sequence[str]) -> float:
+        return float((texts.encode(answered) - without).square().sum())
+
+    least = SPECIFIC * says(prompts)
+    left = [w for w in words if says([_answered(concept, p, w) for p in prompts]) >= least]
+    return left or list(words)
+
+
 def _chosen(
     texts: Texts,
     concept: Concept,
     apart: Mapping[str, float],
-    admissible: Collection[str],
+    candidates: Sequence[str],
     recipe: Edit,
     S: Tensor,
     hold: Tensor | None,
 ) -> Choice:
-    """Min over targets of the mean over rivals j of  E |P e_j|^2 / E |e_j - e_null|^2
+    """Min over candidates of the mean over rivals j of  E |P e_j|^2 / E |e_j - e_null|^2
 
-    over the nearest words, not all of which may be targets: AGE's idea (arXiv 2501.18950) by
+    Rivals are the nearest words, not all of which may be targets: AGE's idea (arXiv 2501.18950) by
     algebra.
     """
-    candidates = list(islice((word for word in apart if word in admissible), SHORTLIST))
     if not candidates:
         raise ErasureError(
             f"Every word that may be a target is another name of '{concept.name}' to this text "

@@ -5,7 +5,7 @@ import pytest
 
 from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.crossattention import TEXT_PARTS, projections
-from diffusers_erase.editing.edit import distances, edit
+from diffusers_erase.editing.edit import distances, edit, specific
 from diffusers_erase.editing.recipes import CLOSED_FORM, EDITS, UCE, Edit
 from diffusers_erase.editing.rows import texts_of
 from diffusers_erase.errors import ErasureError
@@ -101,6 +101,13 @@ def test_who_lists_nothing_gets_the_tokenizers_own_words(texts):
     e = texts.encode(["a photo of a red castle", "a photo of a red car"]).double()
     moved = (found.map(e) - e).norm(dim=(1, 2)) / e.norm(dim=(1, 2))
     assert moved[0] < 0.3 * moved[1]
+
+
+def test_general_words_say_less_than_the_concept(playground):
+    texts = texts_of(playground)
+    words = ["vehicle", "animal", "shape", "bus", "castle", "car"]
+    assert specific(texts, Concept("truck"), words) == ["bus", "castle", "car"]
+    assert specific(texts, Concept("truck"), words[:3]) == words[:3]
 
 
 def test_protected_prompts_do_not_change_at_all(texts):
