@@ -196,7 +196,7 @@ def edit(
     ] = None,
     recipe: Annotated[
         str,
-        typer.Option(help="closed-form, uce, rece, speed, mace-cfr, realera or leace."),
+        typer.Option(help="closed-form, uce, uce-tensor, rece, speed, mace-cfr, realera or leace."),
     ] = "closed-form",
     rank: Annotated[int | None, typer.Option(help="Of the eraser, if not the recipe's.")] = None,
     portable: Annotated[

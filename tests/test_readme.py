@@ -29,7 +29,7 @@ def on_the_playground(code):
 def test_snippet_runs(code, playground, make_eraser, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     quick = replace(REPLACE, steps=2, sampling_steps=2)
-    monkeypatch.setattr("diffusers_erase.making.default_recipe", lambda _: quick)
+    monkeypatch.setattr("diffusers_erase.making.choosing.default_recipe", lambda _: quick)
     code = on_the_playground(code)
     names = {"load_pipeline": lambda: playground, "pipe": playground}
     for i, name in enumerate(re.findall(r"load_erasure\((erase-\w+),", code)):

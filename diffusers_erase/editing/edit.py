@@ -12,7 +12,7 @@ from diffusers_erase.cache import TensorCache
 from diffusers_erase.concepts import SAID_IN, Concept, Kind, Vocabulary, said
 from diffusers_erase.editing.prior import own_words, spared
 from diffusers_erase.editing.recipes import Edit
-from diffusers_erase.editing.rows import Texts, paired, shell
+from diffusers_erase.editing.rows import Texts, paired, shell, unshared
 from diffusers_erase.editing.solvers import Problem, reading_gram
 from diffusers_erase.editing.solving import reader
 from diffusers_erase.errors import ErasureError
@@ -112,6 +112,8 @@ def edit(
         answers = targets or [None] * len(concepts)
         choices = [Choice(c.name, t, "given") for c, t in zip(concepts, answers, strict=True)]
     E, V = rows(texts, concepts, [choice.target for choice in choices], recipe, seed=seed)
+    if recipe.aim == "tensor":
+        V = unshared(E, V, G)
     each = recipe.spare / len(concepts)
     problem = Problem.of(E, V, S, spare=each, ridge=recipe.ridge, hold=hold, G=G)
     solved = recipe.solver(problem)

@@ -1,7 +1,7 @@
 """A paper is a row: the rows of an edit in closed form, and how it is solved."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from diffusers_erase.editing.rows import Tokens
@@ -17,6 +17,8 @@ class Edit:
     solver: Solver = field(default_factory=Replace)
     tokens: Tokens = "all"
     """Which states of a prompt with the concept are to be read differently."""
+    aim: Literal["replace", "tensor"] = "replace"
+    """What they are read as: the target's states, or what these do not share with the concept's."""
     prompts: int = 16
     """Prompts of each concept, spread evenly over its templates and synonyms."""
     choose: Literal["given", "nearest", "least-damage"] = "least-damage"
@@ -50,8 +52,8 @@ class Edit:
 
     @property
     def reads(self) -> bool:
-        """Whether the solver asks how the layers read, and not only what."""
-        return isinstance(self.solver, Regenerate)
+        """Whether it matters how the layers read, and not only what."""
+        return isinstance(self.solver, Regenerate) or self.aim == "tensor"
 
     def numbers(self) -> dict[str, Any]:
         """Every setting as plain JSON types; the solver as it would be written in code."""
@@ -66,6 +68,9 @@ and what nobody listed spared too."""
 
 UCE = Edit("uce", tokens="last", choose="given", near=0)
 """UCE (arXiv 2308.14761): the concept's last token, everything spared alike."""
+
+UCE_TENSOR = replace(UCE, name="uce-tensor", aim="tensor")
+"""UCE's first code (arXiv 2308.14761): as the target, without what it shares with the concept."""
 
 RECE = Edit("rece", solver=Regenerate(), choose="given", near=0)
 """RECE (arXiv 2407.12383): what regains the concept is erased again."""
@@ -83,5 +88,6 @@ LEACE = Edit("leace", solver=Remove(), tokens="last_to_end", choose="given", nea
 """LEACE (arXiv 2306.03819): no linear reader of the states tells the concept afterwards."""
 
 EDITS: dict[str, Edit] = {
-    edit.name: edit for edit in (CLOSED_FORM, UCE, RECE, SPEED, MACE_CFR, REALERA, LEACE)
+    edit.name: edit
+    for edit in (CLOSED_FORM, UCE, UCE_TENSOR, RECE, SPEED, MACE_CFR, REALERA, LEACE)
 }

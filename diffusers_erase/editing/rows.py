@@ -102,6 +102,25 @@ def paired(
     return E[prompt_of, i].double().cpu(), V[prompt_of, j].double().cpu()
 
 
+def unshared(E: Tensor, V: Tensor, G: Tensor | None) -> Tensor:
+    """V - e (v^T G e) / (e^T G e): afterwards W v is orthogonal to W e, over all layers together.
+
+    The tensor target of UCE's first code, which takes the share out layer by layer.
+
+    Args:
+        E: states, n x width.
+        V: what they would be read as, n x width.
+        G: Σ W^T W over the layers, width x width.
+
+    Raises:
+        ErasureError: no G.
+    """
+    if G is None:
+        raise ErasureError("A tensor target needs the weights that read the text, for Σ W^T W.")
+    read = E @ G
+    return V - E * ((V * read).sum(1) / (E * read).sum(1))[:, None]
+
+
 def shell(
     rows: Tensor, copies: int, *, cosine: tuple[float, float], generator: torch.Generator
 ) -> Tensor:

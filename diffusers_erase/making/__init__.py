@@ -1,16 +1,21 @@
 """erase(): one call from a pipeline and a word to an eraser."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.concepts import Vocabulary
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.evaluation.probe import probe
 from diffusers_erase.making.by_algebra import solved
 from diffusers_erase.making.by_training import trained
+from diffusers_erase.making.choosing import chosen
 from diffusers_erase.making.order import (
     Erased,
     Order,
@@ -19,8 +24,8 @@ from diffusers_erase.making.order import (
     recipe_of,
     vocabulary_of,
 )
-from diffusers_erase.training.recipes import Recipe, default_recipe
-from diffusers_erase.training.targets import Target, as_target
+from diffusers_erase.training.recipes import Recipe
+from diffusers_erase.training.targets import Fixed, Target, as_target
 from diffusers_erase.training.trainer import Step
 
 
@@ -57,7 +62,8 @@ def erase(
         protect: prompts that must not change at all, exactly, as long as their words are all there
             is; each takes freedom from the eraser. Works where only keys and values are trained.
         recipe: a name from `RECIPES`, which are trained, or from `EDITS`, which are solved; or a
-            `Recipe` or `Edit` with parts and numbers of your own; `surgical-age` if left out.
+            `Recipe` or `Edit` with parts and numbers of your own. Left out: `surgical-age` where a
+            vocabulary is given and the model can be trained, else `closed-form`; says why.
         steps: training steps, if not the recipe's.
         seed: of trajectories, weights and minibatches; the same seed gives the same eraser on the
             same machine.
@@ -76,7 +82,11 @@ def erase(
     if isinstance(recipe, str):
         recipe = recipe_of(recipe)
     elif recipe is None:
-        recipe = default_recipe(words)
+        way = target is not None and not isinstance(as_target(target), Fixed)
+        training = way or any(x is not None for x in (steps, accelerator, callback_on_step_end))
+        recipe, why = chosen(pipe, words, training=training)
+        if progress:
+            tqdm.write(f"recipe {recipe.name}: {why}.", file=sys.stderr)
     order = Order(
         concepts=concepts_of(concept),
         recipe=recipe,
@@ -90,10 +100,10 @@ def erase(
     if isinstance(recipe, Edit):
         if steps is not None:
             raise ErasureError(f"'{recipe.name}' is solved and has no steps; leave `steps` out.")
-        return solved(pipe, order, cache=folder / "cache" if folder else None)
+        return _probed(pipe, order, solved(pipe, order, cache=folder / "cache" if folder else None))
     if steps is not None:
         order = replace(order, recipe=replace(recipe, steps=steps))
-    return trained(
+    eraser = trained(
         pipe,
         order,
         progress=progress,
@@ -101,3 +111,17 @@ def erase(
         accelerator=accelerator,
         callback_on_step_end=callback_on_step_end,
     )
+    return _probed(pipe, order, eraser)
+
+
+def _probed(pipe: Any, order: Order, eraser: EraserAdapter) -> EraserAdapter:
+    """The eraser with what `probe` gets back of it among its results, for its card."""
+    if not eraser.factors:  # there are no weights to probe
+        return eraser
+    prompts = [prompt for concept in order.concepts for prompt in concept.written(8)]
+    found = probe(pipe, eraser, prompts)
+    results = {
+        "regained by other text states": round(found.regained, 3),
+        "size of those states": round(found.size, 2),
+    }
+    return replace(eraser, config=replace(eraser.config, results=results))

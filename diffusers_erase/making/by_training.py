@@ -21,6 +21,7 @@ from diffusers_erase.editing.recipes import CLOSED_FORM
 from diffusers_erase.editing.rows import texts_of
 from diffusers_erase.editing.solvers import Problem, Replace, reading_gram
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.making.choosing import untrainable
 from diffusers_erase.making.order import Order, check_bare, config_of, warn_of_unknown_words
 from diffusers_erase.subspace import row_space
 from diffusers_erase.training.checkpoints import Checkpoints
@@ -231,20 +232,11 @@ def _checkpoints(order: Order, work: Path, weights: str, precision: str) -> Chec
 def _check(pipe: Any, order: Order, way: Target) -> Any:
     """The denoiser, if the order can be carried out there."""
     unet: Any = denoiser_of(pipe)
-    config = unet.config
-    needs_more = (
-        type(unet).__name__ != "UNet2DConditionModel"
-        or config.in_channels != config.out_channels
-        or config.addition_embed_type
-        or config.encoder_hid_dim_type
-        or config.class_embed_type
-        or not isinstance(config.sample_size, int)
-    )
-    if needs_more:
+    reason = untrainable(pipe)
+    if reason:
         raise ErasureError(
-            f"Erasers are trained on Stable Diffusion 1 and 2; '{type(pipe).__name__}' needs more "
-            'than a prompt. Solve for one instead (`recipe="closed-form"`); erasers can be loaded '
-            "there, too."
+            f"Erasers are trained on Stable Diffusion 1 and 2; {reason}. Solve for one instead "
+            '(`recipe="closed-form"`); erasers can be loaded there, too.'
         )
     check_bare(pipe)
     way.check(order.concepts)

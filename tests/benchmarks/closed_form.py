@@ -143,7 +143,7 @@ def main() -> None:
             if lora:
                 found.map.factors(weights)
 
-        wide = replace(UCE, prompts=1, rank=128)
+        wide = replace(UCE, prompts=1, rank=1)
         for what, run in (
             ("one, target chosen, portable", partial(made, one, CLOSED_FORM, None, False)),
             (

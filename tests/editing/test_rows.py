@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffusers_erase.editing.rows import aligned, paired, shell, texts_of
+from diffusers_erase.editing.rows import aligned, paired, shell, texts_of, unshared
 from diffusers_erase.errors import ErasureError
 
 
@@ -85,3 +85,15 @@ def test_the_shell_lies_around_its_rows():
     assert cosines.std() > 0.02
     with pytest.raises(ErasureError, match="cosine"):
         shell(rows, 2, cosine=(0.9, 0.7), generator=torch.Generator())
+
+
+def test_what_is_not_shared_is_read_orthogonally_by_all_layers_together():
+    generator = torch.Generator().manual_seed(3)
+    E, V = (torch.randn(4, 12, generator=generator).double() for _ in range(2))
+    layers = torch.randn(5, 7, 12, generator=generator).double()
+    left = unshared(E, V, torch.einsum("loi,loj->ij", layers, layers))
+    across = torch.einsum("loi,ni,loj,nj->n", layers, left, layers, E)
+    before = torch.einsum("loi,ni,loj,nj->n", layers, V, layers, E)
+    assert (across.abs() < 1e-9 * before.abs()).all()
+    with pytest.raises(ErasureError, match="needs the weights"):
+        unshared(E, V, None)

@@ -16,6 +16,7 @@ from diffusers_erase.concepts import encode
 from diffusers_erase.crossattention import TEXT_PARTS, projections
 from diffusers_erase.editing.reading import read_weights
 from diffusers_erase.editing.recipes import EDITS
+from diffusers_erase.evaluation.probe import probe
 from diffusers_erase.making.by_algebra import solved
 from diffusers_erase.making.order import Order
 from diffusers_erase.training.targets import Fixed
@@ -88,6 +89,15 @@ def test_the_unet_is_never_run(untrained, monkeypatch):
         eraser = erase(untrained, "car", vocabulary=WORDS, recipe=name)
         assert eraser.config.recipe == name
         assert all(torch.isfinite(B).all() for _, B in eraser.factors.values())
+
+
+def test_the_card_says_what_an_adversary_gets_back(untrained, tmp_path):
+    eraser = erase(untrained, "car", vocabulary=WORDS, recipe="closed-form")
+    found = probe(untrained, eraser, Concept("car").written(8))
+    assert eraser.config.results["regained by other text states"] == round(found.regained, 3)
+    folder = eraser.save_pretrained(tmp_path / "car")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"- regained by other text states: {found.regained:.3g}" in card
 
 
 def test_the_lora_and_the_text_map_are_one_eraser(untrained, picture, tmp_path):

@@ -4,11 +4,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from diffusers_erase import Concept, EraserAdapter, ErasureError, Recipe, erase, making
+from diffusers_erase import Concept, EraserAdapter, ErasureError, Recipe, erase
 from diffusers_erase.concepts import encode
 from diffusers_erase.crossattention import projections
 from diffusers_erase.making import by_training
-from diffusers_erase.training.recipes import RECIPES, default_recipe
+from diffusers_erase.training.recipes import RECIPES
 
 
 QUICK = Recipe("replace", sampling_steps=2, steps=3, batch=4, learning_rate=1e-2)
@@ -88,22 +88,6 @@ def test_a_warm_start_is_the_edit_in_closed_form(untrained):
         car, truck = states @ W.T
         answered = states[0] @ (W + eraser.delta(path)).T
         assert (answered - truck).norm() < 0.5 * (car - truck).norm()
-
-
-def test_left_alone_the_recipe_is_ours(untrained, monkeypatch):
-    seen = []
-
-    def quick(words):
-        recipe = default_recipe(words)
-        seen.append(recipe)
-        return replace(recipe, steps=1, sampling_steps=1, trajectories=1, pool=2)
-
-    monkeypatch.setattr(making, "default_recipe", quick)
-    near = erase(untrained, "car", vocabulary=["truck", "oak"], progress=False)
-    bare = erase(untrained, "car", progress=False)
-    assert [recipe.name for recipe in seen] == ["surgical-age"] * 2
-    assert near.config.target in ("truck", "oak")
-    assert bare.config.target is None
 
 
 def test_kept_prompts_enter_the_loss(untrained):

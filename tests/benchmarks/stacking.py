@@ -1,0 +1,157 @@
+"""Many erasers on one model: their plain sum, Gram fusion, and one solution for all concepts.
+
+python tests/benchmarks/stacking.py --out build/stacking.jsonl
+
+Every eraser is made alone first, in closed form, and knows nothing of the others: so it may answer
+its concept as one that another eraser takes away.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from erasure import (
+    CONCEPTS,
+    STYLE_OF,
+    Pictures,
+    asked,
+    concept_of,
+    damage,
+    hits,
+    null_drift,
+    share,
+)
+
+from diffusers_erase.adapter import EraserAdapter
+from diffusers_erase.concepts import said
+from diffusers_erase.editing.prior import spared
+from diffusers_erase.editing.rows import texts_of
+from diffusers_erase.making import erase
+from diffusers_erase.playground import OBJECTS, load_pipeline
+from diffusers_erase.stacking import fused, summed
+from diffusers_erase.subspace import row_space
+
+
+ALL = (*OBJECTS, *STYLE_OF)
+ERASED_PICTURES, KEPT_PICTURES = 16, 4
+
+MIXED = [CONCEPTS[7 * k % len(CONCEPTS)] for k in range(len(CONCEPTS))]
+"""Objects and styles in an order in which families do not come together."""
+
+
+@cache
+def alone(name: str) -> EraserAdapter:
+    """The closed form, told of all other words."""
+    words = [word for word in ALL if word != name]
+    return erase(load_pipeline(), concept_of(name), vocabulary=words, recipe="closed-form")
+
+
+def by_sum(names: Sequence[str]) -> EraserAdapter:
+    return summed([alone(name) for name in names])
+
+
+def by_gram(names: Sequence[str]) -> EraserAdapter:
+    texts = texts_of(load_pipeline())
+    rest = [word for word in ALL if word not in names]
+    objects, styles = (
+        said([word for word in rest if (word in STYLE_OF) == painted], kind)
+        for painted, kind in ((False, "object"), (True, "style"))
+    )
+    return fused(
+        [alone(name) for name in names],
+        [spared(texts, concept_of(name).written(16)) for name in names],
+        spared(texts, [*objects, *styles], general=True),
+        hold=row_space(texts.encode([""])),
+    )
+
+
+def by_solving(names: Sequence[str]) -> EraserAdapter:
+    concepts = [concept_of(name) for name in names]
+    return erase(load_pipeline(), concepts, vocabulary=ALL, recipe="closed-form")
+
+
+WAYS: dict[str, Callable[[Sequence[str]], EraserAdapter]] = {
+    "sum": by_sum,
+    "Gram fusion": by_gram,
+    "solved together": by_solving,
+}
+
+
+def counted(way: str, names: Sequence[str], pictures: Pictures) -> dict[str, Any]:
+    pipe, rest = load_pipeline(), [word for word in ALL if word not in names]
+    for name in names:
+        alone(name)
+    started = time.perf_counter()
+    eraser = WAYS[way](names)
+    line: dict[str, Any] = {"way": way, "erasers": len(names), "rank": eraser.config.rank}
+    line["seconds"] = time.perf_counter() - started
+    groups = {
+        "erased": [a for name in names for a in asked(name, name, ERASED_PICTURES)],
+        "rest": [a for word in rest for a in asked(word, word, KEPT_PICTURES)],
+    }
+    base = {group: pictures.of_base(pipe, several) for group, several in groups.items()}
+    pipe.load_erasure(eraser)
+    after = {group: pictures.seen(pipe, several) for group, several in groups.items()}
+    per = range(0, len(groups["erased"]), ERASED_PICTURES)
+    line["left"] = {
+        name: hits(
+            groups["erased"][i : i + ERASED_PICTURES], after["erased"][i : i + ERASED_PICTURES]
+        ).hits
+        for name, i in zip(names, per, strict=True)
+    }
+    line["rest"] = {
+        which: [rate.hits, rate.n]
+        for which, rate in (
+            ("base", hits(groups["rest"], base["rest"])),
+            ("erased", hits(groups["rest"], after["rest"])),
+        )
+    }
+    line["damage"] = [damage(pipe, word) for word in rest]
+    line["null_drift"] = null_drift(pipe, names[0])
+    return line
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        "| erasers | way | ESR (worst) | rest kept | damage to the rest | null drift | rank | s |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for line in sorted(lines, key=lambda line: line["erasers"]):
+        gone = [100 * (1 - left / ERASED_PICTURES) for left in line["left"].values()]
+        rows.append(
+            f"| {line['erasers']} | {line['way']} | {sum(gone) / len(gone):.1f} % ({min(gone):.0f})"
+            f" | {share([line['rest']]):.1f} % | {sum(line['damage']) / len(line['damage']):.3f} "
+            f"| {line['null_drift']:.1e} | {line['rank']} | {line['seconds']:.1f} |"
+        )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--counts", nargs="+", type=int, default=[1, 5, 10, 20])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS))
+    parser.add_argument("--out", type=Path, default=Path("build/stacking.jsonl"))
+    parser.add_argument("--table", action="store_true", help="only print what the file holds")
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    known = options.out.read_text().splitlines() if options.out.is_file() else []
+    lines = [json.loads(line) for line in known]
+    done = {(line["way"], line["erasers"]) for line in lines}
+    pictures = Pictures()
+    for count in () if options.table else options.counts:
+        for way in options.ways:
+            if (way, count) in done:
+                continue
+            lines.append(counted(way, MIXED[:count], pictures))
+            with options.out.open("a") as file:
+                file.write(json.dumps(lines[-1]) + "\n")
+            print(way, count, lines[-1]["left"], lines[-1]["rest"], flush=True)
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    main()

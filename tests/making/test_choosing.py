@@ -1,0 +1,46 @@
+from dataclasses import replace
+
+import pytest
+
+from diffusers_erase import Nearest, Vocabulary, erase
+from diffusers_erase.making import choosing
+from diffusers_erase.training.recipes import default_recipe
+
+
+WORDS = Vocabulary(("truck", "oak"))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    def brief(words):
+        numbers = {"steps": 1, "sampling_steps": 1, "trajectories": 1, "batch": 2, "pool": 2}
+        return replace(default_recipe(words), **numbers)
+
+    monkeypatch.setattr(choosing, "default_recipe", brief)
+
+
+def test_with_a_vocabulary_an_eraser_is_trained(untrained, capsys):
+    eraser = erase(untrained, "car", vocabulary=WORDS)
+    assert eraser.config.recipe == "surgical-age"
+    assert eraser.config.target in WORDS.words
+    assert "recipe surgical-age: the vocabulary says what must survive" in capsys.readouterr().err
+
+
+def test_without_one_it_is_solved(untrained, capsys):
+    eraser = erase(untrained, "car")
+    assert eraser.config.recipe == "closed-form"
+    assert "without a vocabulary there is nothing to train" in capsys.readouterr().err
+
+
+def test_without_a_unet_it_is_solved_too(untrained, capsys):
+    parts = {name: part for name, part in untrained.components.items() if name != "unet"}
+    texts = type(untrained)(**parts, unet=None, requires_safety_checker=False)
+    assert erase(texts, "car", vocabulary=WORDS).config.recipe == "closed-form"
+    assert "has no UNet to train on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [{"steps": 1}, {"target": Nearest(WORDS)}])
+def test_who_asks_for_training_gets_it(untrained, capsys, options):
+    eraser = erase(untrained, "car", progress=False, **options)
+    assert eraser.config.recipe == "surgical-age"
+    assert capsys.readouterr().err == ""
