@@ -9,16 +9,17 @@ hook on the UNet (a forward of one latent is one, its backward two, sampling inc
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from erasure import Pictures, concept_of, measured, neighbours, vocabulary
+from erasure import KEPT, Pictures, concept_of, measured, neighbours, vocabulary
 from peers import Loop, age, counted, esd, uce
 
 from diffusers_erase.making import erase
 from diffusers_erase.playground import load_pipeline
-from diffusers_erase.training.recipes import RECIPES
+from diffusers_erase.training.recipes import RECIPES, Recipe
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,26 @@ def main() -> None:
         age(loop, options.updates, near[:20], concept)
         return loop.eraser(concept, "age, released loop")
 
-    def ours(pipe: Any) -> Any:
-        return erase(pipe, concept, vocabulary=words, recipe=recipe, seed=options.seed)
+    def ours(recipe: Recipe, pipe: Any) -> Any:
+        return erase(
+            pipe, concept, vocabulary=words, recipe=recipe, seed=options.seed, progress=False
+        )
 
+    long = replace(
+        recipe,
+        name=f"{recipe.name}, long",
+        trajectories=16,
+        sampling_steps=12,
+        pool=32,
+        steps=90,
+        batch=12,
+    )
     kept = 2 if recipe.pool else 1
     runs = [
-        ran(recipe.name, recipe.steps * recipe.batch * kept, ours),
+        ran(each.name, each.steps * each.batch * kept, partial(ours, each))
+        for each in (recipe, long)
+    ]
+    runs += [
         ran("uce, retaining all", 0, lambda pipe: uce(pipe, concept, near[0], words)),
         ran("esd, released loop", options.updates, by_esd),
         ran("age, released loop", 2 * options.updates, by_age),
@@ -85,22 +100,24 @@ def main() -> None:
     )
     print(f"loops {options.learning_rate:g}, {options.updates} updates.\n")
     print("| way | tuples | UNet evaluations | a tuple | s | target drawn | by synonym ", end="")
-    print("| neighbours | others | damage near / far |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print("| neighbours | others | unlisted | damage near / far / unlisted |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for run in runs:
         found = measured(concept.name, run.eraser, pictures)
         shown = [
             "{} / {} (base {})".format(*found[g]["erased"], found[g]["base"][0])
             if g in found
             else "-"
-            for g in ("target", "synonym", "neighbours", "others")
+            for g in ("target", "synonym", *KEPT)
         ]
         mean = {g: sum(x) / len(x) for g, x in found["damage"].items() if isinstance(x, list)}
         each = f"{run.evaluations / run.tuples:.1f}" if run.tuples else "-"
         print(
             f"| {run.name} | {run.tuples} | {run.evaluations:,} | {each} | {run.seconds:.0f} | "
             + " | ".join(shown)
-            + f" | {mean['neighbours']:.3f} / {mean['others']:.3f} |",
+            + " | "
+            + " / ".join(f"{mean[g]:.3f}" for g in KEPT)
+            + " |",
             flush=True,
         )
 
