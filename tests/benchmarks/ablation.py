@@ -2,7 +2,7 @@
 
 python tests/benchmarks/ablation.py --out build/ablation.jsonl
 
-Same optimiser and budget for all 28 combinations of each concept; resumable, one line of JSON each.
+Same optimiser and budget for all 32 combinations of each concept; resumable, one line of JSON each.
 """
 
 import argparse
@@ -24,9 +24,12 @@ from diffusers_erase.training.adaptive import Adaptive
 from diffusers_erase.training.objectives import Keep
 from diffusers_erase.training.recipes import SURGICAL_AGE
 from diffusers_erase.training.targets import Fixed, Nearest
+from diffusers_erase.training.trial import Trial
 
 
-TARGETS = ("empty prompt", "stripped", "general word", "random", "nearest", "minimax", "table")
+TARGETS = (
+    "empty prompt", "stripped", "general word", "random", "nearest", "minimax", "table", "trial",
+)  # fmt: skip
 
 
 def target_of(kind: str, name: str, words: list[str]) -> Any:
@@ -41,6 +44,7 @@ def target_of(kind: str, name: str, words: list[str]) -> Any:
         "nearest": Nearest(vocabulary),
         "minimax": Adaptive(vocabulary, form="minimax"),
         "table": Adaptive(vocabulary, form="table"),
+        "trial": Trial(vocabulary),
     }[kind]
 
 
