@@ -136,7 +136,7 @@ class _Editing:
     stage: Stage
 
     def __call__(self, E: Tensor, V: Tensor) -> None:
-        spare, ridge = CLOSED_FORM.spare, CLOSED_FORM.ridge
+        spare, ridge = CLOSED_FORM.spare / len(self.order.concepts), CLOSED_FORM.ridge
         problem = Problem.of(E, V, self._spared, spare=spare, ridge=ridge, hold=self._held)
         T = Replace()(problem)
         best, _ = T.truncated(self.order.recipe.rank, met=problem.met, read=self._reading)

@@ -31,7 +31,9 @@ def chosen(
             "without a vocabulary there is nothing to train preservation on; this one spares the "
             "tokenizer's own words"
         )
-    return trained, "the vocabulary says what must survive, and training spares it best"
+    return trained, (
+        "the vocabulary says what must survive, and training hurts the nearest words of it least"
+    )
 
 
 def untrainable(pipe: Any) -> str:
