@@ -222,11 +222,15 @@ def articles_agree(prompt: str) -> str:
 
 
 @torch.no_grad()
-def encode(pipe: Any, prompts: Sequence[str]) -> Tensor:
-    """Text states of the prompts, P x tokens x width, from the pipeline's own `encode_prompt`."""
+def encode(pipe: Any, prompts: Sequence[str], device: torch.device | None = None) -> Tensor:
+    """Text states of the prompts, P x tokens x width, from the pipeline's own `encode_prompt`.
+
+    Who encodes often may look up the pipeline's execution device once: that takes longer than a
+    small text encoder.
+    """
     states: Tensor = pipe.encode_prompt(
         prompt=list(prompts),
-        device=pipe._execution_device,
+        device=device or pipe._execution_device,
         num_images_per_prompt=1,
         do_classifier_free_guidance=False,
     )[0]

@@ -33,7 +33,8 @@ class Texts:
 
 def texts_of(pipe: Any) -> Texts:
     """The texts of a pipeline: its first tokenizer, and all its text encoders."""
-    return Texts(lambda prompts: encode(pipe, prompts), pipe.tokenizer)
+    device = pipe._execution_device
+    return Texts(lambda prompts: encode(pipe, prompts, device), pipe.tokenizer)
 
 
 @dataclass(frozen=True)
