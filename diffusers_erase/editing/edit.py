@@ -170,10 +170,10 @@ def specific(texts: Texts, concept: Concept, words: Sequence[str]) -> list[str]:
     """
     prompts = concept.written(4)
     without = texts.encode([_answered(concept, prompt, None) for prompt in prompts])
-    said_of = texts.encode(
-        [_answered(concept, p, w) for w in (concept.name, *words) for p in prompts]
+    several = [_answered(concept, p, word) for word in (concept.name, *words) for p in prompts]
+    says = (
+        (texts.encode(several).unflatten(0, (-1, len(prompts))) - without).square().sum((1, 2, 3))
     )
-    says = (said_of.unflatten(0, (-1, len(prompts))) - without).square().sum((1, 2, 3))
     least = SPECIFIC * says[0]
     left = [word for word, size in zip(words, says[1:], strict=True) if size >= least]
     return left or list(words)

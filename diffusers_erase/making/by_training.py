@@ -87,7 +87,7 @@ def _loop(
     trajectories = {"concept": sample(prompts, seed)}
     stage = Stage(
         denoiser,
-        lambda texts: encode(pipe, texts),
+        texts_of(pipe).encode,
         order.concepts,
         prompts,
         owners,
