@@ -81,8 +81,11 @@ def edit(
         ErasureError: a target that is the concept itself, held prompts that leave no room, states
             that are not finite, an ill-conditioned system.
     """
-    words = Vocabulary(own_words(texts.tokenizer)) if vocabulary is None else vocabulary
-    others = words.others(concepts)
+    general = recipe.general or vocabulary is None
+    own = Vocabulary(own_words(texts.tokenizer) if general else ())
+    words = own if vocabulary is None else vocabulary
+    listed = vocabulary.others(concepts) if vocabulary else ()
+    known = tuple(dict.fromkeys((*listed, *own.others(concepts))))
     kind = concepts[0].kind
     G = reading_gram(weights) if weights and recipe.reads else None
     hold = _held(texts, recipe, protect)
@@ -90,14 +93,14 @@ def edit(
     # among all words there are, the nearest of a style describe how it looks: it is left out
     chosen &= vocabulary is not None or concepts[0].kind == "object"
     admissible = set(words.candidates(concepts)) if chosen else set[str]()
-    several = concepts if others and (chosen or recipe.near) else ()
-    apart = [distances(texts, concept, others) for concept in several]
+    several = concepts if known and (chosen or recipe.near) else ()
+    apart = [distances(texts, concept, known) for concept in several]
     nearest = list(dict.fromkeys(word for row in apart for word in islice(row, recipe.near)))
     S = spared(
         texts,
-        [*keep, *(_listed(vocabulary.others(concepts), kind) if vocabulary else ())],
+        [*keep, *(_listed(listed, kind) if vocabulary else ())],
         said(nearest, kind),
-        general=recipe.general or vocabulary is None,
+        general=general,
         cache=cache,
         encoder=encoder,
     )
@@ -107,7 +110,10 @@ def edit(
             may = [word for word in row if word in admissible]
             if vocabulary is None:
                 may = specific(texts, concept, may[: 4 * SHORTLIST])
-            choices.append(_chosen(texts, concept, row, may[:SHORTLIST], recipe, S, hold))
+            rivals = [word for word in row if vocabulary is None or word in listed]
+            choices.append(
+                _chosen(texts, concept, rivals[:SHORTLIST], may[:SHORTLIST], recipe, S, hold)
+            )
     else:
         answers = targets or [None] * len(concepts)
         choices = [Choice(c.name, t, "given") for c, t in zip(concepts, answers, strict=True)]
@@ -171,9 +177,8 @@ def specific(texts: Texts, concept: Concept, words: Sequence[str]) -> list[str]:
     prompts = concept.written(4)
     without = texts.encode([_answered(concept, prompt, None) for prompt in prompts])
     several = [_answered(concept, p, word) for word in (concept.name, *words) for p in prompts]
-    says = (
-        (texts.encode(several).unflatten(0, (-1, len(prompts))) - without).square().sum((1, 2, 3))
-    )
+    states = texts.encode(several).unflatten(0, (-1, len(prompts)))
+    says = (states - without).square().sum((1, 2, 3))
     least = SPECIFIC * says[0]
     left = [word for word, size in zip(words, says[1:], strict=True) if size >= least]
     return left or list(words)
@@ -182,7 +187,7 @@ def specific(texts: Texts, concept: Concept, words: Sequence[str]) -> list[str]:
 def _chosen(
     texts: Texts,
     concept: Concept,
-    apart: Mapping[str, float],
+    near: Sequence[str],
     candidates: Sequence[str],
     recipe: Edit,
     S: Tensor,
@@ -198,7 +203,7 @@ def _chosen(
             f"Every word that may be a target is another name of '{concept.name}' to this text "
             f"encoder (distance below {SYNONYM}); add other words to the vocabulary."
         )
-    rivals = list(dict.fromkeys([*candidates, *islice(apart, SHORTLIST)]))
+    rivals = list(dict.fromkeys([*candidates, *near]))
     if len(rivals) == 1:
         return Choice(concept.name, rivals[0], "least-damage", {})
     said_of = texts.encode(said(rivals, concept.kind, 2)).double().cpu()
