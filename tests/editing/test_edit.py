@@ -110,6 +110,17 @@ def test_general_words_say_less_than_the_concept(playground):
     assert specific(texts, Concept("truck"), words[:3]) == words[:3]
 
 
+def test_what_nobody_listed_is_spared_too(playground):
+    texts, far = texts_of(playground), Vocabulary(("oak", "castle", "circle", "cat"))
+    e = texts.encode(["a photo of a red bus", "a painting of a house by van gyre"]).double()
+    moved = {}
+    for general in (True, False):
+        recipe = replace(CLOSED_FORM, general=general)
+        found = edit(texts, [Concept("truck")], recipe, targets=["castle"], vocabulary=far)
+        moved[general] = (found.map(e) - e).norm(dim=(1, 2))
+    assert (moved[True] < 0.3 * moved[False]).all()
+
+
 def test_protected_prompts_do_not_change_at_all(texts):
     found = edit(texts, [CAR], CLOSED_FORM, vocabulary=WORDS, protect=["a red van"])
     e = texts.encode(["a red van"]).double()
@@ -119,8 +130,8 @@ def test_protected_prompts_do_not_change_at_all(texts):
 def test_several_concepts_have_targets_of_their_own(texts):
     both = edit(texts, [CAR, Concept("cat")], CLOSED_FORM, targets=["van", "dog"], vocabulary=WORDS)
     assert [c.target for c in both.choices] == ["van", "dog"]
-    assert gap(texts, both.map, "a photo of a car", "a photo of a van") < 0.5
-    assert gap(texts, both.map, "a photo of a cat", "a photo of a dog") < 0.5
+    assert gap(texts, both.map, "a photo of a car", "a photo of a van") < 0.6
+    assert gap(texts, both.map, "a photo of a cat", "a photo of a dog") < 0.6
 
 
 def test_without_a_target_the_concept_is_left_out(texts):
