@@ -1,12 +1,9 @@
 """erase(): one call from a pipeline and a word to an eraser."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from tqdm.auto import tqdm
 
 from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.concepts import Vocabulary
@@ -57,8 +54,7 @@ def erase(
             chooses from the vocabulary, or takes the same prompt without the concept. A near
             neighbour costs the others least.
         vocabulary: other concepts: candidates for the target, and what is to be preserved.
-        keep: prompts whose pictures must stay as they are; each costs sampling time and buys
-            preservation.
+        keep: prompts whose pictures must stay as they are; in training each costs sampling time.
         protect: prompts that must not change at all, exactly, as long as their words are all there
             is; each takes freedom from the eraser. Works where only keys and values are trained.
         recipe: a name from `RECIPES`, which are trained, or from `EDITS`, which are solved; or a
@@ -78,20 +74,18 @@ def erase(
         ErasureError: an empty concept, an unknown recipe, a pipeline of another kind, or one that
             wears adapters or erasures; whatever is wrong is said before anything is computed.
     """
-    words = vocabulary_of(vocabulary)
+    words, goal = vocabulary_of(vocabulary), None if target is None else as_target(target)
     if isinstance(recipe, str):
         recipe = recipe_of(recipe)
     elif recipe is None:
-        way = target is not None and not isinstance(as_target(target), Fixed)
-        training = way or any(x is not None for x in (steps, accelerator, callback_on_step_end))
-        recipe, why = chosen(pipe, words, training=training)
-        if progress:
-            tqdm.write(f"recipe {recipe.name}: {why}.", file=sys.stderr)
+        way = None if isinstance(goal, Fixed) else goal
+        training = any(x is not None for x in (way, steps, accelerator, callback_on_step_end))
+        recipe = chosen(pipe, words, training=training, say=progress)
     order = Order(
         concepts=concepts_of(concept),
         recipe=recipe,
         vocabulary=words,
-        target=target if target is None else as_target(target),
+        target=goal,
         keep=prompts_of("keep", keep),
         protect=prompts_of("protect", protect),
         seed=seed,

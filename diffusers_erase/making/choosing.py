@@ -1,6 +1,9 @@
 """The recipe for somebody who names none, and why it is that one."""
 
+import sys
 from typing import Any
+
+from tqdm.auto import tqdm
 
 from diffusers_erase.concepts import Vocabulary
 from diffusers_erase.editing.recipes import CLOSED_FORM, Edit
@@ -8,32 +11,33 @@ from diffusers_erase.training.recipes import Recipe, default_recipe
 
 
 def chosen(
-    pipe: Any, vocabulary: Vocabulary | None, *, training: bool
-) -> tuple[Recipe | Edit, str]:
+    pipe: Any, vocabulary: Vocabulary | None, *, training: bool, say: bool = False
+) -> Recipe | Edit:
     """Trained where a vocabulary says what must survive and the model can be trained, else solved.
 
     Args:
         pipe: the base.
         vocabulary: other concepts, if somebody listed them.
         training: whether something was asked for that only training has.
-
-    Returns:
-        The recipe, and a sentence that says why.
+        say: whether to tell which recipe it is, and why.
     """
-    trained = default_recipe(vocabulary)
+    trained, reason = default_recipe(vocabulary), untrainable(pipe)
+    recipe: Recipe | Edit = CLOSED_FORM
     if training:
-        return trained, "what was asked for is a matter of training"
-    reason = untrainable(pipe)
-    if reason:
-        return CLOSED_FORM, f"{reason}; this one needs the text encoders alone"
-    if vocabulary is None:
-        return CLOSED_FORM, (
+        recipe, why = trained, "what was asked for is a matter of training"
+    elif reason:
+        why = f"{reason}; this one needs the text encoders alone"
+    elif vocabulary is None:
+        why = (
             "without a vocabulary there is nothing to train preservation on; this one spares the "
             "tokenizer's own words"
         )
-    return trained, (
-        "the vocabulary says what must survive, and training hurts the nearest words of it least"
-    )
+    else:
+        recipe = trained
+        why = "the vocabulary says what must survive, and training hurts its nearest words least"
+    if say:
+        tqdm.write(f"recipe {recipe.name}: {why}.", file=sys.stderr)
+    return recipe
 
 
 def untrainable(pipe: Any) -> str:
