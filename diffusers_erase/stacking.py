@@ -55,7 +55,7 @@ def fused(
     = Σ_i B_i A_i',  A_i' = A_i G_i F (F^T (Σ_j G_j + κ S + λ I) F)^-1 F^T
 
     On the states of its own concept every eraser does what it did alone, and on those of the others
-    nothing. MACE's closed-form fusion (arXiv 2403.06135, equation 7), with held prompts, which the
+    nothing. MACE's closed-form fusion (arXiv 2403.06135), with held prompts, which the
     plain form gives up: F is a basis of what is free of them. Every B stays, every A is rewritten,
     so this is a LoRA with the sum of the ranks, for trained and solved erasers alike. Layers that
     do not read the text are summed.

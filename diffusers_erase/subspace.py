@@ -28,7 +28,7 @@ def row_space(states: Tensor) -> Tensor:
 
 
 def free(x: Tensor, Q: Tensor) -> Tensor:
-    """X (I - Q Q^T): the part of the rows outside the span of Q, taken twice against rounding."""
+    """The part of the rows outside the span of Q, x (I - Q Q^T), taken twice against rounding."""
     once = x - (x @ Q) @ Q.T
     twice: Tensor = once - (once @ Q) @ Q.T
     return twice

@@ -104,9 +104,10 @@ def paired(
 
 
 def unshared(E: Tensor, V: Tensor, G: Tensor | None) -> Tensor:
-    """V - e (v^T G e) / (e^T G e): afterwards W v is orthogonal to W e, over all layers together.
+    """Targets without what they share with the concept: v - e (v^T G e) / (e^T G e).
 
-    The tensor target of UCE's first code, which takes the share out layer by layer.
+    Afterwards W v is orthogonal to W e, over all layers together. The tensor target of UCE's first
+    code, which takes the share out layer by layer.
 
     Args:
         E: states, n x width.

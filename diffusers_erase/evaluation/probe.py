@@ -14,6 +14,10 @@ from diffusers_erase.errors import ErasureError
 from diffusers_erase.recovery import Reading
 
 
+ROUNDING = 1e-9
+"""An eraser that moves less leaves keys and values alone: there is nothing to regain."""
+
+
 @dataclass(frozen=True)
 class Probe:
     """How far an eraser puts a concept out of reach of other text states."""
@@ -28,7 +32,7 @@ class Probe:
     @property
     def regained(self) -> float:
         """1 - residual / moved: the share of the erasure that the adversary undoes."""
-        return 1 - self.residual / self.moved if self.moved else 0.0
+        return 1 - self.residual / self.moved if self.moved > ROUNDING else 0.0
 
 
 @torch.no_grad()

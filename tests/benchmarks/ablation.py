@@ -6,7 +6,6 @@ Same optimiser and budget for all 32 combinations of each concept; resumable, on
 """
 
 import argparse
-import json
 import random
 import time
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure import Pictures, concept_of, measured, table, vocabulary
+from journal import write, written
 from peers import counted
 
 from diffusers_erase.concepts import Vocabulary
@@ -55,9 +55,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("build/ablation.jsonl"))
     options = parser.parse_args()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    known = options.out.read_text().splitlines() if options.out.is_file() else []
-    lines = [json.loads(line) for line in known]
+    lines = written(options.out)
     done = {(line["recipe"], line["concept"]) for line in lines}
     pictures = Pictures()
     ways = product(options.concepts, options.targets, (False, True), (False, True))
@@ -91,8 +89,7 @@ def main() -> None:
         line["choices"] = eraser.config.parameters["choices"]
         line |= measured(name, eraser, pictures)
         lines.append(line)
-        with options.out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        write(options.out, line)
         print(name, title, line["target"]["erased"], line["neighbours"]["erased"], flush=True)
     print(table(lines))
 

@@ -8,7 +8,6 @@ JSON per eraser; what is in the file already is not made again. `--table` prints
 """
 
 import argparse
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from journal import write, written
 from peers import counted, uce
 from torch import Tensor
 
@@ -105,8 +105,7 @@ class Pictures:
     def __init__(self, kept: Path = Path("build/base.jsonl")) -> None:
         self.judge, self.kept = load_judge(), kept
         self.base: dict[Asked, Verdict] = {}
-        for line in kept.read_text().splitlines() if kept.is_file() else ():
-            asked, verdict = json.loads(line)
+        for asked, verdict in written(kept):
             verdict["objects"] = tuple(verdict["objects"])
             self.base[Asked(**asked)] = Verdict(**verdict)
 
@@ -129,10 +128,7 @@ class Pictures:
         missing = [a for a in several if a not in self.base]
         found = dict(zip(missing, self.seen(pipe, missing), strict=True))
         self.base |= found
-        self.kept.parent.mkdir(parents=True, exist_ok=True)
-        with self.kept.open("a") as file:
-            for a, v in found.items():
-                file.write(json.dumps([asdict(a), asdict(v)]) + "\n")
+        write(self.kept, *([asdict(a), asdict(v)] for a, v in found.items()))
         return [self.base[a] for a in several]
 
 
@@ -323,9 +319,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/erasure.jsonl"))
     parser.add_argument("--table", action="store_true", help="only print what the file holds")
     options = parser.parse_args()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    known = options.out.read_text().splitlines() if options.out.is_file() else []
-    lines = [json.loads(line) for line in known]
+    lines = written(options.out)
     done = {(line["recipe"], line["concept"], line["seed"]) for line in lines}
     pictures = Pictures()
     for seed in options.seeds if not options.table else ():
@@ -338,8 +332,7 @@ def main() -> None:
                 line["choices"] = eraser.config.parameters.get("choices")
                 line |= measured(name, eraser, pictures)
                 lines.append(line)
-                with options.out.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                write(options.out, line)
                 counts = {g: line[g]["erased"] for g in ("target", "neighbours", "others")}
                 print(recipe, name, seed, f"{cost['seconds']:.0f} s", counts, flush=True)
     print(table(lines))

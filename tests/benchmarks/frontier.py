@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure import Pictures, asked, concept_of, damage, hits, neighbours, vocabulary
+from journal import write, written
 from peers import counted, uce
 
 from diffusers_erase.concepts import Vocabulary
@@ -53,8 +54,7 @@ class Looks:
             line[group] = {"base": self.base[group].hits, "erased": drawn.hits, "n": drawn.n}
         line["near_damage"] = sum(damage(pipe, word) for word in self.near) / len(self.near)
         line["far_damage"] = sum(damage(pipe, word) for word in self.far) / len(self.far)
-        with self.out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        write(self.out, line)
         print(json.dumps(line), flush=True)
         return line
 
@@ -133,9 +133,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/frontier.jsonl"))
     parser.add_argument("--plot", type=Path, default=None, help="write the curves here")
     options = parser.parse_args()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    known = options.out.read_text().splitlines() if options.out.is_file() else []
-    lines = [json.loads(line) for line in known]
+    lines = written(options.out)
     done = {
         (x["concept"], x["recipe"], x["rate"]) for x in lines if x["steps"] in (0, max(options.at))
     }

@@ -7,7 +7,6 @@ its concept as one that another eraser takes away.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -25,10 +24,11 @@ from erasure import (
     null_drift,
     share,
 )
+from journal import write, written
 
 from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.concepts import said
-from diffusers_erase.editing.prior import spared
+from diffusers_erase.editing.prior import gram, spared
 from diffusers_erase.editing.rows import texts_of
 from diffusers_erase.making import erase
 from diffusers_erase.playground import OBJECTS, load_pipeline
@@ -63,7 +63,7 @@ def by_gram(names: Sequence[str]) -> EraserAdapter:
     )
     return fused(
         [alone(name) for name in names],
-        [spared(texts, concept_of(name).written(16)) for name in names],
+        [gram(texts, concept_of(name).written(16)) for name in names],
         spared(texts, [*objects, *styles], general=True),
         hold=row_space(texts.encode([""])),
     )
@@ -137,9 +137,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/stacking.jsonl"))
     parser.add_argument("--table", action="store_true", help="only print what the file holds")
     options = parser.parse_args()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    known = options.out.read_text().splitlines() if options.out.is_file() else []
-    lines = [json.loads(line) for line in known]
+    lines = written(options.out)
     done = {(line["way"], line["erasers"]) for line in lines}
     pictures = Pictures()
     for count in () if options.table else options.counts:
@@ -147,8 +145,7 @@ def main() -> None:
             if (way, count) in done:
                 continue
             lines.append(counted(way, MIXED[:count], pictures))
-            with options.out.open("a") as file:
-                file.write(json.dumps(lines[-1]) + "\n")
+            write(options.out, lines[-1])
             print(way, count, lines[-1]["left"], lines[-1]["rest"], flush=True)
     print(table(lines))
 

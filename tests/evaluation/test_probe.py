@@ -50,3 +50,8 @@ def test_the_lora_and_the_text_map_are_probed_alike(untrained):
 def test_no_prompts_are_refused(untrained, make_eraser):
     with pytest.raises(ErasureError, match="no prompt to probe"):
         probe(untrained, make_eraser(untrained.unet), [])
+
+
+def test_where_no_text_is_read_otherwise_nothing_is_regained(untrained, make_eraser):
+    found = probe(untrained, make_eraser(untrained.unet, parts=("to_q",)), ["a car"])
+    assert found.regained == 0
