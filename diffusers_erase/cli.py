@@ -97,6 +97,10 @@ def train(
     gradient_accumulation_steps: Annotated[
         int | None, typer.Option(help="Minibatches a step, where memory is short.")
     ] = None,
+    refresh: Annotated[
+        int | None,
+        typer.Option(help="Sample anew by the student after so many steps; 0 for never."),
+    ] = None,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
     ] = False,
@@ -123,6 +127,7 @@ def train(
         learning_rate=learning_rate,
         rank=rank,
         accumulate=gradient_accumulation_steps,
+        refresh=refresh,
     )
     options = {
         "vocabulary": words,

@@ -88,6 +88,10 @@ class Trajectories:
             {role: tensors[f"score.{role}"] for role in ("concept", "null")},
         )
 
+    def scoreless(self) -> "Trajectories":
+        """The same latents without scores: the teacher is asked where one is looked at."""
+        return replace(self, scores={})
+
     def remember(
         self, denoiser: Denoiser, role: str, states: Tensor, *, batch: int = 32
     ) -> "Trajectories":
@@ -136,11 +140,12 @@ def sample_trajectories(
     seed: int | Sequence[int] = 0,
     batch: int = 16,
     sampler: Sampler = "ddim",
+    student: bool = False,
 ) -> Trajectories:
     """Classifier-free guidance, one run per prompt: two evaluations a latent, both kept.
 
     Args:
-        denoiser: its teacher samples; the eraser has no say.
+        denoiser: its teacher samples, and the eraser has no say; or its student.
         scheduler: the pipeline's; its noise schedule is used.
         states: P x tokens x width, the prompts; they become the role `concept`.
         null: 1 x tokens x width, the empty prompt; it becomes the role `null`.
@@ -149,11 +154,14 @@ def sample_trajectories(
         seed: start noise; of all prompts, or one number for each, whatever the others are.
         batch: prompts sampled together.
         sampler: `ddim` for DDIM on the scheduler's noise schedule; `own` for the scheduler itself.
+        student: whether the student samples, as it is now (on-policy). No scores are kept then, for
+            they are not the teacher's.
 
     Raises:
         ErasureError: the scheduler has no noise schedule of Stable Diffusion's kind.
     """
     walk = _sampler(scheduler, sampler)
+    score = denoiser.student if student else denoiser.teacher
     unet = denoiser.unet.config
     shape = (unet.in_channels, unet.sample_size, unet.sample_size)
     noise = _noise(len(states), shape, seed)
@@ -168,15 +176,14 @@ def sample_trajectories(
         for t in walk.timesteps:
             scaled = walk.scale_model_input(z, t)
             times = t.expand(len(rows))
-            conditional, empty = denoiser.teacher(
-                scaled.repeat(2, 1, 1, 1), times.repeat(2), both
-            ).chunk(2)
+            conditional, empty = score(scaled.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
             for name, value in zip(names, (scaled, times, rows, conditional, empty), strict=True):
                 kept[name].append(value)
             guided = empty + guidance * (conditional - empty)
             options = {"generator": chance} if takes_chance else {}
             z = walk.step(guided, t, z, **options).prev_sample
-    return Trajectories.of({k: torch.cat(values) for k, values in kept.items()}, states, null)
+    found = Trajectories.of({k: torch.cat(values) for k, values in kept.items()}, states, null)
+    return found.scoreless() if student else found
 
 
 def _sampler(scheduler: Any, sampler: Sampler) -> Any:

@@ -42,6 +42,18 @@ def test_kept_scores_equal_fresh_ones(sampled):
     assert not torch.allclose(kept.scores["concept"], kept.scores["null"])
 
 
+def test_a_student_without_an_eraser_walks_where_the_teacher_does(sampled, untrained):
+    denoiser, kept = sampled
+    states, null = kept.states["concept"], kept.states["null"][:1]
+    options = {"guidance": 3.0, "steps": 4, "seed": 7, "batch": 2}
+    own = sample_trajectories(denoiser, untrained.scheduler, states, null, student=True, **options)
+    assert torch.equal(own.z, kept.z)
+    assert torch.equal(own.t, kept.t)
+    assert torch.equal(own.prompt, kept.prompt)
+    assert not own.scores
+    assert denoiser.backwards == 0
+
+
 def test_the_run_ends_where_the_pipeline_ends(sampled, untrained):
     _, kept = sampled
     prompt, steps = 1, 4

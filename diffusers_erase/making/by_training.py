@@ -28,7 +28,7 @@ from diffusers_erase.training.checkpoints import Checkpoints
 from diffusers_erase.training.pool import near_words, pool
 from diffusers_erase.training.recipes import Recipe
 from diffusers_erase.training.targets import Answers, Stage, Target
-from diffusers_erase.training.trainer import Step, train
+from diffusers_erase.training.trainer import Renewal, Step, train
 from diffusers_erase.trajectories import Trajectories, sample_trajectories
 
 
@@ -92,6 +92,7 @@ def _loop(
         prompts,
         owners,
         trajectories["concept"],
+        passing=recipe.refresh > 0,
     )
     edit = _Editing(pipe, order, lora, stage)
     stage = replace(stage, edit=edit)
@@ -111,6 +112,7 @@ def _loop(
         recipe.loss(keeps=bool(kept)),
         pace=recipe.pace,
         answers=answers,
+        renewal=sample.anew(prompts, seed),
         seed=seed,
         accelerator=accelerator,
         checkpoints=_checkpoints(order, work, weights, str(precision)) if work else None,
@@ -178,26 +180,17 @@ class _Sampling:
 
     def __call__(self, prompts: Sequence[str], seed: int) -> Trajectories:
         states, null = encode(self.pipe, prompts), encode(self.pipe, [""])
-        options = {
-            "guidance": self.recipe.guidance,
-            "steps": self.recipe.sampling_steps,
-            "sampler": self.recipe.sampler,
-            "seed": seed,
-        }
 
         def sampled() -> Trajectories:
             return sample_trajectories(
-                self.denoiser,
-                self.pipe.scheduler,
-                states,
-                null,
-                **options,  # type: ignore[arg-type]
+                self.denoiser, self.pipe.scheduler, states, null, seed=seed, **self._options
             )
 
         if self.cache is None:
             return sampled()
         key = {
-            **options,
+            **self._options,
+            "seed": seed,
             "weights": self.weights,
             "texts": digest(states, null),
             "scheduler": {k: repr(v) for k, v in self.pipe.scheduler.config.items()},
@@ -206,6 +199,33 @@ class _Sampling:
         }
         tensors = self.cache.get(key, lambda: sampled().tensors())
         return Trajectories.of(tensors, states, null)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {
+            "guidance": self.recipe.guidance,
+            "steps": self.recipe.sampling_steps,
+            "sampler": self.recipe.sampler,
+        }
+
+    def anew(self, prompts: Sequence[str], seed: int) -> Renewal | None:
+        """The student's own runs of the prompts, from new noise each, if the recipe wants them."""
+        if not self.recipe.refresh:
+            return None
+        states, null = encode(self.pipe, prompts), encode(self.pipe, [""])
+
+        def sample(step: int) -> Trajectories:
+            return sample_trajectories(
+                self.denoiser,
+                self.pipe.scheduler,
+                states,
+                null,
+                seed=seed * 1_000_003 + step,
+                student=True,
+                **self._options,
+            )
+
+        return Renewal(self.recipe.refresh, sample)
 
 
 def _weights(unet: Any) -> str:

@@ -46,6 +46,9 @@ class Recipe:
     sampling_steps: int = 15
     """Latents kept per prompt."""
     sampler: Sampler = "ddim"
+    refresh: int = 0
+    """Steps after which the student samples the concept's latents anew (on-policy, as ESD and AGE
+    were released, for every update); 0 keeps those of the base, which cost nothing more."""
     steps: int = 90
     batch: int = 12
     learning_rate: float = 2e-3
@@ -62,6 +65,8 @@ class Recipe:
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ErasureError(f"`{name}` must be positive; got {getattr(self, name)}.")
+        if self.refresh < 0:
+            raise ErasureError(f"`refresh` is a number of steps, or 0; got {self.refresh}.")
         if not self.parts or set(self.parts) - set(PARTS):
             raise ErasureError(f"`parts` are some of {', '.join(PARTS)}; got {self.parts!r}.")
         if self.hold_null and set(self.parts) - set(TEXT_PARTS):

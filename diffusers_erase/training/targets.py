@@ -29,6 +29,8 @@ class Stage:
     """Of these prompts."""
     edit: Callable[[Tensor, Tensor], None] | None = None
     """Lets the student wear the closed-form edit that reads these states as those, if it can."""
+    passing: bool = False
+    """Whether the latents will be sampled anew, so that scores there are not worth keeping."""
     measured: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     """Distances found so far, by word and size of the probe."""
 
@@ -232,19 +234,22 @@ def mean_by(values: Tensor, owner: Tensor, count: int) -> Tensor:
 
 
 class Still:
-    """Answers that do not change: states and the teacher's scores, once for all latents."""
+    """Answers that do not change: their states, and the scores on latents that stay."""
 
     def __init__(self, stage: Stage, chosen: Sequence[Choice], *, whole: bool = False) -> None:
         self.parameters: list[nn.Parameter] = []
         self.chosen = tuple(chosen)
         self._prompt = stage.trajectories.prompt
         self._states = stage.answered([choice.target for choice in chosen], whole=whole)
-        kept = stage.trajectories.remember(stage.denoiser, "target", self._states)
-        self._scores = kept.scores["target"]
+        self._scores: Tensor | None = None
+        if not stage.passing:
+            kept = stage.trajectories.remember(stage.denoiser, "target", self._states)
+            self._scores = kept.scores["target"]
 
     def answer(self, view: View, *, learn: bool = False) -> View:
-        """Looked up; nothing is evaluated."""
-        return view.answered(self._states[self._prompt[view.rows]], self._scores[view.rows])
+        """Looked up; of latents that stay nothing is evaluated."""
+        states = self._states[self._prompt[view.rows]]
+        return view.answered(states, None if self._scores is None else self._scores[view.rows])
 
     def update(self, step: int) -> None:
         """Nothing changes."""

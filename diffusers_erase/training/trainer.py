@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,16 @@ class Pace:
 
 
 @dataclass(frozen=True)
+class Renewal:
+    """On-policy training: the student samples the concept's latents anew as it changes."""
+
+    every: int
+    """Steps between two samplings; the first steps go with the teacher's latents."""
+    sample: Callable[[int], Trajectories]
+    """Step -> trajectories of the same prompts at the same times."""
+
+
+@dataclass(frozen=True)
 class Step:
     """What happened in one step."""
 
@@ -54,6 +64,7 @@ def train(
     *,
     pace: Pace,
     answers: Answers | None = None,
+    renewal: Renewal | None = None,
     seed: int = 0,
     accelerator: Any = None,
     checkpoints: Checkpoints | None = None,
@@ -71,6 +82,7 @@ def train(
         objective: views -> scalar.
         pace: steps, batch, learning rate.
         answers: the target at work in the view `concept`; None if its role `target` is remembered.
+        renewal: how the view `concept` is sampled anew, if it is.
         seed: of the draws.
         accelerator: accelerate's, for several processes: each takes its share of every draw, and
             all take the same step.
@@ -96,7 +108,14 @@ def train(
             views["concept"] = answers.answer(views["concept"])
         return views
 
-    for index in range(_resumed(checkpoints, parameters, optimiser, answers), pace.steps):
+    done, renewed = _resumed(checkpoints, parameters, optimiser, answers)
+    if renewed is not None:
+        concept = replace(trajectories["concept"].scoreless(), z=renewed)
+        trajectories = {**trajectories, "concept": concept}
+    for index in range(done, pace.steps):
+        if renewal and index and index % renewal.every == 0:
+            trajectories = {**trajectories, "concept": renewal.sample(index)}
+            renewed = trajectories["concept"].z
         if answers:
             answers.update(index)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
@@ -118,7 +137,8 @@ def train(
             answers.climb(objective(views), mean)
         done = index + 1
         if checkpoints and rank == 0 and (done % checkpoints.every == 0 or done == pace.steps):
-            checkpoints.save(done, _state(parameters, optimiser, answers))
+            state = _state(parameters, optimiser, answers)
+            checkpoints.save(done, state if renewed is None else {**state, "latents": renewed})
         yield Step(index, total, answers.choices() if answers else ())
 
 
@@ -157,11 +177,11 @@ def _resumed(
     parameters: Sequence[nn.Parameter],
     optimiser: torch.optim.Optimizer,
     answers: Answers | None,
-) -> int:
-    """Steps done before; everything is as it was after them."""
+) -> tuple[int, Tensor | None]:
+    """Steps done before, and the latents if these were sampled anew; all is as it was then."""
     found = checkpoints.latest() if checkpoints else None
     if found is None:
-        return 0
+        return 0, None
     done, state = found
     names = ("step", "exp_avg", "exp_avg_sq")
     for i, p in enumerate(parameters):
@@ -173,4 +193,4 @@ def _resumed(
         prefix = "target."
         chosen = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         answers.restore(chosen)
-    return done
+    return done, state.get("latents")

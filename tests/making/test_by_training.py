@@ -249,6 +249,17 @@ def test_a_stopped_run_goes_on_in_its_folder_and_samples_nothing_anew(
         erase(untrained, "car", recipe=replace(recipe, learning_rate=0.5), **options)
 
 
+def test_the_student_may_sample_its_own_latents_on_the_way(untrained):
+    once = erase(untrained, "car", target="truck", recipe=QUICK, progress=False)
+    twice = [
+        erase(untrained, "car", target="truck", recipe=replace(QUICK, refresh=1), progress=False)
+        for _ in range(2)
+    ]
+    path = next(iter(once.factors))
+    assert torch.equal(twice[0].delta(path), twice[1].delta(path))
+    assert not torch.allclose(twice[0].delta(path), once.delta(path), rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

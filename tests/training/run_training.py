@@ -17,8 +17,8 @@ from diffusers_erase.training.adaptive import Adaptive
 from diffusers_erase.training.checkpoints import Checkpoints
 from diffusers_erase.training.objectives import Keep, Steer, Sum
 from diffusers_erase.training.targets import Stage
-from diffusers_erase.training.trainer import Pace, train
-from diffusers_erase.trajectories import sample_trajectories
+from diffusers_erase.training.trainer import Pace, Renewal, train
+from diffusers_erase.trajectories import Trajectories, sample_trajectories
 
 
 def main(out: Path, steps: int, batch: int, folder: Path | None) -> None:
@@ -37,9 +37,13 @@ def main(out: Path, steps: int, batch: int, folder: Path | None) -> None:
     with attached(pipe.unet, parts=("to_k", "to_v"), rank=2, seed=0) as lora:
         denoiser = Denoiser(pipe.unet, NoiseSchedule.of(pipe.scheduler), lora.silenced)
         prompts = ("a red car", "a car at night")
-        kept = sample_trajectories(
-            denoiser, pipe.scheduler, encode(pipe, prompts), encode(pipe, [""]), steps=3
-        )
+
+        def sample(step: int, *, student: bool = True) -> Trajectories:
+            states, null = encode(pipe, prompts), encode(pipe, [""])
+            options = {"steps": 3, "seed": step, "student": student}
+            return sample_trajectories(denoiser, pipe.scheduler, states, null, **options)
+
+        kept, every = sample(0, student=False), int(os.environ.get("REFRESH", "0"))
         stage = Stage(
             denoiser,
             lambda texts: encode(pipe, texts),
@@ -47,6 +51,7 @@ def main(out: Path, steps: int, batch: int, folder: Path | None) -> None:
             prompts,
             torch.tensor([0, 0]),
             kept,
+            passing=every > 0,
         )
         words = Vocabulary(("truck", "oak", "cat"))
         adaptive = Adaptive(words, form=form, every=2, synonym=0)
@@ -57,6 +62,7 @@ def main(out: Path, steps: int, batch: int, folder: Path | None) -> None:
             Sum(((1.0, Steer()), (0.5, Keep("target", at="concept")))),
             pace=Pace(steps, batch, 3e-3),
             answers=adaptive.begin(stage, seed=0),
+            renewal=Renewal(every, sample) if every else None,
             accelerator=accelerator,
             checkpoints=Checkpoints(folder, {"batch": batch}, every=1) if folder else None,
         )

@@ -34,10 +34,11 @@ def finish(*processes):
         assert process.returncode == 0, complaints
 
 
-@pytest.mark.parametrize("form", ["table", "minimax"])
-def test_a_killed_run_goes_on_to_the_weights_of_one_that_was_not(tmp_path, form):
-    whole = start(tmp_path / "whole", 7, 4, FORM=form)
-    killed = start(tmp_path / "never", 7, 4, tmp_path / "run", FORM=form)
+@pytest.mark.parametrize(("form", "refresh"), [("table", "0"), ("minimax", "0"), ("table", "2")])
+def test_a_killed_run_goes_on_to_the_weights_of_one_that_was_not(tmp_path, form, refresh):
+    how = {"FORM": form, "REFRESH": refresh}
+    whole = start(tmp_path / "whole", 7, 4, **how)
+    killed = start(tmp_path / "never", 7, 4, tmp_path / "run", **how)
     for line in killed.stdout:
         if line.startswith("2 "):
             killed.send_signal(signal.SIGKILL)
@@ -45,7 +46,7 @@ def test_a_killed_run_goes_on_to_the_weights_of_one_that_was_not(tmp_path, form)
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "never").exists()
-    resumed = start(tmp_path / "resumed", 7, 4, tmp_path / "run", FORM=form)
+    resumed = start(tmp_path / "resumed", 7, 4, tmp_path / "run", **how)
     finish(whole, resumed)
     one, other = load_file(tmp_path / "whole"), load_file(tmp_path / "resumed")
     assert all(torch.equal(one[name], other[name]) for name in one)

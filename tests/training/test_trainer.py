@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -9,7 +10,7 @@ from diffusers_erase.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.training.objectives import Steer
 from diffusers_erase.training.recipes import ESD, RECIPES, Recipe
-from diffusers_erase.training.trainer import Pace, train
+from diffusers_erase.training.trainer import Pace, Renewal, train
 from diffusers_erase.trajectories import sample_trajectories
 
 
@@ -71,8 +72,34 @@ def test_the_seed_decides_the_run(untrained, setting):
     assert not torch.equal(one, other)
 
 
+def test_on_policy_latents_are_the_students_and_their_scores_are_asked_for(untrained, setting):
+    denoiser, _, trajectories = setting
+    concept = trajectories["concept"]
+    states, null = concept.states["concept"], concept.states["null"][:1]
+    met = []
+
+    def sample(step):
+        new = sample_trajectories(
+            denoiser, untrained.scheduler, states, null, steps=4, seed=0, student=True
+        )
+        met.append((step, new.z))
+        return replace(new, states=concept.states)
+
+    before = denoiser.evaluations
+    options = {"pace": Pace(7, batch=4, learning_rate=3e-3), "renewal": Renewal(3, sample)}
+    list(train(denoiser, setting[1].parameters, trajectories, Steer(), **options))
+    (first, early), (second, late) = met
+    assert (first, second) == (3, 6)
+    assert not torch.allclose(early, concept.z)
+    assert not torch.allclose(early, late)
+    sampled, known, asked = 2 * 2 * len(concept), 3 * 4, 4 * 4 * 3  # student, target and null
+    assert denoiser.evaluations - before == sampled + known + asked
+
+
 def test_recipes_know_their_names_and_refuse_nonsense():
     assert all(name == recipe.name for name, recipe in RECIPES.items())
     assert ESD.erase == Steer(eta=1.0)
     with pytest.raises(ErasureError, match="`steps` must be positive; got 0"):
         Recipe("mine", steps=0)
+    with pytest.raises(ErasureError, match="`refresh` is a number of steps, or 0; got -1"):
+        Recipe("mine", refresh=-1)
