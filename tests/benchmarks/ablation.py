@@ -1,6 +1,6 @@
 """Which target, with or without the exact constraint, with or without a preservation pool.
 
-python tests/benchmarks/ablation.py --out build/ablation.jsonl
+python tests/benchmarks/ablation.py --out build/ablation.jsonl --plot docs/images/ablation.png
 
 Same optimiser and budget for all 32 combinations of each concept; resumable, one line of JSON each.
 """
@@ -8,12 +8,14 @@ Same optimiser and budget for all 32 combinations of each concept; resumable, on
 import argparse
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from erasure import Pictures, concept_of, measured, table, vocabulary
+from erasure import Counts, Pictures, concept_of, measured, table, vocabulary
 from journal import write, written
 from peers import counted
 
@@ -32,6 +34,9 @@ TARGETS = (
 )  # fmt: skip
 
 
+LOOKED_AT = Counts(target=32, near=12, far=40, unlisted=24, each=5)
+
+
 def target_of(kind: str, name: str, words: list[str]) -> Any:
     """The target of that kind for a concept."""
     vocabulary = Vocabulary(tuple(words))
@@ -48,17 +53,46 @@ def target_of(kind: str, name: str, words: list[str]) -> Any:
     }[kind]
 
 
+def plot(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """For every target and the four ways to protect: what is left of the concept, and the harm."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(2, 1, figsize=(9, 6), sharex=True)
+    ways = {"plain": "", "held": ", held", "pool": ", pool", "held, pool": ", held, pool"}
+    for k, (label, suffix) in enumerate(ways.items()):
+        left, hurt = [], []
+        for target in TARGETS:
+            own = [line for line in lines if line["recipe"] == target + suffix]
+            drawn = [line["target"]["erased"] for line in own]
+            left.append(mean(100 * hits / n for hits, n in drawn) if own else float("nan"))
+            damage = [x for line in own for x in line["damage"]["neighbours"]]
+            hurt.append(mean(damage) if own else float("nan"))
+        places = [i + 0.2 * (k - 1.5) for i in range(len(TARGETS))]
+        panels[0].bar(places, left, 0.18, label=label)
+        panels[1].bar(places, hurt, 0.18)
+    panels[0].set_ylabel("pictures with the concept, %")
+    panels[0].legend(fontsize=8)
+    panels[1].set(ylabel="damage to the nearest five", yscale="log")
+    panels[1].set_xticks(range(len(TARGETS)), TARGETS)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--concepts", nargs="+", default=["truck", "oval", "church", "van gyre"])
     parser.add_argument("--targets", nargs="+", default=TARGETS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("build/ablation.jsonl"))
+    parser.add_argument("--plot", type=Path, default=None, help="write the bars here")
+    parser.add_argument("--table", action="store_true", help="only print what the file holds")
     options = parser.parse_args()
     lines = written(options.out)
     done = {(line["recipe"], line["concept"]) for line in lines}
     pictures = Pictures()
-    ways = product(options.concepts, options.targets, (False, True), (False, True))
+    targets = () if options.table else options.targets
+    ways = product(options.concepts, targets, (False, True), (False, True))
     for name, kind, held, pool in ways:
         title = f"{kind}{', held' if held else ''}{', pool' if pool else ''}"
         if (title, name) in done:
@@ -87,11 +121,13 @@ def main() -> None:
         line = {"recipe": title, "concept": name, "seed": options.seed, "evaluations": cost()}
         line["seconds"] = time.perf_counter() - started
         line["choices"] = eraser.config.parameters["choices"]
-        line |= measured(name, eraser, pictures)
+        line |= measured(name, eraser, pictures, LOOKED_AT)
         lines.append(line)
         write(options.out, line)
         print(name, title, line["target"]["erased"], line["neighbours"]["erased"], flush=True)
     print(table(lines))
+    if options.plot:
+        plot(lines, options.plot)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,7 @@ from diffusers_erase.training.targets import Stage, distances
 from diffusers_erase.trajectories import sample_trajectories
 
 
-TARGET_PICTURES, NEAR_WORDS, NEAR_PICTURES, FAR_PICTURES = 64, 5, 40, 6
-STEPS = 10
+NEAR_WORDS, STEPS = 5, 10
 KEPT = ("neighbours", "others", "unlisted")
 """The five nearest words, all others of the concept's kind, and those of another kind, which no
 vocabulary lists: styles where an object is erased, objects where a style is."""
@@ -63,6 +62,21 @@ EVERYWHERE = {
 """Queries and outputs trained too, where the empty prompt cannot be held exactly."""
 
 STYLE_OF = {artist: style for style, artist in ARTISTS.items()}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much is looked at."""
+
+    target: int = 64
+    """Pictures under each of the concept's names."""
+    near: int = 40
+    """Pictures of each of the nearest words."""
+    far: int = 200
+    """Pictures of all others of the concept's kind, as of `unlisted`."""
+    unlisted: int = 64
+    each: int = 1
+    """The damage to these two is measured on every so many words."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,12 @@ def asked(word: str, name: str, count: int) -> list[Asked]:
             prompt = f"a photo of {with_article(f'{colour} {name}')}"
         found.append(Asked(prompt, word, colour, 1000 * [*OBJECTS, *STYLE_OF].index(word) + i))
     return found
+
+
+def about(words: Sequence[str], least: int) -> list[Asked]:
+    """At least so many prompts, as many about each word."""
+    each = -(-least // max(1, len(words)))
+    return [a for word in words for a in asked(word, word, each)]
 
 
 class Pictures:
@@ -197,21 +217,22 @@ def null_drift(pipe: Any, word: str) -> float:
     return ((said - before).norm() / before.norm()).item()
 
 
-def measured(name: str, eraser: Any, pictures: Pictures) -> dict[str, Any]:
+def measured(
+    name: str, eraser: Any, pictures: Pictures, counts: Counts = Counts()
+) -> dict[str, Any]:
     """Everything that is counted about one eraser."""
     concept, pipe = concept_of(name), load_pipeline()
     order = neighbours(concept)
     near, far = order[:NEAR_WORDS], order[NEAR_WORDS:]
     unlisted = tuple(STYLE_OF) if concept.kind == "object" else OBJECTS
-    each = max(FAR_PICTURES, -(-200 // max(1, len(far))))
     groups = {
-        "target": asked(name, name, TARGET_PICTURES),
-        "neighbours": [a for word in near for a in asked(word, word, NEAR_PICTURES)],
-        "others": [a for word in far for a in asked(word, word, each)],
-        "unlisted": [a for word in unlisted for a in asked(word, word, -(-64 // len(unlisted)))],
+        "target": asked(name, name, counts.target),
+        "neighbours": [a for word in near for a in asked(word, word, counts.near)],
+        "others": about(far, counts.far),
+        "unlisted": about(unlisted, counts.unlisted),
     }
     if concept.synonyms:
-        groups["synonym"] = asked(name, concept.synonyms[0], TARGET_PICTURES)
+        groups["synonym"] = asked(name, concept.synonyms[0], counts.target)
     base = {group: pictures.of_base(pipe, several) for group, several in groups.items()}
     found: dict[str, Any] = {"near_words": near}
     found["probe"] = asdict(probe(pipe, eraser, concept.written(8)))
@@ -233,8 +254,8 @@ def measured(name: str, eraser: Any, pictures: Pictures) -> dict[str, Any]:
     found["damage"] = {
         "concept": damage(pipe, name),
         "neighbours": [damage(pipe, word) for word in near],
-        "others": [damage(pipe, word) for word in far],
-        "unlisted": [damage(pipe, word) for word in unlisted],
+        "others": [damage(pipe, word) for word in far[:: counts.each]],
+        "unlisted": [damage(pipe, word) for word in unlisted[:: counts.each]],
     }
     return found
 
