@@ -338,6 +338,7 @@ def main() -> None:
     parser.add_argument("--concepts", nargs="+", default=CONCEPTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--out", type=Path, default=Path("build/erasure.jsonl"))
+    parser.add_argument("--every", type=int, default=1, help="damage on every so many words")
     parser.add_argument("--table", action="store_true", help="only print what the file holds")
     options = parser.parse_args()
     lines = written(options.out)
@@ -351,7 +352,7 @@ def main() -> None:
                 eraser, cost = made(name, recipe, seed)
                 line = {"recipe": recipe, "concept": name, "seed": seed, **cost}
                 line["choices"] = eraser.config.parameters.get("choices")
-                line |= measured(name, eraser, pictures)
+                line |= measured(name, eraser, pictures, Counts(each=options.every))
                 lines.append(line)
                 write(options.out, line)
                 counts = {g: line[g]["erased"] for g in ("target", "neighbours", "others")}
