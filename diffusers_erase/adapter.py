@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from diffusers_erase.card import model_card
 from diffusers_erase.crossattention import (
-    TEXT_PARTS,
+    COMPONENTS,
     Factors,
+    component,
     fingerprint,
     linear,
-    projections,
+    text_layers,
 )
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.folders import check_folder, whole_folder
@@ -154,7 +155,7 @@ class EraserAdapter:
 
     def paths(self, unet: nn.Module) -> tuple[str, ...]:
         """The layers of a denoiser that it changes."""
-        return tuple(self.factors if self.text_map is None else projections(unet, TEXT_PARTS))
+        return tuple(self.factors if self.text_map is None else text_layers(unet))
 
     def delta(self, path: str, weight: Tensor | None = None) -> Tensor:
         """What is added to a layer's weight W, float32 on the CPU: B A, or W P for a text map."""
@@ -189,7 +190,7 @@ class EraserAdapter:
                 )
 
     def _check_width(self, unet: nn.Module, width: int) -> None:
-        read = {layer.in_features for layer in projections(unet, TEXT_PARTS).values()}
+        read = {layer.in_features for layer in text_layers(unet).values()}
         if read != {width}:
             raise ErasureError(
                 f"This eraser maps text states of width {width}; the pipeline has "
@@ -226,9 +227,10 @@ class EraserAdapter:
 
     def _write_lora(self, folder: Path, content: Mapping[str, Any]) -> None:
         tensors: dict[str, Tensor] = {}
+        part = component(str(self.config.fingerprint.get("denoiser", "")))
         for path, (A, B) in self.factors.items():
-            tensors[f"unet.{path}.lora_A.weight"] = A.contiguous()
-            tensors[f"unet.{path}.lora_B.weight"] = B.contiguous()
+            tensors[f"{part}.{path}.lora_A.weight"] = A.contiguous()
+            tensors[f"{part}.{path}.lora_B.weight"] = B.contiguous()
         ranks = {path: len(A) for path, (A, _) in self.factors.items()}
         rank = max(ranks.values())
         others = {path: r for path, r in ranks.items() if r != rank}
@@ -245,7 +247,7 @@ class EraserAdapter:
         header = {
             "format": "pt",
             "lora_adapter_metadata": json.dumps(
-                {f"unet.{key}": value for key, value in lora.items()}
+                {f"{part}.{key}": value for key, value in lora.items()}
             ),
             "erasure": json.dumps(content),
         }
@@ -362,9 +364,9 @@ def _read(path: Path) -> tuple[dict[str, Factors], dict[str, Any]]:
         raise ErasureError(f"'{path}' is no readable safetensors file: {error}.") from error
     halves: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        match = re.fullmatch(r"unet\.(.+)\.lora_([AB])\.weight", key)
+        match = re.fullmatch(rf"(?:{'|'.join(COMPONENTS)})\.(.+)\.lora_([AB])\.weight", key)
         if match is None or not value.is_floating_point():
-            raise ErasureError(f"'{path}' holds '{key}', which is no LoRA weight of a UNet.")
+            raise ErasureError(f"'{path}' holds '{key}', which is no LoRA weight of a denoiser.")
         halves.setdefault(match[1], {})[match[2]] = value.float()
     single = [layer for layer, pair in halves.items() if len(pair) != 2]
     if single:

@@ -216,7 +216,7 @@ def edit(
 
     from diffusers_erase.adapter import check_output
     from diffusers_erase.concepts import Concept, Vocabulary
-    from diffusers_erase.editing.reading import read_weights
+    from diffusers_erase.editing.reading import denoiser_name, read_weights
     from diffusers_erase.making.by_algebra import solved
     from diffusers_erase.making.order import Order, edit_of
     from diffusers_erase.runs import told, with_numbers
@@ -240,7 +240,7 @@ def edit(
     if model == "playground":
         pipe = _open(model)
     else:
-        pipe = _open(model, unet=None, vae=None)
+        pipe = _open(model, **{denoiser_name(model): None}, vae=None)
         weights = None if portable else read_weights(model)
     cache = Path(HF_HOME) / "diffusers-erase"
     eraser = solved(pipe, order, weights=weights, cache=cache)

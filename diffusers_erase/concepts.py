@@ -1,5 +1,6 @@
 """What is to be erased: its names, the prompts it is met in, and those prompts without it."""
 
+import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -225,16 +226,21 @@ def articles_agree(prompt: str) -> str:
 def encode(pipe: Any, prompts: Sequence[str], device: torch.device | None = None) -> Tensor:
     """Text states of the prompts, P x tokens x width, from the pipeline's own `encode_prompt`.
 
-    Who encodes often may look up the pipeline's execution device once: that takes longer than a
-    small text encoder.
+    Padding that the model is told to pass over is zero. Who encodes often may look up the
+    pipeline's execution device once: that takes longer than a small text encoder.
     """
-    states: Tensor = pipe.encode_prompt(
+    takes = inspect.signature(pipe.encode_prompt).parameters
+    options = {"do_classifier_free_guidance": False, "prompt_2": None, "prompt_3": None}
+    states, *others = pipe.encode_prompt(
         prompt=list(prompts),
         device=device or pipe._execution_device,
         num_images_per_prompt=1,
-        do_classifier_free_guidance=False,
-    )[0]
-    return states
+        **{name: value for name, value in options.items() if name in takes},
+    )
+    if "prompt_attention_mask" in takes:
+        states = states * others[0][..., None].to(states.dtype)
+    found: Tensor = states
+    return found
 
 
 def text_fingerprint(pipe: Any, prompt: str) -> list[float]:
@@ -243,13 +249,25 @@ def text_fingerprint(pipe: Any, prompt: str) -> list[float]:
     return [round(value, 4) for value in first]
 
 
+def whole_words(tokenizer: Any) -> list[str]:
+    """The words a tokenizer has a token for, the most frequent first.
+
+    Its tokens are in the order of how often they, or their merges, were met in the texts it was
+    fitted to. CLIP's words end with a mark, and those of others begin with one.
+    """
+    by_rank = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    marked = re.compile(r"(?:(.+)</w>|[▁Ġ](.+))")
+    found = (marked.fullmatch(token) for token, _ in by_rank)
+    return [match[1] or match[2] for match in found if match]
+
+
 def unknown_words(tokenizer: Any, phrase: str) -> dict[str, list[str]]:
     """Words of the phrase that are only spelled in fragments -> known words near them.
 
     A text encoder has no idea of a word it sees as fragments of two letters or so, and erasing
     such a word erases nothing.
     """
-    known = [t.removesuffix("</w>") for t in tokenizer.get_vocab() if t.endswith("</w>")]
+    known = whole_words(tokenizer)
     unknown = {}
     for word in phrase.lower().split():
         pieces = tokenizer.tokenize(word)

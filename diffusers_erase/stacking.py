@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusers_erase.adapter import EraserAdapter, EraserConfig, versions
-from diffusers_erase.crossattention import TEXT_PARTS, Factors
+from diffusers_erase.crossattention import Factors, reads_text
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.subspace import inverted
 from diffusers_erase.textmap import TextMap
@@ -85,7 +85,7 @@ def fused(
 def _through(eraser: EraserAdapter, N: Tensor) -> EraserAdapter:
     """D -> D N in the layers that read the text, by their A alone."""
     factors = {
-        path: ((A.double() @ N).float() if path.endswith(TEXT_PARTS) else A, B)
+        path: ((A.double() @ N).float() if reads_text(path) else A, B)
         for path, (A, B) in eraser.factors.items()
     }
     T = eraser.text_map

@@ -11,7 +11,7 @@ from diffusers_erase.textmap import TextMap
 
 
 WIDTH, OUT = 24, 10
-PATHS = ("down.attn2.to_k", "down.attn2.to_v", "down.attn2.to_q")
+PATHS = tuple(f"down.transformer_blocks.0.attn2.{part}" for part in ("to_k", "to_v", "to_q"))
 
 
 def states(seed, count):
@@ -135,7 +135,7 @@ def test_text_maps_are_fused_as_their_layers_would_be():
                     {PATHS[0]: (torch.ones(1, 8), torch.ones(OUT, 1))}, EraserConfig("x")
                 ),
             ],
-            "different models: 'down.attn2.to_k' is 10 x 24 .* and 10 x 8 to that of 'x'",
+            "different models: 'down.*to_k' is 10 x 24 .* and 10 x 8 to that of 'x'",
         ),
     ],
 )

@@ -123,7 +123,8 @@ def edit(
     each = recipe.spare / len(concepts)
     problem = Problem.of(E, V, S, spare=each, ridge=recipe.ridge, hold=hold, G=G)
     solved = recipe.solver(problem)
-    map, kept = solved.truncated(recipe.rank * len(concepts), met=problem.met)
+    rank = recipe.rank * len(concepts) * texts.several
+    map, kept = solved.truncated(rank, met=problem.met)
     return Edited(map, tuple(choices), solved.rank, kept)
 
 

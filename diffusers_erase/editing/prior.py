@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusers_erase.cache import TensorCache
-from diffusers_erase.concepts import articles_agree
+from diffusers_erase.concepts import articles_agree, whole_words
 from diffusers_erase.editing.rows import Texts
 from diffusers_erase.errors import ErasureError
 
@@ -84,13 +84,8 @@ def spared(
 
 
 def own_words(tokenizer: Any, count: int = WORDS) -> tuple[str, ...]:
-    """The `count` most frequent whole words of three letters and more that a tokenizer knows.
-
-    Its merges are in the order of how often they were met in the captions it was fitted to, and so
-    are its tokens.
-    """
-    by_rank = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
-    words = (token.removesuffix("</w>") for token, _ in by_rank if token.endswith("</w>"))
+    """The `count` most frequent whole words of three letters and more that a tokenizer knows."""
+    words = whole_words(tokenizer)
     return tuple(word for word in words if re.fullmatch(r"[a-z]{3,}", word))[:count]
 
 

@@ -1,4 +1,4 @@
-"""The weights that read the text, out of a model's files: no UNet is built."""
+"""The weights that read the text, out of a model's files: no denoiser is built."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from diffusers_erase.crossattention import CROSS_ATTENTION, TEXT_PARTS
+from diffusers_erase.crossattention import COMPONENTS, architecture
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.hub import fetch
 
@@ -23,18 +23,14 @@ def read_weights(model: str | Path) -> dict[str, Tensor]:
         model: a folder written by a pipeline's `save_pretrained`, or a Hub id.
 
     Raises:
-        ErasureError: the model has no UNet of a known class, or no safetensors.
+        ErasureError: the model has no denoiser of a known class, or no safetensors.
     """
-    config = json.loads(fetch(model, "config.json", subfolder="unet").read_text(encoding="utf-8"))
-    attention = CROSS_ATTENTION.get(config.get("_class_name", ""))
-    if attention is None:
-        raise ErasureError(
-            f"'{model}' has a '{config.get('_class_name')}', where no cross-attention is known. "
-            f"Supported: {', '.join(CROSS_ATTENTION)}."
-        )
-    pattern = re.compile(rf"({attention}\.(?:{'|'.join(TEXT_PARTS)}))\.weight")
+    part = denoiser_name(model)
+    config = json.loads(fetch(model, "config.json", subfolder=part).read_text(encoding="utf-8"))
+    text = architecture(str(config.get("_class_name"))).text
+    pattern = re.compile(rf"({text})\.weight")
     found: dict[str, Tensor] = {}
-    for path in _files(model):
+    for path in _files(model, part):
         try:
             with safe_open(path, "pt") as file:
                 keys = list(file.keys())
@@ -43,14 +39,20 @@ def read_weights(model: str | Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise ErasureError(f"'{path}' is no readable safetensors file: {error}.") from error
     if not found:
-        raise ErasureError(f"The UNet of '{model}' has no layer that reads text.")
+        raise ErasureError(f"The {part} of '{model}' has no layer that reads text.")
     return found
 
 
-def _files(model: str | Path) -> list[Path]:
+def denoiser_name(model: str | Path) -> str:
+    """What a model on disk or on the Hub calls its denoiser: `unet` or `transformer`."""
+    index = json.loads(fetch(model, "model_index.json").read_text(encoding="utf-8"))
+    return next((name for name in COMPONENTS if name in index), COMPONENTS[0])
+
+
+def _files(model: str | Path, folder: str) -> list[Path]:
     try:
-        index = fetch(model, _INDEX, subfolder="unet")
+        index = fetch(model, _INDEX, subfolder=folder)
     except ErasureError:
-        return [fetch(model, _WHOLE, subfolder="unet")]
+        return [fetch(model, _WHOLE, subfolder=folder)]
     parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    return [fetch(model, part, subfolder="unet") for part in parts]
+    return [fetch(model, part, subfolder=folder) for part in parts]

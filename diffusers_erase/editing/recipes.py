@@ -40,7 +40,8 @@ class Edit:
     cosine: tuple[float, float] = (0.8, 1.0)
     """How near those are to it."""
     rank: int = 8
-    """Largest rank of the eraser, for each of its concepts; what is cut off is told."""
+    """Largest rank of the eraser, for each of its concepts, and of the text encoders whose states
+    stand one after the other; what is cut off is told."""
 
     def __post_init__(self) -> None:
         for name in ("prompts", "rank", "ridge"):

@@ -16,6 +16,9 @@ Tokens = Literal["last", "last_to_end", "all", "around"]
 
 Pairs = list[tuple[int, int]]
 
+Segment = tuple[Any, int | None]
+"""A tokenizer (None where its encoder was not loaded), and its number of states; None: the rest."""
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -24,17 +27,42 @@ class Texts:
     encode: Callable[[Sequence[str]], Tensor]
     """Prompts -> P x tokens x width."""
     tokenizer: Any
+    """Whose words are known."""
+    segments: tuple[Segment, ...] = ()
+    """What stands side by side in the states; if empty, what the tokenizer makes of a prompt."""
 
-    def tokens(self, prompt: str) -> list[int]:
-        """From the first token to the end-of-text one, without padding."""
-        found: list[int] = self.tokenizer(prompt, truncation=True).input_ids
+    @property
+    def several(self) -> int:
+        """How many texts stand side by side: what differs in one differs in each."""
+        return max(1, sum(tokenizer is not None for tokenizer, _ in self.segments))
+
+    def aligned(self, prompt: str, answer: str, length: int) -> list["Alignment"]:
+        """Both prompts' positions, within every segment of states of this length."""
+        found, start = [], 0
+        for tokenizer, own in self.segments or ((self.tokenizer, None),):
+            size = length - start if own is None else own
+            if tokenizer is not None:
+                before, after = (_tokens(tokenizer, text)[:size] for text in (prompt, answer))
+                found.append(aligned(before, after, size).later(start))
+            start += size
         return found
 
 
 def texts_of(pipe: Any) -> Texts:
     """The texts of a pipeline: its first tokenizer, and all its text encoders."""
     device = pipe._execution_device
-    return Texts(lambda prompts: encode(pipe, prompts, device), pipe.tokenizer)
+    segments: tuple[Segment, ...] = ()
+    if hasattr(pipe, "tokenizer_3"):  # Stable Diffusion 3: CLIP's tokens, and T5's
+        segments = ((pipe.tokenizer, pipe.tokenizer_max_length), (pipe.tokenizer_3, None))
+    elif "transformer" in pipe.components and hasattr(pipe, "tokenizer_2"):  # Flux: T5's alone
+        segments = ((pipe.tokenizer_2, None),)
+    return Texts(lambda prompts: encode(pipe, prompts, device), pipe.tokenizer, segments)
+
+
+def _tokens(tokenizer: Any, prompt: str) -> list[int]:
+    """From the first token to the end-of-text one, without padding."""
+    found: list[int] = tokenizer(prompt, truncation=True).input_ids
+    return found
 
 
 @dataclass(frozen=True)
@@ -46,6 +74,11 @@ class Alignment:
     """The concept's tokens; its last is paired with the last of what replaces it."""
     after: Pairs
     """The words that follow, the end of the text, and the padding."""
+
+    def later(self, start: int) -> "Alignment":
+        """The same, after `start` positions of something else."""
+        both = ([(i + start, j + start) for i, j in p] for p in (self.before, self.own, self.after))
+        return Alignment(*both)
 
     def pairs(self, tokens: Tokens) -> Pairs:
         """Those an edit of this kind is about."""
@@ -97,8 +130,8 @@ def paired(
     for k, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         if prompt == answer:
             raise ErasureError(f"{prompt!r} is to be read as itself: there is nothing to erase.")
-        found = aligned(texts.tokens(prompt), texts.tokens(answer), E.shape[1])
-        rows += [(k, i, j) for i, j in found.pairs(tokens)]
+        for found in texts.aligned(prompt, answer, E.shape[1]):
+            rows += [(k, i, j) for i, j in found.pairs(tokens)]
     prompt_of, i, j = torch.tensor(rows).unbind(1)
     return E[prompt_of, i].double().cpu(), V[prompt_of, j].double().cpu()
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.concepts import Concept, encode
-from diffusers_erase.crossattention import TEXT_PARTS, denoiser_of, projections
+from diffusers_erase.crossattention import denoiser_of, text_layers
 from diffusers_erase.errors import ErasureError
 
 
@@ -72,7 +72,7 @@ def read(pipe: Any, prompts: Sequence[str], eraser: EraserAdapter | None = None)
     unet = denoiser_of(pipe)
     reached = set(eraser.paths(unet)) if eraser else set[str]()
     found = []
-    for path, layer in projections(unet, TEXT_PARTS).items():
+    for path, layer in text_layers(unet).items():
         W = layer.weight.detach().float().cpu()
         found.append(states @ (W + eraser.delta(path, W) if eraser and path in reached else W).T)
     return torch.cat(found, 1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.concepts import encode
-from diffusers_erase.crossattention import TEXT_PARTS, denoiser_of, projections
+from diffusers_erase.crossattention import denoiser_of, text_layers
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.recovery import Reading
 
@@ -60,7 +60,7 @@ def probe(
     eraser.check(unet)
     reached = set(eraser.paths(unet))
     before = after = across = torch.zeros((), dtype=torch.float64)
-    for path, layer in projections(unet, TEXT_PARTS).items():
+    for path, layer in text_layers(unet).items():
         W = layer.weight.detach().double().cpu()
         changed = W + eraser.delta(path, W) if path in reached else W
         before, after, across = (

@@ -9,7 +9,12 @@ from torch import Tensor
 from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.cache import TensorCache, digest
 from diffusers_erase.concepts import text_fingerprint
-from diffusers_erase.crossattention import denoiser_of, fingerprint, text_weights
+from diffusers_erase.crossattention import (
+    denoiser_of,
+    denoiser_or_none,
+    fingerprint,
+    text_weights,
+)
 from diffusers_erase.editing.edit import edit
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.rows import texts_of
@@ -25,25 +30,25 @@ def solved(
     weights: Mapping[str, Tensor] | None = None,
     cache: Path | None = None,
 ) -> EraserAdapter:
-    """Carry an order out by algebra; see `erase`. The UNet is not run.
+    """Carry an order out by algebra; see `erase`. The denoiser is not run.
 
     Args:
-        pipe: a pipeline, perhaps without a UNet and a VAE.
+        pipe: a pipeline, perhaps without a denoiser and a VAE.
         order: what to erase.
-        weights: path -> weight of the layers that read the text, if not the pipeline's UNet's.
+        weights: path -> weight of the layers that read the text, if not the pipeline's denoiser's.
         cache: a folder for statistics of long lists of prompts.
     """
     recipe = order.recipe
     if not isinstance(recipe, Edit):
         raise TypeError(f"'{recipe.name}' is not solved but trained.")
-    unet = getattr(pipe, "unet", None)
-    if unet is not None:
+    there = denoiser_or_none(pipe) is not None
+    if there:
         check_bare(pipe)
         weights = text_weights(denoiser_of(pipe))
     if order.target is not None:
         order.target.check(order.concepts)
     warn_of_unknown_words(pipe, order)
-    encoders = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2")]
+    encoders = [getattr(pipe, f"text_encoder{number}", None) for number in ("", "_2", "_3")]
     found = edit(
         texts_of(pipe),
         order.concepts,
@@ -67,7 +72,7 @@ def solved(
         payloads=("lora", "text_map") if factors else ("text_map",),
         parameters={"solution_rank": found.rank, "kept_energy": found.kept},
         fingerprint={
-            **(fingerprint(denoiser_of(pipe)) if unet is not None else {}),
+            **(fingerprint(denoiser_of(pipe)) if there else {}),
             "text": {"prompt": concept, "state": text_fingerprint(pipe, concept)},
         },
     )

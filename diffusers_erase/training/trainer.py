@@ -14,7 +14,7 @@ from diffusers_erase.errors import ErasureError
 from diffusers_erase.training.checkpoints import Checkpoints
 from diffusers_erase.training.objectives import Objective
 from diffusers_erase.training.targets import Answers
-from diffusers_erase.trajectories import Trajectories, View
+from diffusers_erase.trajectories import Trajectories
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def train(
     """
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     optimiser = torch.optim.Adam(parameters, pace.learning_rate)
+    part = slice(rank, None, world)
     weights = next(denoiser.unet.parameters())
     half = weights.dtype is torch.float16 or denoiser.precision is torch.float16
     scaler = torch.amp.GradScaler(weights.device.type, enabled=half)
@@ -101,28 +102,19 @@ def train(
         reduced: Tensor = accelerator.reduce(gradient, "mean") if world > 1 else gradient
         return reduced
 
-    def draw(generator: torch.Generator) -> dict[str, View]:
-        count, part = pace.batch * world, slice(rank, None, world)
-        views = {k: kept.draw(denoiser, count, generator, part) for k, kept in trajectories.items()}
-        if answers:
-            views["concept"] = answers.answer(views["concept"])
-        return views
-
-    done, renewed = _resumed(checkpoints, parameters, optimiser, answers)
-    if renewed is not None:
-        concept = replace(trajectories["concept"].scoreless(), z=renewed)
-        trajectories = {**trajectories, "concept": concept}
-    for index in range(done, pace.steps):
-        if renewal and index and index % renewal.every == 0:
-            trajectories = {**trajectories, "concept": renewal.sample(index)}
-            renewed = trajectories["concept"].z
+    latents = _Latents(dict(trajectories), renewal)
+    for index in range(_resumed(checkpoints, parameters, optimiser, answers, latents), pace.steps):
+        latents.renew(index)
         if answers:
             answers.update(index)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
         optimiser.zero_grad()
         total = 0.0
         for _ in range(pace.accumulate):
-            views = draw(generator)
+            kept = latents.now.items()
+            views = {k: x.draw(denoiser, pace.batch * world, generator, part) for k, x in kept}
+            if answers:
+                views["concept"] = answers.answer(views["concept"])
             loss = objective(views) / pace.accumulate
             total += _finite(loss, index)
             scaler.scale(loss).backward()
@@ -137,9 +129,32 @@ def train(
             answers.climb(objective(views), mean)
         done = index + 1
         if checkpoints and rank == 0 and (done % checkpoints.every == 0 or done == pace.steps):
-            state = _state(parameters, optimiser, answers)
-            checkpoints.save(done, state if renewed is None else {**state, "latents": renewed})
+            checkpoints.save(done, _state(parameters, optimiser, answers) | latents.state())
         yield Step(index, total, answers.choices() if answers else ())
+
+
+@dataclass
+class _Latents:
+    """Trajectories by view, as they are now."""
+
+    now: dict[str, Trajectories]
+    renewal: Renewal | None
+    renewed: bool = False
+
+    def renew(self, step: int) -> None:
+        """Every so many steps: the student's own."""
+        if self.renewal and step and step % self.renewal.every == 0:
+            self.now["concept"], self.renewed = self.renewal.sample(step), True
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run cannot sample again."""
+        return {"latents": self.now["concept"].z} if self.renewed else {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        if "latents" in state:
+            known = self.now["concept"].scoreless()
+            self.now["concept"], self.renewed = replace(known, z=state["latents"]), True
 
 
 def _finite(loss: Tensor, index: int) -> float:
@@ -177,11 +192,12 @@ def _resumed(
     parameters: Sequence[nn.Parameter],
     optimiser: torch.optim.Optimizer,
     answers: Answers | None,
-) -> tuple[int, Tensor | None]:
-    """Steps done before, and the latents if these were sampled anew; all is as it was then."""
+    latents: _Latents,
+) -> int:
+    """Steps done before; everything is as it was after them."""
     found = checkpoints.latest() if checkpoints else None
     if found is None:
-        return 0, None
+        return 0
     done, state = found
     names = ("step", "exp_avg", "exp_avg_sq")
     for i, p in enumerate(parameters):
@@ -193,4 +209,5 @@ def _resumed(
         prefix = "target."
         chosen = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         answers.restore(chosen)
-    return done, state.get("latents")
+    latents.restore(state)
+    return done

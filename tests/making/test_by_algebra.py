@@ -2,14 +2,7 @@ import copy
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DiffusionPipeline,
-    EulerDiscreteScheduler,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from diffusers import DiffusionPipeline
 
 from diffusers_erase import Concept, EraserAdapter, ErasureError, Nearest, Vocabulary, erase
 from diffusers_erase.concepts import encode
@@ -20,6 +13,7 @@ from diffusers_erase.evaluation.probe import probe
 from diffusers_erase.making.by_algebra import solved
 from diffusers_erase.making.order import Order
 from diffusers_erase.training.targets import Fixed
+from tests import zoo
 
 
 WORDS = ("van", "truck", "oak", "castle")
@@ -40,44 +34,7 @@ def order(**changes):
 
 @pytest.fixture
 def xl(untrained):
-    """A StableDiffusionXLPipeline of the real class, with random weights and two text encoders."""
-    torch.manual_seed(0)
-    sizes = {
-        "vocab_size": len(untrained.tokenizer),
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "max_position_embeddings": untrained.tokenizer.model_max_length,
-        "bos_token_id": untrained.tokenizer.bos_token_id,
-        "eos_token_id": untrained.tokenizer.eos_token_id,
-    }
-    first = CLIPTextConfig(hidden_size=24, intermediate_size=48, projection_dim=16, **sizes)
-    second = CLIPTextConfig(hidden_size=40, intermediate_size=80, projection_dim=16, **sizes)
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=64,
-        attention_head_dim=(2, 4),
-        transformer_layers_per_block=(1, 2),
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 16,
-        use_linear_projection=True,
-    )
-    pipe = StableDiffusionXLPipeline(
-        vae=AutoencoderKL(block_out_channels=(32,), latent_channels=4, norm_num_groups=8),
-        text_encoder=CLIPTextModel(first),
-        text_encoder_2=CLIPTextModelWithProjection(second),
-        tokenizer=untrained.tokenizer,
-        tokenizer_2=untrained.tokenizer,
-        unet=unet,
-        scheduler=EulerDiscreteScheduler(),
-        add_watermarker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return zoo.sdxl(untrained.tokenizer)
 
 
 def test_the_unet_is_never_run(untrained, monkeypatch):
@@ -250,6 +207,7 @@ def test_a_trained_eraser_is_not_portable(untrained, make_eraser):
 
 def test_a_model_without_text_is_refused(tmp_path):
     (tmp_path / "unet").mkdir()
+    (tmp_path / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DModel"]}')
     (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet2DModel"}')
-    with pytest.raises(ErasureError, match="'UNet2DModel', where no cross-attention"):
+    with pytest.raises(ErasureError, match="'UNet2DModel': where it reads the text is not known"):
         read_weights(tmp_path)

@@ -1,0 +1,200 @@
+"""Pipelines of the real classes with random weights, small enough for tests."""
+
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+
+WORDS = (
+    "a an the of in on at with photo picture image red blue green orange yellow purple pink cyan "
+    "car truck van oak castle house dog cat beach night snow field painting style by thing"
+)
+
+
+def t5_tokenizer() -> T5TokenizerFast:
+    """T5's own class, which knows these words and all letters."""
+    pieces = [*(f"▁{word}" for word in WORDS.split()), "▁", *"abcdefghijklmnopqrstuvwxyz"]
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((p, -float(len(p))) for p in pieces)]
+    return T5TokenizerFast(vocab=vocab, extra_ids=0, model_max_length=64)
+
+
+def t5(width: int) -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=len(t5_tokenizer()),
+        d_model=width,
+        d_kv=8,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=4,
+    )
+    return T5EncoderModel(config).eval()
+
+
+def clip(tokenizer: Any, width: int, *, projects: bool = True) -> Any:
+    config = CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=16,
+        vocab_size=len(tokenizer),
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return (CLIPTextModelWithProjection if projects else CLIPTextModel)(config).eval()
+
+
+def vae(channels: int = 4, **options: Any) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(32,), latent_channels=channels, norm_num_groups=8, **options
+    ).eval()
+
+
+def sdxl(tokenizer: Any) -> StableDiffusionXLPipeline:
+    """Two text encoders, side by side in the states' width."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=64,
+        attention_head_dim=(2, 4),
+        transformer_layers_per_block=(1, 2),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 16,
+        use_linear_projection=True,
+    )
+    return _quiet(
+        StableDiffusionXLPipeline(
+            vae=vae(),
+            text_encoder=clip(tokenizer, 24, projects=False),
+            text_encoder_2=clip(tokenizer, 40),
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer,
+            unet=unet.eval(),
+            scheduler=DDIMScheduler(),
+            add_watermarker=False,
+        )
+    )
+
+
+def sd3(tokenizer: Any) -> StableDiffusion3Pipeline:
+    """CLIP's tokens (of two encoders, filled up with zeros), and after them T5's."""
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=72,
+        pooled_projection_dim=32,
+        pos_embed_max_size=16,
+    )
+    _listening(transformer)
+    return _quiet(
+        StableDiffusion3Pipeline(
+            vae=vae(shift_factor=0.1, scaling_factor=1.5),
+            text_encoder=clip(tokenizer, 24),
+            text_encoder_2=clip(tokenizer, 40),
+            text_encoder_3=t5(72),
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer,
+            tokenizer_3=t5_tokenizer(),
+            transformer=transformer.eval(),
+            scheduler=FlowMatchEulerDiscreteScheduler(),
+        )
+    )
+
+
+def flux(tokenizer: Any) -> FluxPipeline:
+    """T5's states as text, CLIP's pooled one beside the time."""
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=40,
+        pooled_projection_dim=24,
+        axes_dims_rope=(4, 4, 8),
+    )
+    _listening(transformer)
+    return _quiet(
+        FluxPipeline(
+            vae=vae(shift_factor=0.1, scaling_factor=1.5),
+            text_encoder=clip(tokenizer, 24, projects=False),
+            text_encoder_2=t5(40),
+            tokenizer=tokenizer,
+            tokenizer_2=t5_tokenizer(),
+            transformer=transformer.eval(),
+            scheduler=FlowMatchEulerDiscreteScheduler(),
+        )
+    )
+
+
+def pixart(tokenizer: Any = None) -> PixArtAlphaPipeline:
+    """T5's states, of which padding is masked."""
+    torch.manual_seed(0)
+    transformer = PixArtTransformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        cross_attention_dim=32,
+        caption_channels=40,
+    )
+    return _quiet(
+        PixArtAlphaPipeline(
+            vae=vae(),
+            text_encoder=t5(40),
+            tokenizer=t5_tokenizer(),
+            transformer=transformer.eval(),
+            scheduler=DDIMScheduler(),
+        )
+    )
+
+
+def _listening(transformer: Any) -> None:
+    """Random weights hear little of one word among so many tokens; these hear it."""
+    for block in transformer.transformer_blocks:
+        block.attn.add_k_proj.weight.data.mul_(12)
+        block.attn.add_v_proj.weight.data.mul_(12)
+
+
+def _quiet(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
