@@ -224,6 +224,11 @@ def articles_agree(prompt: str) -> str:
 
 @torch.no_grad()
 def encode(pipe: Any, prompts: Sequence[str], device: torch.device | None = None) -> Tensor:
+    """Text states of the prompts, P x tokens x width, without gradients."""
+    return states_of(pipe, prompts, device)
+
+
+def states_of(pipe: Any, prompts: Sequence[str], device: torch.device | None = None) -> Tensor:
     """Text states of the prompts, P x tokens x width, from the pipeline's own `encode_prompt`.
 
     Padding that the model is told to pass over is zero. Who encodes often may look up the

@@ -191,17 +191,23 @@ def neighbours(concept: Concept) -> list[str]:
 
 
 @torch.no_grad()
-def damage(pipe: Any, word: str) -> float:
-    """E |eps'(z,k) - eps*(z,k)|^2 / E |g*(z,k)|^2 on runs of the word that nobody trained on."""
-    kept = stage_of(word)[1].trajectories
+def damage(pipe: Any, word: str, erased: Concept | None = None) -> float:
+    """E |eps'(z,k) - eps*(z,k)|^2 / E |g*(z,k)|^2 on runs of the word that nobody trained on.
+
+    A painting of the erased concept in some style is no run of that style.
+    """
+    stage = stage_of(word)[1]
+    kept = stage.trajectories
+    names = torch.tensor([erased is not None and erased.is_named_in(p) for p in stage.prompts])
+    rows = (~names[kept.prompt]).nonzero()[:, 0]
     said = Denoiser(denoiser_of(pipe), NoiseSchedule.of(pipe.scheduler)).teacher(
-        kept.z, kept.t, kept.states["concept"][kept.prompt]
+        kept.z[rows], kept.t[rows], kept.states["concept"][kept.prompt[rows]]
     )
 
     def size(x: Tensor) -> float:
         return x.square().mean().item()
 
-    concept, null = kept.scores["concept"], kept.scores["null"]
+    concept, null = kept.scores["concept"][rows], kept.scores["null"][rows]
     return size(said - concept) / size(concept - null)
 
 
@@ -253,9 +259,9 @@ def measured(
     found["null_drift"] = null_drift(pipe, name)
     found["damage"] = {
         "concept": damage(pipe, name),
-        "neighbours": [damage(pipe, word) for word in near],
-        "others": [damage(pipe, word) for word in far[:: counts.each]],
-        "unlisted": [damage(pipe, word) for word in unlisted[:: counts.each]],
+        "neighbours": [damage(pipe, word, concept) for word in near],
+        "others": [damage(pipe, word, concept) for word in far[:: counts.each]],
+        "unlisted": [damage(pipe, word, concept) for word in unlisted[:: counts.each]],
     }
     return found
 

@@ -1,0 +1,1 @@
+"""Ways back: how much of an erased concept somebody gets who tries."""
