@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffusers_erase.editing.recipes import Edit
     from diffusers_erase.evaluation.probe import probe
     from diffusers_erase.making import erase
+    from diffusers_erase.making.debiasing import debias
     from diffusers_erase.runtime.plugin import (
         erasures_disabled,
         list_erasures,
@@ -44,6 +45,7 @@ _ROOMS = {
     "Step": "training.trainer",
     "Trial": "training.trial",
     "Vocabulary": "concepts",
+    "debias": "making.debiasing",
     "erase": "making",
     "erasures_disabled": "runtime.plugin",
     "list_erasures": "runtime.plugin",
@@ -68,6 +70,7 @@ __all__ = [
     "Step",
     "Trial",
     "Vocabulary",
+    "debias",
     "erase",
     "erasures_disabled",
     "install",

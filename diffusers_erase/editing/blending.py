@@ -1,0 +1,79 @@
+"""A concept read with a share of attributes: the rows of debiasing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusers_erase.concepts import Concept, articles_agree
+from diffusers_erase.editing.rows import Texts
+from diffusers_erase.errors import ErasureError
+
+
+@dataclass(frozen=True)
+class Blend:
+    """States of a concept, and what each attribute would add to them."""
+
+    E: Tensor
+    """States of the concept's prompts, n x width."""
+    toward: Tensor
+    """States of the same words with each attribute, less those; attributes x n x width."""
+
+    @classmethod
+    def of(cls, texts: Texts, concept: Concept, attributes: Sequence[str], prompts: int) -> "Blend":
+        """Read from the concept's plainest prompts: the first so many of its kind.
+
+        Args:
+            texts: the text encoder.
+            concept: whose prompts say no attribute.
+            attributes: words before its name (`red`), or phrases with `{}` for it (`{} at night`).
+            prompts: how many.
+
+        Raises:
+            ErasureError: fewer than two attributes, or one that says nothing.
+        """
+        if len(attributes) < 2 or not all(a.replace("{}", "").strip() for a in attributes):
+            raise ErasureError(
+                "A concept is balanced between two attributes or more, such as 'red' or "
+                f"'{{}} at night'; got {list(attributes)!r}."
+            )
+        plain = plain_prompts(concept, prompts)
+        phrases = [a if "{}" in a else f"{a} {{}}" for a in attributes]
+        told = [
+            [concept.replaced(prompt, phrase.replace("{}", concept.name)) for prompt in plain]
+            for phrase in phrases
+        ]
+        states = texts.encode(plain)
+
+        def places_in(prompt: str, other: str) -> dict[int, int]:
+            """Where each word of the prompt is in the other."""
+            found = texts.aligned(prompt, other, states.shape[1])
+            return {i: j for each in found for i, j in each.pairs("all")}
+
+        pairs = [[places_in(p, q) for p, q in zip(plain, w, strict=True)] for w in told]
+        rows = [
+            (k, i)
+            for k in range(len(plain))
+            for i in range(states.shape[1])
+            if all(i in of_attribute[k] for of_attribute in pairs)
+        ]
+        E = torch.stack([states[k, i] for k, i in rows]).double().cpu()
+        toward = []
+        for several, places in zip(told, pairs, strict=True):
+            other = texts.encode(several)
+            V = torch.stack([other[k, places[k][i]] for k, i in rows]).double().cpu()
+            toward.append(V - E)
+        return cls(E, torch.stack(toward))
+
+    def at(self, amounts: Sequence[float]) -> Tensor:
+        """E + Σ_k a_k (E_k - E), n x width."""
+        a = torch.tensor(amounts, dtype=self.E.dtype)
+        return self.E + torch.einsum("k,knw->nw", a, self.toward)
+
+
+def plain_prompts(concept: Concept, count: int) -> list[str]:
+    """The first `count` templates of the concept's kind, or its own, about it."""
+    several = concept.written()
+    step = 2 if concept.synonyms else 1  # every other one says a synonym
+    return [articles_agree(prompt) for prompt in several[: count * step : step]]

@@ -1,0 +1,141 @@
+"""debias(): a concept keeps its name and loses its habit, such as boats that are always at sea."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from diffusers_erase.adapter import Choice, EraserAdapter
+from diffusers_erase.concepts import Concept, Vocabulary, said
+from diffusers_erase.crossattention import denoiser_of, fingerprint, text_weights
+from diffusers_erase.editing.blending import Blend
+from diffusers_erase.editing.prior import spared
+from diffusers_erase.editing.recipes import CLOSED_FORM, Edit
+from diffusers_erase.editing.rows import texts_of
+from diffusers_erase.editing.solvers import Problem
+from diffusers_erase.editing.solving import reader
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.making.order import (
+    Order,
+    check_bare,
+    concepts_of,
+    config_of,
+    prompts_of,
+    vocabulary_of,
+)
+from diffusers_erase.subspace import row_space
+from diffusers_erase.textmap import TextMap
+
+
+DEBIAS = replace(CLOSED_FORM, name="debias", choose="given", prompts=4, spare=0.3)
+"""UCE's debiasing (arXiv 2308.14761) in context, with what nobody listed spared too."""
+
+Observe = Callable[[EraserAdapter | None], Sequence[float]]
+"""An eraser (None: the base) -> the share of pictures with each attribute."""
+
+
+def debias(
+    pipe: Any,
+    concept: str | Concept,
+    attributes: Sequence[str],
+    observe: Observe,
+    *,
+    goal: Sequence[float] | None = None,
+    vocabulary: Sequence[str] | Vocabulary | None = None,
+    keep: Sequence[str] = (),
+    rounds: int = 10,
+    step: float = 1.5,
+    tolerance: float = 0.05,
+    recipe: Edit = DEBIAS,
+) -> EraserAdapter:
+    """W c -> W (c + Σ_k a_k (c_k - c)),   a_k <- a_k + step (goal_k - share_k)
+
+    UCE's debiasing (arXiv 2308.14761): c is the concept without an attribute, c_k the same words
+    with one. The system is factorised once; every round is drawn and counted by `observe`, and the
+    best is returned. A sum of attributes is no mixture of them: one habit can be taken off, but
+    many shares can hardly be dealt out at will.
+
+    Args:
+        pipe: a pipeline without erasures.
+        concept: what shall keep its name.
+        attributes: words (`red`), or phrases with `{}` for the concept (`{} at night`).
+        observe: draws with an eraser on (or without: None), and counts.
+        goal: the share each attribute should have; equal shares if left out.
+        vocabulary: other concepts, to be spared.
+        keep: prompts to be spared.
+        rounds: at most so many.
+        step: of the amounts a_k, for a share that is off by one.
+        tolerance: on the largest difference of a share from its goal; then it is done.
+        recipe: numbers of the edit.
+
+    Raises:
+        ErasureError: fewer than two attributes, a goal that is no share, a pipeline that wears
+            erasers, or counts that are not one share for each attribute.
+    """
+    words = vocabulary_of(vocabulary)
+    names = prompts_of("attributes", attributes)
+    order = Order(
+        concepts_of(concept), recipe, words, None, prompts_of("keep", keep), protect=(), seed=0
+    )
+    check_bare(pipe)
+    wanted = _goal(goal, len(names))
+    texts, (erased,) = texts_of(pipe), order.concepts
+    blend = Blend.of(texts, erased, names, recipe.prompts)
+    listed = said(words.others([erased]), erased.kind) if words else []
+    S = spared(texts, ["", *order.keep, *listed], general=recipe.general)
+    hold = row_space(texts.encode([""])) if recipe.hold_null else None
+    problem = Problem.of(blend.E, blend.E, S, spare=recipe.spare, ridge=recipe.ridge, hold=hold)
+    A = reader(problem.E, problem.dear, hold)
+    weights = text_weights(denoiser_of(pipe))
+
+    def at(amounts: Sequence[float]) -> EraserAdapter:
+        T = TextMap((blend.at(amounts) - blend.E).T @ A, torch.eye(A.shape[1], dtype=A.dtype))
+        map, kept = T.truncated(recipe.rank * texts.several, met=problem.met)
+        config = config_of(
+            pipe,
+            order,
+            [Choice(erased.name, None, "balanced", dict(zip(names, amounts, strict=True)))],
+            rank=map.rank,
+            payloads=("lora", "text_map"),
+            parameters={"kept_energy": kept},
+            fingerprint=fingerprint(denoiser_of(pipe)),
+        )
+        return EraserAdapter(map.factors(weights), config, map)
+
+    amounts, best, least = [0.0] * len(names), None, math.inf
+    for _ in range(rounds + 1):
+        eraser = at(amounts) if any(amounts) else None
+        shares = _shares(observe(eraser), names)
+        off = max(abs(w - s) for w, s in zip(wanted, shares, strict=True))
+        if eraser is not None and off < least:
+            results = {f"share of {name}": s for name, s in zip(names, shares, strict=True)}
+            best, least = replace(eraser, config=replace(eraser.config, results=results)), off
+        if off <= tolerance:
+            break
+        amounts = [a + step * (w - s) for a, w, s in zip(amounts, wanted, shares, strict=True)]
+    if best is None:
+        raise ErasureError(
+            f"'{erased.name}' has these shares within {tolerance} already; there is nothing to do."
+        )
+    return best
+
+
+def _goal(goal: Sequence[float] | None, count: int) -> list[float]:
+    wanted = [1 / max(count, 1)] * count if goal is None else [float(share) for share in goal]
+    if len(wanted) != count or not all(0 <= w <= 1 for w in wanted) or sum(wanted) > 1 + 1e-9:
+        raise ErasureError(
+            f"`goal` is one share for each of the {count} attributes, at most 1 together; "
+            f"got {wanted}."
+        )
+    return wanted
+
+
+def _shares(found: Sequence[float], names: Sequence[str]) -> list[float]:
+    shares = [float(share) for share in found]
+    if len(shares) != len(names) or not all(0 <= s <= 1 for s in shares):
+        raise ErasureError(
+            f"`observe` says one share within 0 and 1 for each of {', '.join(names)}; got {shares}."
+        )
+    return shares
