@@ -81,29 +81,7 @@ def debias(
     )
     check_bare(pipe)
     wanted = _goal(goal, len(names))
-    texts, (erased,) = texts_of(pipe), order.concepts
-    blend = Blend.of(texts, erased, names, recipe.prompts)
-    listed = said(words.others([erased]), erased.kind) if words else []
-    S = spared(texts, ["", *order.keep, *listed], general=recipe.general)
-    hold = row_space(texts.encode([""])) if recipe.hold_null else None
-    problem = Problem.of(blend.E, blend.E, S, spare=recipe.spare, ridge=recipe.ridge, hold=hold)
-    A = reader(problem.E, problem.dear, hold)
-    weights = text_weights(denoiser_of(pipe))
-
-    def at(amounts: Sequence[float]) -> EraserAdapter:
-        T = TextMap((blend.at(amounts) - blend.E).T @ A, torch.eye(A.shape[1], dtype=A.dtype))
-        map, kept = T.truncated(recipe.rank * texts.several, met=problem.met)
-        config = config_of(
-            pipe,
-            order,
-            [Choice(erased.name, None, "balanced", dict(zip(names, amounts, strict=True)))],
-            rank=map.rank,
-            payloads=("lora", "text_map"),
-            parameters={"kept_energy": kept},
-            fingerprint=fingerprint(denoiser_of(pipe)),
-        )
-        return EraserAdapter(map.factors(weights), config, map)
-
+    at = _erasers(pipe, order, names)
     amounts, best, least = [0.0] * len(names), None, math.inf
     for _ in range(rounds + 1):
         eraser = at(amounts) if any(amounts) else None
@@ -117,9 +95,41 @@ def debias(
         amounts = [a + step * (w - s) for a, w, s in zip(amounts, wanted, shares, strict=True)]
     if best is None:
         raise ErasureError(
-            f"'{erased.name}' has these shares within {tolerance} already; there is nothing to do."
+            f"'{order.concepts[0].name}' has these shares within {tolerance} already; there is nothing to do."
         )
     return best
+
+
+def _erasers(
+    pipe: Any, order: Order, names: Sequence[str]
+) -> Callable[[Sequence[float]], EraserAdapter]:
+    """Amounts of the attributes -> the eraser that reads the concept with them."""
+    recipe, texts, (concept,) = order.recipe, texts_of(pipe), order.concepts
+    assert isinstance(recipe, Edit)
+    blend = Blend.of(texts, concept, names, recipe.prompts)
+    words = order.vocabulary.others([concept]) if order.vocabulary else ()
+    listed = ["", *order.keep, *said(words, concept.kind)]
+    S = spared(texts, listed, general=recipe.general)
+    hold = row_space(texts.encode([""])) if recipe.hold_null else None
+    problem = Problem.of(blend.E, blend.E, S, spare=recipe.spare, ridge=recipe.ridge, hold=hold)
+    A = reader(problem.E, problem.dear, hold)
+    weights = text_weights(denoiser_of(pipe))
+
+    def at(amounts: Sequence[float]) -> EraserAdapter:
+        T = TextMap((blend.at(amounts) - blend.E).T @ A, torch.eye(A.shape[1], dtype=A.dtype))
+        map, kept = T.truncated(recipe.rank * texts.several, met=problem.met)
+        config = config_of(
+            pipe,
+            order,
+            [Choice(concept.name, None, "balanced", dict(zip(names, amounts, strict=True)))],
+            rank=map.rank,
+            payloads=("lora", "text_map"),
+            parameters={"kept_energy": kept},
+            fingerprint=fingerprint(denoiser_of(pipe)),
+        )
+        return EraserAdapter(map.factors(weights), config, map)
+
+    return at
 
 
 def _goal(goal: Sequence[float] | None, count: int) -> list[float]:
