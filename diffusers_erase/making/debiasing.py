@@ -81,6 +81,8 @@ def debias(
     )
     check_bare(pipe)
     wanted = _goal(goal, len(names))
+    if rounds < 1:
+        raise ErasureError(f"`rounds` must be positive; got {rounds}.")
     at = _erasers(pipe, order, names)
     amounts, best, least = [0.0] * len(names), None, math.inf
     for _ in range(rounds + 1):
@@ -95,7 +97,8 @@ def debias(
         amounts = [a + step * (w - s) for a, w, s in zip(amounts, wanted, shares, strict=True)]
     if best is None:
         raise ErasureError(
-            f"'{order.concepts[0].name}' has these shares within {tolerance} already; there is nothing to do."
+            f"'{order.concepts[0].name}' has these shares within {tolerance} already; there is "
+            "nothing to do."
         )
     return best
 

@@ -85,6 +85,7 @@ def test_it_is_loaded_and_taken_off_as_any_other(untrained, picture, tmp_path):
         (["red", "{} "], {}, "between two attributes or more"),
         ("red", {}, "sequence of strings"),
         (["red", "blue"], {"goal": [0.9, 0.9]}, "at most 1 together"),
+        (["red", "blue"], {"rounds": 0}, "`rounds` must be positive"),
         (["red", "blue"], {"goal": [1.0]}, "one share for each of the 2"),
         (["red", "blue"], {"observe": lambda _: [0.5]}, "one share within 0 and 1"),
         (["red", "blue"], {"observe": lambda _: [0.5, float("nan")]}, "one share within 0 and 1"),
