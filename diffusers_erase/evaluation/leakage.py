@@ -1,5 +1,6 @@
 """What readers of the edited text can still tell: the concept from what it is answered as."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,23 @@ class Leakage:
 
     linear: float
     mlp: float
+    prompts: int
+    """How many of each side there were."""
+
+    @property
+    def bits(self) -> float:
+        """What the better reader proves of I(Z; A), 0 .. 1 bit: 1 - h(accuracy), by Fano."""
+        p = min(max(self.linear, self.mlp, 0.5), 1.0)
+        return 1 + sum(q * math.log2(q) for q in (p, 1 - p) if q > 0)
+
+    @property
+    def bound(self) -> float:
+        """H(X|A) = log2 prompts: the most that a perfect erasure may keep of I(Z; X).
+
+        All prompts differ and are equally likely, so that H(X) is one bit more: perfect erasure
+        costs that bit and no other (arXiv 2503.20098, disjoint supports).
+        """
+        return math.log2(self.prompts)
 
 
 def leakage(
@@ -62,7 +80,7 @@ def leakage(
             concept_side, target_side = reader(held.flatten(0, 1)).view(-1, 2).sign().unbind(1)
             right[k] += (1 + (concept_side - target_side) / 2).sum()  # a tie is a guess
     linear, mlp = (right / (2 * len(prompts))).tolist()
-    return Leakage(linear, mlp)
+    return Leakage(linear, mlp, len(prompts))
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import torch
 from diffusers_erase import Concept, EraserAdapter, EraserConfig, ErasureError, erase
 from diffusers_erase.concepts import encode
 from diffusers_erase.crossattention import TEXT_PARTS, projections
-from diffusers_erase.evaluation.leakage import leakage, read
+from diffusers_erase.evaluation.leakage import Leakage, leakage, read
 
 
 CAR = Concept("car")
@@ -48,3 +48,12 @@ def test_bad_requests_are_refused(playground):
         leakage(playground, Concept("car", prompts=("a {}",)), "van")
     with pytest.raises(ErasureError, match="concept itself"):
         leakage(playground, CAR, "car")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "bits"), [(0.5, 0), (0.3, 0), (1.0, 1), (0.89, 0.5), (0.75, 0.1887)]
+)
+def test_what_a_reader_tells_is_what_it_proves(accuracy, bits):
+    found = Leakage(0.5, accuracy, 16)
+    assert found.bits == pytest.approx(bits, abs=1e-3)
+    assert found.bound == 4
