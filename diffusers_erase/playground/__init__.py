@@ -2,6 +2,7 @@
 
 from diffusers_erase.playground.judge import Judge, Verdict, load_judge
 from diffusers_erase.playground.model import load_pipeline
+from diffusers_erase.playground.overheard import overheard
 from diffusers_erase.playground.world import (
     ARTISTS,
     BACKGROUNDS,
@@ -36,6 +37,7 @@ __all__ = [
     "captions",
     "load_judge",
     "load_pipeline",
+    "overheard",
     "prompt",
     "render",
     "sample_scene",
