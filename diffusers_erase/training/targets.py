@@ -31,7 +31,7 @@ class Stage:
     """Lets the student wear the closed-form edit that reads these states as those, if it can."""
     passing: bool = False
     """Whether the latents will be sampled anew, so that scores there are not worth keeping."""
-    measured: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    measured: dict[tuple[str | None, int], Tensor] = field(default_factory=dict)
     """Distances found so far, by word and size of the probe."""
 
     def answered(self, answers: Sequence[str | None], *, whole: bool = False) -> Tensor:
@@ -205,8 +205,10 @@ def nearest_words(
     return ranked
 
 
-def distances(stage: Stage, words: Sequence[str], *, probe: int = PROBE) -> Tensor:
+def distances(stage: Stage, words: Sequence[str | None], *, probe: int = PROBE) -> Tensor:
     """E |eps*(z,c) - eps*(z,k)|^2 / E |eps*(z,c) - eps*(z,"")|^2 for concepts x words.
+
+    None is the prompt without the concept.
 
     How far the teacher tells a word from the concept, in the same prompts and at the concept's own
     latents, in units of what the concept's prompt does there at all.

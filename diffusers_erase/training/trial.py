@@ -9,7 +9,15 @@ from torch import Tensor
 from diffusers_erase.adapter import Choice
 from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.training.targets import PROBE, Nearest, Stage, Still, mean_by, nearest_words
+from diffusers_erase.training.targets import (
+    PROBE,
+    Nearest,
+    Stage,
+    Still,
+    distances,
+    mean_by,
+    nearest_words,
+)
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,9 @@ class Trial:
     `editing.solving`), z are the concept's own latents, and targets and rivals are the `shortlist`
     nearest words. AGE's game (arXiv 2501.18950) with the turns exchanged: the rival that an erasure
     hurts most decides, and the target is chosen for its sake. No gradient, no chance.
+
+    A word that is nearer to the concept than the prompt without the concept is no target: what is
+    answered as such a word may still be taken for the concept.
     """
 
     vocabulary: Vocabulary
@@ -46,13 +57,16 @@ class Trial:
             ErasureError: on this stage nothing can be tried on.
         """
         how = Nearest(self.vocabulary, self.synonym)
-        ranked = [list(row) for row in nearest_words(stage, how, count=self.shortlist)]
+        apart = nearest_words(stage, how, count=self.shortlist)
+        ranked = [list(row) for row in apart]
+        absent = distances(stage, [None], probe=how.probe)[:, 0].tolist()
         chosen = []
-        for concept, words, hurt in zip(
-            stage.concepts, ranked, self.hurt(stage, ranked), strict=True
+        for concept, far, least, hurt in zip(
+            stage.concepts, apart, absent, self.hurt(stage, ranked), strict=True
         ):
-            scores = dict(zip(words, hurt.tolist(), strict=True))
-            chosen.append(Choice(concept.name, min(words, key=scores.__getitem__), "trial", scores))
+            scores = dict(zip(far, hurt.tolist(), strict=True))
+            told = [word for word in far if far[word] >= least] or list(far)
+            chosen.append(Choice(concept.name, min(told, key=scores.__getitem__), "trial", scores))
         return Still(stage, chosen)
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from diffusers_erase.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.training.adaptive import Adaptive
 from diffusers_erase.training.objectives import Keep, Steer, Sum
-from diffusers_erase.training.targets import Fixed, Nearest, Stage, distances
+from diffusers_erase.training.targets import PROBE, Fixed, Nearest, Stage, distances
 from diffusers_erase.training.trial import Trial
 from diffusers_erase.trajectories import sample_trajectories
 
@@ -168,9 +168,15 @@ def test_the_table_follows_the_damage(stage):
     assert answers.choices()[0].target == max(moved, key=moved.__getitem__)
 
 
-def test_a_trial_takes_the_word_whose_edit_hurts_its_worst_rival_least(stage):
-    """Of edits that change everything, the more the one, the less the other."""
+@pytest.mark.parametrize(("without", "chosen"), [(0.0, "cat"), (1.0, "fish"), (9.0, "cat")])
+def test_a_trial_takes_the_word_whose_edit_hurts_its_worst_rival_least(stage, without, chosen):
+    """Of edits that change everything, the more the one, the less the other.
+
+    A word nearer than the prompt without the concept is none, unless all words are.
+    """
     s = stage.stage
+    apart = {"truck": 3.0, "cat": 0.5, "fish": 2.0, None: without}
+    s.measured.update({(word, PROBE): torch.full((2,), far) for word, far in apart.items()})
     amounts = {"truck": 0.3, "cat": 0.1, "fish": 0.2}
     texts = {word: s.answered([word] * 2)[:2] for word in amounts}
     tried = []
@@ -185,7 +191,7 @@ def test_a_trial_takes_the_word_whose_edit_hurts_its_worst_rival_least(stage):
 
     choice, _ = Trial(WORDS, synonym=0).begin(replace(s, edit=edit)).choices()
     assert sorted(tried) == sorted(amounts)
-    assert choice.target == "cat"
+    assert choice.target == chosen
     assert choice.how == "trial"
     assert sorted(choice.scores, key=choice.scores.__getitem__) == ["cat", "fish", "truck"]
 
