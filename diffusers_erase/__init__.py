@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from diffusers_erase.making.debiasing import debias
     from diffusers_erase.runtime.plugin import (
         erasures_disabled,
+        export_erased,
         list_erasures,
         load_erasure,
         set_erasure_strength,
         unload_erasure,
         unload_erasures,
+        verify_erasures,
     )
     from diffusers_erase.training.adaptive import Adaptive
     from diffusers_erase.training.recipes import Recipe
@@ -48,6 +50,7 @@ _ROOMS = {
     "debias": "making.debiasing",
     "erase": "making",
     "erasures_disabled": "runtime.plugin",
+    "export_erased": "runtime.plugin",
     "list_erasures": "runtime.plugin",
     "load_erasure": "runtime.plugin",
     "probe": "evaluation.probe",
@@ -55,6 +58,7 @@ _ROOMS = {
     "train": "training.trainer",
     "unload_erasure": "runtime.plugin",
     "unload_erasures": "runtime.plugin",
+    "verify_erasures": "runtime.plugin",
 }
 
 __all__ = [
@@ -73,6 +77,7 @@ __all__ = [
     "debias",
     "erase",
     "erasures_disabled",
+    "export_erased",
     "install",
     "list_erasures",
     "load_erasure",
@@ -82,6 +87,7 @@ __all__ = [
     "uninstall",
     "unload_erasure",
     "unload_erasures",
+    "verify_erasures",
 ]
 
 

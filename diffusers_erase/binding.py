@@ -19,6 +19,8 @@ METHODS = (
     "unload_erasures",
     "list_erasures",
     "set_erasure_strength",
+    "verify_erasures",
+    "export_erased",
     "erasures_disabled",
 )
 

@@ -59,6 +59,32 @@ class Erasures:
             del self.pristine[path]
         self.loaded = loaded
 
+    @torch.no_grad()
+    def acting(self, unet: nn.Module) -> dict[str, float]:
+        """Name -> x_i of  argmin_x  Σ_layers |(W - W0) - Σ_i x_i s_i D_i|^2.
+
+        1 for an eraser of strength zero, which acts as asked. Strengths and changes as loaded, W
+        the weights as they are now.
+        """
+        names = [name for name, (_, strength) in self.loaded.items() if strength]
+        gram = torch.zeros(len(names), len(names), dtype=torch.float64)
+        along = torch.zeros(len(names), dtype=torch.float64)
+        for path, known in self.pristine.items():
+            weight = linear(unet, path).weight.detach()
+            base = known.weight.to(weight)
+            there = [k for k, n in enumerate(names) if path in self.loaded[n][0].paths(unet)]
+            changes = [
+                (strength * adapter.delta(path, base)).flatten().double()
+                for adapter, strength in (self.loaded[names[k]] for k in there)
+            ]
+            apart = (weight.double() - base.double()).cpu().flatten()
+            for k, change in zip(there, changes, strict=True):
+                along[k] += change @ apart
+                for j, other in zip(there, changes, strict=True):
+                    gram[k, j] += change @ other
+        shares = torch.linalg.lstsq(gram, along[:, None]).solution[:, 0].tolist() if names else []
+        return dict.fromkeys(self.loaded, 1.0) | dict(zip(names, shares, strict=True))
+
     def _base(self, layer: nn.Linear, path: str) -> Tensor:
         """W0 in the weight's present precision and place, with foreign changes added."""
         weight = layer.weight.detach()

@@ -1,11 +1,11 @@
 """load_erasure and its family: functions on a pipeline, also bound as its methods."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -14,10 +14,18 @@ from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.concepts import text_fingerprint
 from diffusers_erase.crossattention import denoiser_of
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.folders import check_folder, whole_folder
 from diffusers_erase.runtime.baking import Erasures
 
 
 _ATTRIBUTE = "_erasures"
+
+ACTS = 0.99
+"""An eraser of which the weights hold this much acts; the rest is rounding in half precision."""
+
+
+Source = str | Path | EraserAdapter
+"""A folder, a Hub id (`user/erase-vangogh`), or an eraser."""
 
 
 @dataclass(frozen=True)
@@ -29,23 +37,40 @@ class Loaded:
     strength: float
 
 
+@overload
+def load_erasure(
+    pipe: Any, source: Source, name: str | None = None, strength: float = 1.0, **hub: Any
+) -> str: ...
+
+
+@overload
 def load_erasure(
     pipe: Any,
-    source: str | Path | EraserAdapter,
-    name: str | None = None,
-    strength: float = 1.0,
+    source: Sequence[Source],
+    name: Sequence[str | None] | None = None,
+    strength: float | Sequence[float] = 1.0,
     **hub: Any,
-) -> str:
+) -> list[str]: ...
+
+
+def load_erasure(
+    pipe: Any,
+    source: Source | Sequence[Source],
+    name: str | Sequence[str | None] | None = None,
+    strength: float | Sequence[float] = 1.0,
+    **hub: Any,
+) -> str | list[str]:
     """Erase from now on what the eraser erases; returns the name it goes by.
 
     Erasers add up, in any order, and stay on whatever other adapters come and go: they are written
-    into the weights, with the originals kept aside.
+    into the weights, with the originals kept aside. Of several in one call all are loaded, or none.
 
     Args:
-        pipe: a pipeline with a UNet, or the UNet.
-        source: a folder, a Hub id (`user/erase-vangogh`), or an `EraserAdapter`.
-        name: to address it by; its concept if omitted.
-        strength: 0 is the base model, 1 the eraser as made; more erases more and harms more.
+        pipe: a pipeline with a denoiser, or the denoiser.
+        source: a folder, a Hub id (`user/erase-vangogh`), an `EraserAdapter`, or several of these.
+        name: to address it by; its concept if omitted. For several erasers, one for each.
+        strength: 0 is the base model, 1 the eraser as made; more erases more and harms more. For
+            several erasers, one for all or one for each.
         **hub: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`, `force_download`.
 
     Raises:
@@ -53,22 +78,29 @@ def load_erasure(
             nothing is changed.
     """
     unet = _plain(denoiser_of(pipe))
-    adapter = (
-        source
-        if isinstance(source, EraserAdapter)
-        else EraserAdapter.from_pretrained(source, **hub)
-    )
-    _same_texts(pipe, adapter)
-    name = name or adapter.config.concept
+    alone = isinstance(source, Source)
+    sources = [source] if isinstance(source, Source) else list(source)
+    names = _each("name", name, len(sources))
+    strengths = [_finite(s) for s in _each("strength", strength, len(sources))]
     erasures = _erasures(unet)
-    if name in erasures.loaded:
-        raise ErasureError(
-            f"An erasure named {name!r} is loaded already; "
-            "give this one another `name`, or unload it first."
+    loaded = dict(erasures.loaded)
+    found: list[str] = []
+    for one, own, s in zip(sources, names, strengths, strict=True):
+        adapter = (
+            one if isinstance(one, EraserAdapter) else EraserAdapter.from_pretrained(one, **hub)
         )
-    erasures.rebake(unet, {**erasures.loaded, name: (adapter, _finite(strength))})
+        _same_texts(pipe, adapter)
+        key = own or adapter.config.concept
+        if key in loaded:
+            raise ErasureError(
+                f"An erasure named {key!r} is loaded already; "
+                "give this one another `name`, or unload it first."
+            )
+        loaded[key] = (adapter, s)
+        found.append(key)
+    erasures.rebake(unet, loaded)
     setattr(unet, _ATTRIBUTE, erasures)
-    return name
+    return found[0] if alone else found
 
 
 def unload_erasure(pipe: Any, name: str) -> None:
@@ -93,12 +125,60 @@ def list_erasures(pipe: Any) -> dict[str, Loaded]:
     }
 
 
-def set_erasure_strength(pipe: Any, name: str, strength: float) -> None:
-    """Change how strongly an eraser acts: 0 is off, 1 as made."""
+def set_erasure_strength(
+    pipe: Any, name: str | Sequence[str], strength: float | Sequence[float]
+) -> None:
+    """Change how strongly an eraser acts, or several: 0 is off, 1 as made."""
     unet = _plain(denoiser_of(pipe))
-    erasures = _named(unet, name)
-    adapter, _ = erasures.loaded[name]
-    erasures.rebake(unet, {**erasures.loaded, name: (adapter, _finite(strength))})
+    names = [name] if isinstance(name, str) else list(name)
+    strengths = _each("strength", strength, len(names))
+    loaded = dict(_erasures(unet).loaded)
+    for one, s in zip(names, strengths, strict=True):
+        adapter, _ = _named(unet, one).loaded[one]
+        loaded[one] = (adapter, _finite(s))
+    _erasures(unet).rebake(unet, loaded)
+
+
+def verify_erasures(pipe: Any) -> dict[str, float]:
+    """Name -> how much of an eraser's change the weights hold now: 1 where it acts in full.
+
+    The weights' distance from the originals is told apart into the erasers' changes, so that what
+    others added (a fused style) does not count. Less than 1 means that somebody else wrote the
+    weights since, the base's own for example; to load the eraser anew puts it back.
+    """
+    return _erasures(denoiser_of(pipe)).acting(denoiser_of(pipe))
+
+
+def export_erased(pipe: Any, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Save the pipeline with its erasures in the weights for good; it is opened without us.
+
+    Args:
+        pipe: a pipeline.
+        folder: where to; it appears whole or not at all.
+        overwrite: whether a former model may be replaced.
+
+    Raises:
+        ErasureError: nothing is erased, an eraser does not act in full, ordinary adapters are
+            loaded (fuse and unload them first), or the folder cannot be written.
+    """
+    denoiser = _plain(denoiser_of(pipe))
+    there = Path(folder).absolute()
+    parts = tuple(name for name in getattr(pipe, "components", {}))
+    check_folder(there, overwrite=overwrite, marker="model_index.json", known=(*parts, "README.md"))
+    if not _erasures(denoiser).loaded:
+        raise ErasureError("No erasure is loaded: there is nothing to export but the base.")
+    weak = {name: share for name, share in verify_erasures(pipe).items() if share < ACTS}
+    if weak:
+        told = ", ".join(f"{name!r} ({share:.0%})" for name, share in weak.items())
+        raise ErasureError(f"Not in full force: {told}; unload and load them anew, then export.")
+    if getattr(denoiser, "peft_config", None):
+        raise ErasureError(
+            "Ordinary adapters are loaded, and would be saved apart from the weights; call "
+            "`pipe.fuse_lora()` and `pipe.unload_lora_weights()`, or only the latter, first."
+        )
+    with whole_folder(there) as draft:
+        pipe.save_pretrained(draft, safe_serialization=True)
+    return there
 
 
 @contextmanager
@@ -165,6 +245,16 @@ def _plain(unet: nn.Module) -> nn.Module:
             "`pipe.unfuse_qkv_projections()`, change the erasures, and fuse again."
         )
     return unet
+
+
+def _each(what: str, given: Any, count: int) -> list[Any]:
+    """One for each of `count` erasers; a single number is for all."""
+    if given is None or isinstance(given, float | int):
+        return [given] * count
+    several = [given] if isinstance(given, str) else list(given)
+    if len(several) != count:
+        raise ErasureError(f"{count} erasers need {count} values for `{what}`; got {several!r}.")
+    return several
 
 
 def _finite(strength: float) -> float:

@@ -3,7 +3,7 @@ import random
 
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 from diffusers_erase import ErasureError, list_erasures, load_erasure
 from diffusers_erase.adapter import EraserAdapter
@@ -261,3 +261,89 @@ def test_a_trip_through_half_precision_is_no_foreign_change(untrained, make_eras
     untrained.unet.to(half).float()
     untrained.unload_erasures()
     assert equal(untrained.unet, wanted)
+
+
+def test_several_are_loaded_at_once_or_none(untrained, make_eraser):
+    unet, before = untrained.unet, weights(untrained.unet)
+    one, two = (make_eraser(unet, seed=k, concept=name) for k, name in enumerate(("car", "cat")))
+    assert untrained.load_erasure([one, two], strength=[1.0, 0.5]) == ["car", "cat"]
+    assert close(unet, exact_from(before, unet, (one, 1.0), (two, 0.5)))
+    untrained.set_erasure_strength(["car", "cat"], [0.2, 0.0])
+    assert [x.strength for x in untrained.list_erasures().values()] == [0.2, 0.0]
+    untrained.set_erasure_strength(["car", "cat"], 1.0)
+    assert close(unet, exact_from(before, unet, (one, 1.0), (two, 1.0)))
+    untrained.unload_erasures()
+    narrow = EraserAdapter({"nowhere": (torch.ones(1, 4), torch.ones(4, 1))}, two.config)
+    for several, options in (
+        ([one, narrow], {}),
+        ([one, one], {}),
+        ([one, two], {"name": ["a"]}),
+        ([one, two], {"name": "a"}),
+        ([one, two], {"strength": [1.0, float("inf")]}),
+        ([one, "there/is no such"], {}),
+    ):
+        with pytest.raises(ErasureError):
+            untrained.load_erasure(several, **options)
+        assert equal(unet, before)
+        assert not untrained.list_erasures()
+
+
+def exact_from(before, unet, *erasers):
+    """As `exact`, from the weights as they were."""
+    clean = copy.deepcopy(unet)
+    clean.load_state_dict(before)
+    return exact(clean, *erasers)
+
+
+def test_it_is_verified_that_erasers_act_on_the_weights_as_they_are(untrained, make_eraser):
+    unet = untrained.unet
+    base = {k: v.clone() for k, v in unet.state_dict().items()}
+    several = [make_eraser(unet, seed=k, concept=str(k)) for k in range(3)]
+    untrained.load_erasure(several, strength=[1.0, 0.4, 0.0])
+    assert untrained.verify_erasures() == pytest.approx({"0": 1, "1": 1, "2": 1}, abs=1e-4)
+    style = make_eraser(unet, seed=9)
+    for path, layer in projections(unet, ("to_k", "to_v")).items():
+        layer.weight.data += style.delta(path)  # as a fused style would
+    assert untrained.verify_erasures() == pytest.approx({"0": 1, "1": 1, "2": 1}, abs=0.2)
+    unet.load_state_dict(base)
+    assert untrained.verify_erasures() == pytest.approx({"0": 0, "1": 0, "2": 1}, abs=1e-4)
+    with pytest.raises(ErasureError, match=r"Not in full force: '0' \(-?0%\), '1'"):
+        untrained.export_erased("never")
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_rounding_to_half_precision_is_no_missing_force(untrained, make_eraser, half):
+    untrained.load_erasure(make_eraser(untrained.unet))
+    untrained.unet.to(half)
+    assert untrained.verify_erasures()["car"] == pytest.approx(1, abs=0.01)
+
+
+def test_an_exported_model_is_erased_for_good_and_opened_without_us(
+    untrained, make_eraser, picture, tmp_path
+):
+    with pytest.raises(ErasureError, match="nothing to export"):
+        untrained.export_erased(tmp_path / "base")
+    untrained.load_erasure(make_eraser(untrained.unet, scale=0.3))
+    erased = picture(untrained)
+    folder = untrained.export_erased(tmp_path / "erased")
+    plain = StableDiffusionPipeline.from_pretrained(folder)
+    plain.set_progress_bar_config(disable=True)
+    assert not plain.list_erasures()
+    assert abs(picture(plain) - erased).max() < 1e-5
+    with pytest.raises(ErasureError, match="exists already"):
+        untrained.export_erased(folder)
+    assert untrained.export_erased(folder, overwrite=True) == folder
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ErasureError, match="holds something else"):
+        untrained.export_erased(folder, overwrite=True)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_ordinary_adapters_are_not_exported_by_accident(untrained, make_eraser, tmp_path):
+    style = make_eraser(untrained.unet, seed=2, concept="style").save_pretrained(tmp_path / "style")
+    untrained.load_erasure(make_eraser(untrained.unet))
+    untrained.load_lora_weights(style, adapter_name="S")
+    with pytest.raises(ErasureError, match="Ordinary adapters are loaded"):
+        untrained.export_erased(tmp_path / "erased")
+    untrained.unload_lora_weights()
+    assert untrained.export_erased(tmp_path / "erased").is_dir()
