@@ -3,19 +3,21 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
 
 from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.concepts import text_fingerprint
-from diffusers_erase.crossattention import denoiser_of
+from diffusers_erase.crossattention import denoiser_of, linear
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.folders import check_folder, whole_folder
-from diffusers_erase.runtime.baking import Erasures
+from diffusers_erase.runtime.baking import rewritable
+from diffusers_erase.runtime.erasures import Erasures
+from diffusers_erase.runtime.force import InForce, Mode
 
 
 _ATTRIBUTE = "_erasures"
@@ -35,11 +37,17 @@ class Loaded:
     concept: str
     target: str | None
     strength: float
+    mode: Mode
 
 
 @overload
 def load_erasure(
-    pipe: Any, source: Source, name: str | None = None, strength: float = 1.0, **hub: Any
+    pipe: Any,
+    source: Source,
+    name: str | None = None,
+    strength: float = 1.0,
+    mode: Literal["auto", "bake", "hook"] = "auto",
+    **hub: Any,
 ) -> str: ...
 
 
@@ -49,6 +57,7 @@ def load_erasure(
     source: Sequence[Source],
     name: Sequence[str | None] | None = None,
     strength: float | Sequence[float] = 1.0,
+    mode: Literal["auto", "bake", "hook"] = "auto",
     **hub: Any,
 ) -> list[str]: ...
 
@@ -58,12 +67,13 @@ def load_erasure(
     source: Source | Sequence[Source],
     name: str | Sequence[str | None] | None = None,
     strength: float | Sequence[float] = 1.0,
+    mode: Literal["auto", "bake", "hook"] = "auto",
     **hub: Any,
 ) -> str | list[str]:
     """Erase from now on what the eraser erases; returns the name it goes by.
 
-    Erasers add up, in any order, and stay on whatever other adapters come and go: they are written
-    into the weights, with the originals kept aside. Of several in one call all are loaded, or none.
+    Erasers add up, in any order, and stay on whatever other adapters come and go. Of several in one
+    call all are loaded, or none.
 
     Args:
         pipe: a pipeline with a denoiser, or the denoiser.
@@ -71,6 +81,9 @@ def load_erasure(
         name: to address it by; its concept if omitted. For several erasers, one for each.
         strength: 0 is the base model, 1 the eraser as made; more erases more and harms more. For
             several erasers, one for all or one for each.
+        mode: `bake` writes into the weights, with the originals kept aside: no cost while drawing;
+            `hook` adds to the layers' outputs, where weights cannot be rewritten (quantised,
+            offloaded); `auto` bakes where it can.
         **hub: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`, `force_download`.
 
     Raises:
@@ -96,9 +109,10 @@ def load_erasure(
                 f"An erasure named {key!r} is loaded already; "
                 "give this one another `name`, or unload it first."
             )
-        loaded[key] = (adapter, s)
+        adapter.check(unet)
+        loaded[key] = InForce(adapter, s, _mode(mode, unet, adapter))
         found.append(key)
-    erasures.rebake(unet, loaded)
+    erasures.become(unet, loaded)
     setattr(unet, _ATTRIBUTE, erasures)
     return found[0] if alone else found
 
@@ -107,21 +121,23 @@ def unload_erasure(pipe: Any, name: str) -> None:
     """Take one eraser off; after the last one the weights are the original ones bit for bit."""
     unet = _plain(denoiser_of(pipe))
     erasures = _named(unet, name)
-    erasures.rebake(unet, {k: v for k, v in erasures.loaded.items() if k != name})
+    erasures.become(unet, {k: v for k, v in erasures.loaded.items() if k != name})
 
 
 def unload_erasures(pipe: Any) -> None:
     """Take all erasers off."""
     unet = _plain(denoiser_of(pipe))
-    _erasures(unet).rebake(unet, {})
+    _erasures(unet).become(unet, {})
 
 
 def list_erasures(pipe: Any) -> dict[str, Loaded]:
     """Name -> what is erased, in the order of loading."""
     loaded = _erasures(denoiser_of(pipe)).loaded
     return {
-        name: Loaded(adapter.config.concept, adapter.config.target, strength)
-        for name, (adapter, strength) in loaded.items()
+        name: Loaded(
+            force.adapter.config.concept, force.adapter.config.target, force.strength, force.mode
+        )
+        for name, force in loaded.items()
     }
 
 
@@ -134,9 +150,8 @@ def set_erasure_strength(
     strengths = _each("strength", strength, len(names))
     loaded = dict(_erasures(unet).loaded)
     for one, s in zip(names, strengths, strict=True):
-        adapter, _ = _named(unet, one).loaded[one]
-        loaded[one] = (adapter, _finite(s))
-    _erasures(unet).rebake(unet, loaded)
+        loaded[one] = replace(_named(unet, one).loaded[one], strength=_finite(s))
+    _erasures(unet).become(unet, loaded)
 
 
 def verify_erasures(pipe: Any) -> dict[str, float]:
@@ -146,7 +161,12 @@ def verify_erasures(pipe: Any) -> dict[str, float]:
     others added (a fused style) does not count. Less than 1 means that somebody else wrote the
     weights since, the base's own for example; to load the eraser anew puts it back.
     """
-    return _erasures(denoiser_of(pipe)).acting(denoiser_of(pipe))
+    unet = denoiser_of(pipe)
+    shares = _erasures(unet).acting(unet)
+    if _fused(unet):  # copies of the projections, which have no hooks
+        loaded = _erasures(unet).loaded
+        shares |= {name: 0.0 for name, force in loaded.items() if force.mode == "hook"}
+    return shares
 
 
 def export_erased(pipe: Any, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -167,6 +187,12 @@ def export_erased(pipe: Any, folder: str | Path, *, overwrite: bool = False) -> 
     check_folder(there, overwrite=overwrite, marker="model_index.json", known=(*parts, "README.md"))
     if not _erasures(denoiser).loaded:
         raise ErasureError("No erasure is loaded: there is nothing to export but the base.")
+    beside = [name for name, x in _erasures(denoiser).loaded.items() if x.mode != "bake"]
+    if beside:
+        raise ErasureError(
+            f"In hooks and not in the weights: {', '.join(map(repr, beside))}; unload, load anew "
+            'with `mode="bake"`, and export then.'
+        )
     weak = {name: share for name, share in verify_erasures(pipe).items() if share < ACTS}
     if weak:
         told = ", ".join(f"{name!r} ({share:.0%})" for name, share in weak.items())
@@ -190,14 +216,14 @@ def erasures_disabled(pipe: Any) -> Iterator[None]:
     unet = _plain(denoiser_of(pipe))
     erasures = _erasures(unet)
     loaded = erasures.loaded
-    erasures.rebake(unet, {})
+    erasures.become(unet, {})
     erasures.disabled = True
     setattr(unet, _ATTRIBUTE, erasures)
     try:
         yield
     finally:
         erasures.disabled = False
-        erasures.rebake(_plain(unet), loaded)
+        erasures.become(_plain(unet), loaded)
 
 
 def _erasures(unet: nn.Module) -> Erasures:
@@ -237,14 +263,30 @@ def _plain(unet: nn.Module) -> nn.Module:
         raise ErasureError(
             "The erasures are disabled; load, unload or change them after the `with` block."
         )
-    # `fused_projections` of a module stays True after unfusing; its processor tells
-    processors = (getattr(module, "processor", None) for module in unet.modules())
-    if any(type(processor).__name__.startswith("Fused") for processor in processors):
+    if _fused(unet):
         raise ErasureError(
             "The pipeline's attention projections are fused; call "
             "`pipe.unfuse_qkv_projections()`, change the erasures, and fuse again."
         )
     return unet
+
+
+def _fused(unet: nn.Module) -> bool:
+    """Whether copies of the projections are in use, which no eraser reaches.
+
+    `fused_projections` of a module stays True after unfusing; its processor tells.
+    """
+    processors = (getattr(module, "processor", None) for module in unet.modules())
+    return any(type(processor).__name__.startswith("Fused") for processor in processors)
+
+
+def _mode(mode: str, unet: nn.Module, adapter: EraserAdapter) -> Mode:
+    if mode not in ("auto", "bake", "hook"):
+        raise ErasureError(f"No mode {mode!r}. Known: auto, bake, hook.")
+    if mode == "auto":
+        layers = (linear(unet, path) for path in adapter.paths(unet))
+        return "bake" if all(map(rewritable, layers)) else "hook"
+    return "hook" if mode == "hook" else "bake"
 
 
 def _each(what: str, given: Any, count: int) -> list[Any]:

@@ -125,8 +125,9 @@ def test_what_others_change_in_the_meantime_is_kept(untrained, make_eraser):
     assert close(unet, wanted)
 
 
+@pytest.mark.parametrize("mode", ["bake", "hook"])
 def test_an_eraser_stays_on_whatever_happens_to_other_adapters(
-    untrained, make_eraser, picture, tmp_path
+    untrained, make_eraser, picture, tmp_path, mode
 ):
     """The calls that silently switch ordinary adapters off, one after the other."""
     pipe, unet = untrained, untrained.unet
@@ -144,7 +145,7 @@ def test_an_eraser_stays_on_whatever_happens_to_other_adapters(
     clean = copy.deepcopy(unet)
     erased, half, both = (drawn_with((eraser, 1), (style, s)) for s in (0, 0.5, 1))
     assert abs(erased - both).max() > 1e-3
-    pipe.load_erasure(eraser)
+    pipe.load_erasure(eraser, mode=mode)
     pipe.load_lora_weights(folder, adapter_name="S")
     assert abs(picture(pipe) - both).max() < 1e-4
     pipe.set_adapters("S", 0.5)
@@ -230,8 +231,10 @@ def test_weights_that_cannot_be_rewritten_are_refused(untrained, make_eraser):
     eraser = make_eraser(untrained.unet)
     next(iter(projections(untrained.unet, ("to_v",)).values())).to("meta")
     before = {k: v.clone() for k, v in untrained.unet.state_dict().items() if not v.is_meta}
-    with pytest.raises(ErasureError, match="cannot be rewritten"):
-        untrained.load_erasure(eraser)
+    with pytest.raises(ErasureError, match=r"cannot be rewritten.*mode=.hook"):
+        untrained.load_erasure(eraser, mode="bake")
+    with pytest.raises(ErasureError, match="No mode 'melt'"):
+        untrained.load_erasure(eraser, mode="melt")
     assert all(torch.equal(untrained.unet.state_dict()[k], v) for k, v in before.items())
 
 

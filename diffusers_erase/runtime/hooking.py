@@ -1,0 +1,112 @@
+"""y = W x + sum_i s_i B_i A_i x: erasers beside weights that cannot be rewritten."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusers_erase.crossattention import linear
+from diffusers_erase.runtime.force import InForce
+
+
+@dataclass
+class Term:
+    """One eraser's share in one layer; factors move to where they are needed."""
+
+    A: Tensor
+    B: Tensor
+    strength: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """S B A x, for x ... x in."""
+        if self.A.device != x.device:
+            self.A, self.B = self.A.to(x.device), self.B.to(x.device)
+        return self.strength * ((x.to(self.A.dtype) @ self.A.T) @ self.B.T)
+
+
+class Addition:
+    """A forward hook that adds its terms to a layer's output; a copy of the layer has its own."""
+
+    def __init__(self) -> None:
+        self.terms: list[Term] = []
+
+    def __call__(self, _: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
+        """The layer's output with all terms, in its own precision."""
+        for term in self.terms:
+            output = output + term(given[0]).to(output.dtype)
+        return output
+
+
+Plan = dict[str, tuple[nn.Linear, list[Term]]]
+
+
+@dataclass
+class Hooked:
+    """The hooks in place, by path."""
+
+    additions: dict[str, Addition] = field(default_factory=dict)
+
+    def plan(self, unet: nn.Module, loaded: Mapping[str, InForce]) -> Plan:
+        """Path -> layer and its terms, so that these erasers are in force; nothing is changed."""
+        plans: Plan = {path: (linear(unet, path), []) for path in self.additions}
+        for force in loaded.values():
+            for path in force.adapter.paths(unet) if force.strength else ():
+                layer, terms = plans.setdefault(path, (linear(unet, path), []))
+                terms.append(Term(*_factors(force, path, layer), force.strength))
+        return plans
+
+    def apply(self, plans: Plan) -> None:
+        """Hang up what is missing and take down what is idle, or leave all as it was."""
+        known = {path: addition.terms for path, addition in self.additions.items()}
+        fresh = [path for path, (_, terms) in plans.items() if terms and path not in known]
+        try:
+            for path in fresh:
+                self.additions[path] = Addition()
+                plans[path][0].register_forward_hook(self.additions[path])
+        except BaseException:
+            for path in set(self.additions) - set(known):
+                _take_down(plans[path][0], self.additions.pop(path))
+            raise
+        for path, (layer, terms) in plans.items():
+            self.additions[path].terms = terms
+            if not terms:
+                _take_down(layer, self.additions.pop(path))
+        if fresh and "torch._dynamo" in sys.modules:
+            # a graph that was compiled without a hook would pass the first one over
+            torch._dynamo.reset()
+
+    def acting(self, unet: nn.Module, loaded: Mapping[str, InForce]) -> dict[str, float]:
+        """Name -> share of an eraser's layers where its hook hangs."""
+        found = {}
+        for name, force in loaded.items():
+            paths = force.adapter.paths(unet) if force.strength else ()
+            hung = [_hangs(linear(unet, path), self.additions.get(path)) for path in paths]
+            found[name] = sum(hung) / len(hung) if hung else 1.0
+        return found
+
+
+def _hangs(layer: nn.Linear, addition: Addition | None) -> bool:
+    return any(hook is addition for hook in layer._forward_hooks.values())
+
+
+def _take_down(layer: nn.Linear, addition: Addition) -> None:
+    hooks = layer._forward_hooks
+    for key in [key for key, hook in hooks.items() if hook is addition]:
+        del hooks[key]
+
+
+@torch.no_grad()
+def _factors(force: InForce, path: str, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    """A and B of one layer; those of a text map are V^T and W U, by asking the layer itself."""
+    if force.adapter.factors:
+        A, B = force.adapter.factors[path]
+        return A, B
+    assert force.adapter.text_map is not None
+    U, V = force.adapter.text_map.U.float(), force.adapter.text_map.V.float()
+    asked = torch.cat([torch.zeros(1, len(U)), U.T]).to(layer.weight.device)
+    dtype = layer.weight.dtype if layer.weight.dtype.is_floating_point else torch.float32
+    said = layer(asked.to(dtype)).float().cpu()
+    return V.T.contiguous(), (said[1:] - said[:1]).T.contiguous()
