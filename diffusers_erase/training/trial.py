@@ -20,6 +20,10 @@ from diffusers_erase.training.targets import (
 )
 
 
+CLEAR = 1.1
+"""A target's distance from the concept is at least so many times that of the prompt without it."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """min over targets of max over their rivals j of  E |eps(z,j) - eps*(z,j)|^2 / E |g*(z,j)|^2
@@ -29,8 +33,8 @@ class Trial:
     nearest words. AGE's game (arXiv 2501.18950) with the turns exchanged: the rival that an erasure
     hurts most decides, and the target is chosen for its sake. No gradient, no chance.
 
-    A word that is nearer to the concept than the prompt without the concept is no target: what is
-    answered as such a word may still be taken for the concept.
+    A word that is hardly farther from the concept than the prompt without the concept (see `CLEAR`)
+    is no target: what is answered as such a word may still be taken for the concept.
     """
 
     vocabulary: Vocabulary
@@ -57,16 +61,15 @@ class Trial:
             ErasureError: on this stage nothing can be tried on.
         """
         how = Nearest(self.vocabulary, self.synonym)
-        apart = nearest_words(stage, how, count=self.shortlist)
-        ranked = [list(row) for row in apart]
-        absent = distances(stage, [None], probe=how.probe)[:, 0].tolist()
+        ranked = [list(row) for row in nearest_words(stage, how, count=self.shortlist)]
         chosen = []
-        for concept, far, least, hurt in zip(
-            stage.concepts, apart, absent, self.hurt(stage, ranked), strict=True
+        for k, (concept, words, hurt) in enumerate(
+            zip(stage.concepts, ranked, self.hurt(stage, ranked), strict=True)
         ):
-            scores = dict(zip(far, hurt.tolist(), strict=True))
-            told = [word for word in far if far[word] >= least] or list(far)
-            chosen.append(Choice(concept.name, min(told, key=scores.__getitem__), "trial", scores))
+            scores = dict(zip(words, hurt.tolist(), strict=True))
+            best_first = sorted(words, key=scores.__getitem__)
+            told = (word for word in best_first if is_clear(stage, k, word))
+            chosen.append(Choice(concept.name, next(told, best_first[0]), "trial", scores))
         return Still(stage, chosen)
 
     @torch.no_grad()
@@ -96,3 +99,10 @@ class Trial:
                     moved[k, j] = apart / size(score - view.known["null"])
         own = [moved[: len(words), : len(words), i] for i, words in enumerate(ranked)]
         return [hurt.amax(1) for hurt in own]
+
+
+def is_clear(stage: Stage, k: int, word: str) -> bool:
+    """Whether concept k can be told from the word as it can from its absence (see `CLEAR`)."""
+    apart, absent = distances(stage, [word, None], probe=2 * PROBE)[k].tolist()
+    clear: bool = apart >= CLEAR * absent
+    return clear
