@@ -88,8 +88,13 @@ def denoiser_or_none(pipe: Any) -> Any:
 
 
 def projections(unet: nn.Module, parts: tuple[str, ...] = PARTS) -> dict[str, nn.Linear]:
-    """Path -> linear layer, for the given parts of every text cross-attention, in module order."""
+    """Path -> linear layer, for these parts of every text cross-attention, in module order.
+
+    Empty for transformers, which have none.
+    """
     attention = architecture(type(unet).__name__).attention
+    if attention is None:
+        return {}
     return _layers(unet, rf"{attention}\.(?:{'|'.join(map(re.escape, parts))})")
 
 
