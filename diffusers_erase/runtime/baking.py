@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diffusers_erase.crossattention import linear
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.runtime.force import InForce
+from diffusers_erase.runtime.force import Active
 
 
 _WRITABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -46,7 +46,7 @@ class Baked:
 
     pristine: dict[str, Pristine] = field(default_factory=dict)
 
-    def plan(self, unet: nn.Module, loaded: Mapping[str, InForce]) -> dict[str, Write]:
+    def plan(self, unet: nn.Module, loaded: Mapping[str, Active]) -> dict[str, Write]:
         """Path -> what is to be written so that these erasers are in force; nothing is changed.
 
         What others did to a weight since it was last written (a style LoRA fused in, a move to
@@ -80,7 +80,7 @@ class Baked:
         self.pristine = {path: plan.pristine for path, plan in plans.items() if plan.kept}
 
     @torch.no_grad()
-    def acting(self, unet: nn.Module, loaded: Mapping[str, InForce]) -> dict[str, float]:
+    def acting(self, unet: nn.Module, loaded: Mapping[str, Active]) -> dict[str, float]:
         """Name -> x_i of  argmin_x  Σ_layers |(W - W0) - Σ_i x_i s_i D_i|^2.
 
         1 for an eraser of strength zero, which acts as asked. Strengths and changes as loaded, W
@@ -136,7 +136,7 @@ def undo(plans: list[Write]) -> None:
             plan.layer.weight.copy_(plan.before)
 
 
-def _sum(base: Tensor, path: str, loaded: Mapping[str, InForce]) -> Tensor:
+def _sum(base: Tensor, path: str, loaded: Mapping[str, Active]) -> Tensor:
     """W0 + sum_i s_i B_i A_i in float32, rounded once; W0 itself where every strength is zero."""
     total = torch.zeros(base.shape, dtype=torch.float32)
     for force in loaded.values():

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from diffusers_erase.runtime.baking import Baked, undo
-from diffusers_erase.runtime.force import InForce, by_mode
+from diffusers_erase.runtime.force import Active, by_mode
 from diffusers_erase.runtime.hooking import Hooked
 
 
@@ -13,13 +13,13 @@ from diffusers_erase.runtime.hooking import Hooked
 class Erasures:
     """Kept on the denoiser, so that pipelines which share it see the same."""
 
-    loaded: dict[str, InForce] = field(default_factory=dict)
+    loaded: dict[str, Active] = field(default_factory=dict)
     baked: Baked = field(default_factory=Baked)
     hooked: Hooked = field(default_factory=Hooked)
     disabled: bool = False
     """Inside `erasures_disabled`: nothing may change until its end."""
 
-    def become(self, unet: nn.Module, loaded: dict[str, InForce]) -> None:
+    def become(self, unet: nn.Module, loaded: dict[str, Active]) -> None:
         """Make `loaded` the erasers in force; all is computed and checked before the first change.
 
         Raises:

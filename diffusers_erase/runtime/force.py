@@ -12,7 +12,7 @@ Mode = Literal["bake", "hook"]
 
 
 @dataclass(frozen=True)
-class InForce:
+class Active:
     """An eraser as it is loaded."""
 
     adapter: EraserAdapter
@@ -20,6 +20,6 @@ class InForce:
     mode: Mode = "bake"
 
 
-def by_mode(loaded: Mapping[str, InForce], mode: Mode) -> dict[str, InForce]:
+def by_mode(loaded: Mapping[str, Active], mode: Mode) -> dict[str, Active]:
     """Those that act by this means, in the order of their names: that of loading is no matter."""
     return {name: loaded[name] for name in sorted(loaded) if loaded[name].mode == mode}

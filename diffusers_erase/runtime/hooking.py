@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusers_erase.crossattention import linear
-from diffusers_erase.runtime.force import InForce
+from diffusers_erase.runtime.force import Active
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Hooked:
 
     additions: dict[str, Addition] = field(default_factory=dict)
 
-    def plan(self, unet: nn.Module, loaded: Mapping[str, InForce]) -> Plan:
+    def plan(self, unet: nn.Module, loaded: Mapping[str, Active]) -> Plan:
         """Path -> layer and its terms, so that these erasers are in force; nothing is changed."""
         plans: Plan = {path: (linear(unet, path), []) for path in self.additions}
         for force in loaded.values():
@@ -78,7 +78,7 @@ class Hooked:
             # a graph that was compiled without a hook would pass the first one over
             torch._dynamo.reset()
 
-    def acting(self, unet: nn.Module, loaded: Mapping[str, InForce]) -> dict[str, float]:
+    def acting(self, unet: nn.Module, loaded: Mapping[str, Active]) -> dict[str, float]:
         """Name -> share of an eraser's layers where its hook hangs."""
         found = {}
         for name, force in loaded.items():
@@ -99,7 +99,7 @@ def _take_down(layer: nn.Linear, addition: Addition) -> None:
 
 
 @torch.no_grad()
-def _factors(force: InForce, path: str, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+def _factors(force: Active, path: str, layer: nn.Linear) -> tuple[Tensor, Tensor]:
     """A and B of one layer; those of a text map are V^T and W U, by asking the layer itself."""
     if force.adapter.factors:
         A, B = force.adapter.factors[path]

@@ -17,7 +17,7 @@ from diffusers_erase.errors import ErasureError
 from diffusers_erase.folders import check_folder, whole_folder
 from diffusers_erase.runtime.baking import rewritable
 from diffusers_erase.runtime.erasures import Erasures
-from diffusers_erase.runtime.force import InForce, Mode
+from diffusers_erase.runtime.force import Active, Mode
 
 
 _ATTRIBUTE = "_erasures"
@@ -110,7 +110,7 @@ def load_erasure(
                 "give this one another `name`, or unload it first."
             )
         adapter.check(unet)
-        loaded[key] = InForce(adapter, s, _mode(mode, unet, adapter))
+        loaded[key] = Active(adapter, s, _mode(mode, unet, adapter))
         found.append(key)
     erasures.become(unet, loaded)
     setattr(unet, _ATTRIBUTE, erasures)
