@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusers_erase.concepts import Concept, articles_agree
+from diffusers_erase.concepts import Concept
 from diffusers_erase.editing.rows import Texts
 from diffusers_erase.errors import ErasureError
 
@@ -76,4 +76,4 @@ def plain_prompts(concept: Concept, count: int) -> list[str]:
     """The first `count` templates of the concept's kind, or its own, about it."""
     several = concept.written()
     step = 2 if concept.synonyms else 1  # every other one says a synonym
-    return [articles_agree(prompt) for prompt in several[: count * step : step]]
+    return several[: count * step : step]

@@ -1,12 +1,12 @@
 """An eraser in closed form: texts in, a text map out, and its LoRA if there is a denoiser."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from diffusers_erase.adapter import EraserAdapter
+from diffusers_erase.adapter import Choice, EraserAdapter
 from diffusers_erase.cache import TensorCache, digest
 from diffusers_erase.concepts import text_fingerprint
 from diffusers_erase.crossattention import (
@@ -20,6 +20,7 @@ from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.rows import texts_of
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.making.order import Order, check_bare, config_of, warn_of_unknown_words
+from diffusers_erase.textmap import TextMap
 from diffusers_erase.training.targets import Fixed, Target
 
 
@@ -41,8 +42,7 @@ def solved(
     recipe = order.recipe
     if not isinstance(recipe, Edit):
         raise TypeError(f"'{recipe.name}' is not solved but trained.")
-    there = denoiser_or_none(pipe) is not None
-    if there:
+    if denoiser_or_none(pipe) is not None:
         check_bare(pipe)
         weights = text_weights(denoiser_of(pipe))
     if order.target is not None:
@@ -62,21 +62,34 @@ def solved(
         encoder=digest(*(e for e in encoders if e is not None)) if cache else "",
         seed=order.seed,
     )
-    factors = found.map.factors(weights) if weights else {}
-    concept = order.concepts[0].name
+    parameters = {"solution_rank": found.rank, "kept_energy": found.kept}
+    return mapped(pipe, order, found.choices, found.map, weights, parameters)
+
+
+def mapped(
+    pipe: Any,
+    order: Order,
+    choices: Sequence[Choice],
+    map: TextMap,
+    weights: Mapping[str, Tensor] | None,
+    parameters: Mapping[str, Any],
+) -> EraserAdapter:
+    """The eraser that a text map is, with its LoRA for these weights if there are any."""
+    factors = map.factors(weights) if weights else {}
+    there, concept = denoiser_or_none(pipe) is not None, order.concepts[0].name
     config = config_of(
         pipe,
         order,
-        found.choices,
-        rank=found.map.rank,
+        choices,
+        rank=map.rank,
         payloads=("lora", "text_map") if factors else ("text_map",),
-        parameters={"solution_rank": found.rank, "kept_energy": found.kept},
+        parameters=parameters,
         fingerprint={
             **(fingerprint(denoiser_of(pipe)) if there else {}),
             "text": {"prompt": concept, "state": text_fingerprint(pipe, concept)},
         },
     )
-    return EraserAdapter(factors, config, found.map)
+    return EraserAdapter(factors, config, map)
 
 
 def _targets(target: Target | None, count: int) -> tuple[str | None, ...] | None:

@@ -9,7 +9,7 @@ import torch
 
 from diffusers_erase.adapter import Choice, EraserAdapter
 from diffusers_erase.concepts import Concept, Vocabulary, said
-from diffusers_erase.crossattention import denoiser_of, fingerprint, text_weights
+from diffusers_erase.crossattention import denoiser_of, text_weights
 from diffusers_erase.editing.blending import Blend
 from diffusers_erase.editing.prior import spared
 from diffusers_erase.editing.recipes import CLOSED_FORM, Edit
@@ -17,11 +17,11 @@ from diffusers_erase.editing.rows import texts_of
 from diffusers_erase.editing.solvers import Problem
 from diffusers_erase.editing.solving import reader
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.making.by_algebra import mapped
 from diffusers_erase.making.order import (
     Order,
     check_bare,
     concepts_of,
-    config_of,
     prompts_of,
     vocabulary_of,
 )
@@ -121,16 +121,8 @@ def _erasers(
     def at(amounts: Sequence[float]) -> EraserAdapter:
         T = TextMap((blend.at(amounts) - blend.E).T @ A, torch.eye(A.shape[1], dtype=A.dtype))
         map, kept = T.truncated(recipe.rank * texts.several, met=problem.met)
-        config = config_of(
-            pipe,
-            order,
-            [Choice(concept.name, None, "balanced", dict(zip(names, amounts, strict=True)))],
-            rank=map.rank,
-            payloads=("lora", "text_map"),
-            parameters={"kept_energy": kept},
-            fingerprint=fingerprint(denoiser_of(pipe)),
-        )
-        return EraserAdapter(map.factors(weights), config, map)
+        chosen = Choice(concept.name, None, "balanced", dict(zip(names, amounts, strict=True)))
+        return mapped(pipe, order, [chosen], map, weights, {"kept_energy": kept})
 
     return at
 

@@ -29,7 +29,8 @@ class Erasures:
         for force in loaded.values():
             force.adapter.check(unet)
         writes = self.baked.plan(unet, by_mode(loaded, "bake"))
-        hooks = self.hooked.plan(unet, by_mode(loaded, "hook"))
+        pristine = {path: write.pristine.weight for path, write in writes.items()}
+        hooks = self.hooked.plan(unet, by_mode(loaded, "hook"), pristine)
         former = dict(self.baked.pristine)
         self.baked.apply(writes)
         try:

@@ -49,13 +49,19 @@ class Hooked:
 
     additions: dict[str, Addition] = field(default_factory=dict)
 
-    def plan(self, unet: nn.Module, loaded: Mapping[str, Active]) -> Plan:
-        """Path -> layer and its terms, so that these erasers are in force; nothing is changed."""
+    def plan(
+        self, unet: nn.Module, loaded: Mapping[str, Active], pristine: Mapping[str, Tensor]
+    ) -> Plan:
+        """Path -> layer and its terms, so that these erasers are in force; nothing is changed.
+
+        `pristine` are the weights of layers that other erasers are written into.
+        """
         plans: Plan = {path: (linear(unet, path), []) for path in self.additions}
         for force in loaded.values():
             for path in force.adapter.paths(unet) if force.strength else ():
                 layer, terms = plans.setdefault(path, (linear(unet, path), []))
-                terms.append(Term(*_factors(force, path, layer), force.strength))
+                A, B = _factors(force, path, layer, pristine.get(path))
+                terms.append(Term(A, B, force.strength))
         return plans
 
     def apply(self, plans: Plan) -> None:
@@ -99,14 +105,20 @@ def _take_down(layer: nn.Linear, addition: Addition) -> None:
 
 
 @torch.no_grad()
-def _factors(force: Active, path: str, layer: nn.Linear) -> tuple[Tensor, Tensor]:
-    """A and B of one layer; those of a text map are V^T and W U, by asking the layer itself."""
-    if force.adapter.factors:
-        A, B = force.adapter.factors[path]
-        return A, B
-    assert force.adapter.text_map is not None
-    U, V = force.adapter.text_map.U.float(), force.adapter.text_map.V.float()
+def _factors(
+    force: Active, path: str, layer: nn.Linear, pristine: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A and B of one layer; those of a text map are V^T and W0 U.
+
+    A layer whose weight cannot be read is asked for W0 U, past the hooks of other erasers.
+    """
+    T = force.adapter.text_map
+    if T is None:
+        return force.adapter.factors[path]
+    U, V = T.U.float(), T.V.float()
+    if pristine is not None:
+        return V.T.contiguous(), pristine.float().cpu() @ U
     asked = torch.cat([torch.zeros(1, len(U)), U.T]).to(layer.weight.device)
     dtype = layer.weight.dtype if layer.weight.dtype.is_floating_point else torch.float32
-    said = layer(asked.to(dtype)).float().cpu()
+    said = layer.forward(asked.to(dtype)).float().cpu()
     return V.T.contiguous(), (said[1:] - said[:1]).T.contiguous()

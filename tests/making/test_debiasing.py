@@ -76,6 +76,12 @@ def test_it_is_loaded_and_taken_off_as_any_other(untrained, picture, tmp_path):
     assert abs(picture(untrained, "a photo of a car") - before).max() > 1e-4
     untrained.unload_erasures()
     assert abs(picture(untrained, "a photo of a car") - before).max() == 0
+    for parameter in untrained.text_encoder.parameters():
+        parameter.data = -parameter.data
+    with pytest.raises(ErasureError, match="text encoder reads 'car' otherwise"):
+        untrained.load_erasure(eraser.portable)
+    for parameter in untrained.text_encoder.parameters():  # the fixture's own, for all tests
+        parameter.data = -parameter.data
 
 
 @pytest.mark.parametrize(

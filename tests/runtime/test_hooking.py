@@ -51,6 +51,35 @@ def test_a_map_of_the_text_is_hooked_by_asking_the_layers(untrained, picture):
     assert abs(picture(untrained) - baked).max() < 1e-5
 
 
+@pytest.mark.parametrize("modes", [("hook", "hook"), ("bake", "hook"), ("hook", "bake")])
+def test_maps_add_up_whichever_way_each_is_put_on(untrained, picture, modes):
+    words = Vocabulary(("truck", "oak", "fish"))
+    several = [
+        erase(untrained, name, target="truck", vocabulary=words, recipe="uce").portable
+        for name in ("car", "cat")
+    ]
+    untrained.load_erasure(several)
+    baked = picture(untrained, "a car and a cat")
+    untrained.unload_erasures()
+    for eraser, mode in zip(several, modes, strict=True):
+        untrained.load_erasure(eraser, mode=mode)
+    assert abs(picture(untrained, "a car and a cat") - baked).max() < 1e-5
+    untrained.set_erasure_strength(["car", "cat"], 1.0)  # all terms are made anew
+    assert abs(picture(untrained, "a car and a cat") - baked).max() < 1e-5
+
+
+def test_a_map_with_factors_of_another_model_is_hooked_by_the_map(untrained, picture):
+    words = Vocabulary(("truck", "oak", "fish"))
+    eraser = erase(untrained, "car", target="truck", vocabulary=words, recipe="uce")
+    for layer in projections(untrained.unet, ("to_k", "to_v")).values():
+        layer.weight.data *= 1.5  # somebody's fine-tune with the same texts
+    untrained.load_erasure(eraser)
+    baked = picture(untrained)
+    untrained.unload_erasures()
+    untrained.load_erasure(eraser, mode="hook")
+    assert abs(picture(untrained) - baked).max() < 1e-5
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_weights_in_eight_bits_are_hooked_by_themselves(untrained, make_eraser, picture):
     """Real layerwise casting: stored in float8, computed in float32."""
