@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -61,3 +61,14 @@ def _hub_reason(error: BaseException) -> str:
         if any(isinstance(cause, kind) for cause in causes):
             return reason
     return next(iter(str(causes[-1]).strip().splitlines()), type(error).__name__).rstrip(".")
+
+
+def commit_of(source: str | Path, name: str, **hub: Any) -> str | None:
+    """The commit that a file was fetched from; None for a folder, or a file that is not cached."""
+    if Path(source).exists():
+        return None
+    inside = "/".join(part for part in (hub.get("subfolder"), name) if part)
+    cached = try_to_load_from_cache(
+        str(source), inside, cache_dir=hub.get("cache_dir"), revision=hub.get("revision")
+    )
+    return Path(cached).parents[inside.count("/")].name if isinstance(cached, str) else None

@@ -1,6 +1,6 @@
 """Several erasers as one: their exact sum, or the sum after each has been told of the others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -80,6 +80,42 @@ def fused(
     told = [_through(eraser, N) for eraser, N in zip(erasers, alone, strict=True)]
     together = summed(told)
     return replace(together, config=replace(together.config, recipe="gram fusion"))
+
+
+def interference(
+    erasers: Mapping[str, tuple[EraserAdapter, float]],
+    states: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+) -> dict[str, dict[str, float]]:
+    """I(j -> i) = |s_j D_j E_i| / |s_i D_i E_i|  over all layers that read the text
+
+    How much another eraser does to the states of a concept, as a share of what its own eraser does
+    to them; nothing is sampled.
+
+    Args:
+        erasers: name i -> eraser D_i, and its strength s_i.
+        states: name i -> E_i, N x width, text states of the eraser's concept.
+        weights: path -> weight, out x width; asked for erasers that are text maps alone.
+
+    Returns:
+        Name i -> name j of every other eraser -> I(j -> i); without erasers of strength zero.
+    """
+    E = torch.cat([states[name].float().cpu() for name in erasers])
+    sizes = [len(states[name]) for name in erasers]
+    done: dict[str, dict[str, float]] = {}
+    for name, (eraser, strength) in erasers.items():
+        factors = eraser.factors or (eraser.text_map and eraser.text_map.factors(weights)) or {}
+        squares = torch.zeros(len(E))
+        for path, (A, B) in factors.items():
+            if reads_text(path):
+                squares += ((E @ A.T) @ B.T).square().sum(1)
+        sums = [float(part.sum()) for part in squares.split(sizes)]
+        done[name] = {i: abs(strength) * x**0.5 for i, x in zip(erasers, sums, strict=True)}
+    return {
+        i: {j: done[j][i] / done[i][i] for j in erasers if j != i and done[j][j]}
+        for i in erasers
+        if done[i][i]
+    }
 
 
 def _through(eraser: EraserAdapter, N: Tensor) -> EraserAdapter:

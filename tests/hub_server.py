@@ -97,12 +97,17 @@ def main():
 
     import torch
 
-    from diffusers_erase import EraserAdapter, ErasureError
+    from diffusers_erase import EraserAdapter, ErasureError, list_erasures, load_erasure
+    from diffusers_erase.playground import model
 
     eraser = EraserAdapter.from_pretrained(sys.argv[1])
     eraser.push_to_hub("user/erase-car")
     back = EraserAdapter.from_pretrained("user/erase-car")
     assert b'erases "car"' in REPOS["user/erase-car"]["README.md"]
+    unet = model.unet()
+    load_erasure(unet, "user/erase-car")
+    loaded = list_erasures(unet)["car"]
+    assert (loaded.source, loaded.commit) == ("user/erase-car", COMMIT), loaded
     for missing in ("user/nothing", "user/erase-car"):
         REPOS["user/erase-car"].pop("pytorch_lora_weights.safetensors", None)
         try:

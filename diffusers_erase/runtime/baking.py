@@ -1,7 +1,8 @@
 """W = W0 + sum_i s_i B_i A_i, from a pristine W0: any order and strength, and back bit for bit."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,20 @@ from diffusers_erase.runtime.force import Active
 
 _WRITABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
+Keep = Literal["cpu"] | bool
+"""Whether pristine weights are kept: beside the weights, on the CPU, or not at all."""
 
-@dataclass
-class Pristine:
-    """A layer's weight before any eraser, and what was last written in its place."""
 
-    weight: Tensor
-    written: Tensor
+@dataclass(frozen=True)
+class Written:
+    """A layer that erasers are written into."""
+
+    base: Tensor | None
+    """W0, its weight before any eraser; None where it was given up."""
+    terms: tuple[Active, ...]
+    """The erasers in its weight."""
+    mark: Tensor
+    """Of the weight as it was written: whether somebody else wrote since."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +35,10 @@ class Write:
     """A weight as it is to be, and as it was a moment ago."""
 
     layer: nn.Linear
-    pristine: Pristine
+    base: Tensor
+    weight: Tensor
     before: Tensor
-    kept: bool
-    """Whether an eraser is left on this layer, so that its pristine weight is still needed."""
+    terms: tuple[Active, ...]
 
 
 def rewritable(layer: nn.Linear) -> bool:
@@ -42,56 +50,66 @@ def rewritable(layer: nn.Linear) -> bool:
 
 @dataclass
 class Baked:
-    """The pristine weights of the layers that erasers were written into."""
+    """What is known of the layers that erasers were written into."""
 
-    pristine: dict[str, Pristine] = field(default_factory=dict)
+    layers: dict[str, Written] = field(default_factory=dict)
 
     def plan(self, unet: nn.Module, loaded: Mapping[str, Active]) -> dict[str, Write]:
         """Path -> what is to be written so that these erasers are in force; nothing is changed.
 
         What others did to a weight since it was last written (a style LoRA fused in, a move to
-        another precision) is found by comparison and kept.
+        another precision) is found by its mark and kept.
 
         Raises:
             ErasureError: a weight cannot be rewritten.
         """
-        reached = {name: set(force.adapter.paths(unet)) for name, force in loaded.items()}
-        touched = set[str]().union(*reached.values())
+        terms: dict[str, list[Active]] = {path: [] for path in self.layers}
+        for force in loaded.values():
+            for path in force.adapter.paths(unet):
+                terms.setdefault(path, []).append(force)
         plans = {}
-        for path in sorted(touched | set(self.pristine)):
+        for path in sorted(terms):
             layer = linear(unet, path)
-            base, before = self._base(layer, path)
-            here = {name: loaded[name] for name, paths in reached.items() if path in paths}
-            written = _sum(base, path, here) if here else base.clone()
-            plans[path] = Write(layer, Pristine(base, written), before, path in touched)
+            _check(layer, path)
+            base, before = self._base(layer, path), layer.weight.detach().clone()
+            plans[path] = Write(
+                layer, base, _sum(base, path, terms[path]), before, tuple(terms[path])
+            )
         return plans
 
     @torch.no_grad()
-    def apply(self, plans: Mapping[str, Write]) -> None:
+    def apply(self, plans: Mapping[str, Write], keep: Keep) -> None:
         """Write; if one weight refuses, all that were written before it are as they were."""
         done: list[Write] = []
         try:
             for plan in plans.values():
                 done.append(plan)
-                plan.layer.weight.copy_(plan.pristine.written)
+                plan.layer.weight.copy_(plan.weight)
         except BaseException:
             undo(done)
             raise
-        self.pristine = {path: plan.pristine for path, plan in plans.items() if plan.kept}
+        self.layers = {
+            path: Written(_kept(plan.base, keep), plan.terms, _mark(plan.weight))
+            for path, plan in plans.items()
+            if plan.terms
+        }
 
     @torch.no_grad()
     def acting(self, unet: nn.Module, loaded: Mapping[str, Active]) -> dict[str, float]:
         """Name -> x_i of  argmin_x  Σ_layers |(W - W0) - Σ_i x_i s_i D_i|^2.
 
-        1 for an eraser of strength zero, which acts as asked. Strengths and changes as loaded, W
-        the weights as they are now.
+        1 for an eraser of strength zero, which acts as asked; nan where W0 was given up. Strengths
+        and changes as loaded, W the weights as they are now.
         """
         names = [name for name, force in loaded.items() if force.strength]
+        if any(known.base is None for known in self.layers.values()):
+            return dict.fromkeys(loaded, 1.0) | dict.fromkeys(names, float("nan"))
         gram = torch.zeros(len(names), len(names), dtype=torch.float64)
         along = torch.zeros(len(names), dtype=torch.float64)
-        for path, known in self.pristine.items():
+        for path, known in self.layers.items():
             weight = linear(unet, path).weight.detach()
-            base = known.weight.to(weight)
+            assert known.base is not None
+            base = known.base.to(weight)
             there = [k for k, n in enumerate(names) if path in loaded[n].adapter.paths(unet)]
             changes = [
                 (force.strength * force.adapter.delta(path, base)).flatten().double()
@@ -105,43 +123,67 @@ class Baked:
         shares = torch.linalg.lstsq(gram, along[:, None]).solution[:, 0].tolist() if names else []
         return dict.fromkeys(loaded, 1.0) | dict(zip(names, shares, strict=True))
 
-    def _base(self, layer: nn.Linear, path: str) -> tuple[Tensor, Tensor]:
-        """W0 in the weight's present precision and place, with foreign changes added; and W."""
+    def _base(self, layer: nn.Linear, path: str) -> Tensor:
+        """W0 in the weight's present precision and place, with foreign changes added."""
         weight = layer.weight.detach()
-        if not rewritable(layer):
-            raise ErasureError(
-                f"The weight of '{path}' ({weight.dtype} on {weight.device}) cannot be rewritten; "
-                "load the model unquantised and without offloading to add or remove erasures, or "
-                'load them with `mode="hook"`.'
-            )
-        known = self.pristine.get(path)
+        known = self.layers.get(path)
         if known is None:
-            pristine = weight.clone()
-            return pristine, pristine
-        expected = known.written.to(weight)
-        base = known.weight.to(weight)
-        if torch.equal(expected, weight):
-            return base, expected
-        before = weight.clone()
+            return weight.clone()
+        if known.base is None:
+            return (weight.float() - _change(weight, path, known.terms)).to(weight.dtype)
+        base = known.base.to(weight)
+        if weight.dtype == known.base.dtype and torch.equal(
+            _mark(weight), known.mark.to(weight.device)
+        ):
+            return base
+        written = _sum(known.base, path, known.terms)
+        if torch.equal(written.to(weight), weight):
+            return base
         for half in (torch.float16, torch.bfloat16):  # moved to a half precision and back
-            if torch.equal(known.written.to(half).to(weight), weight):
-                return known.weight.to(half).to(weight), before
-        return (base.float() + (weight.float() - expected.float())).to(weight.dtype), before
+            if torch.equal(written.to(half).to(weight), weight):
+                return known.base.to(half).to(weight)
+        return (base.float() + (weight.float() - written.to(weight).float())).to(weight.dtype)
 
 
-def undo(plans: list[Write]) -> None:
+def undo(plans: Iterable[Write]) -> None:
     """Every weight as it was before its plan."""
     with torch.no_grad():
         for plan in plans:
             plan.layer.weight.copy_(plan.before)
 
 
-def _sum(base: Tensor, path: str, loaded: Mapping[str, Active]) -> Tensor:
+def _check(layer: nn.Linear, path: str) -> None:
+    if not rewritable(layer):
+        weight = layer.weight.detach()
+        raise ErasureError(
+            f"The weight of '{path}' ({weight.dtype} on {weight.device}) cannot be rewritten; "
+            "load the model unquantised and without offloading to add or remove erasures, or "
+            'load them with `mode="hook"`.'
+        )
+
+
+def _kept(base: Tensor, keep: Keep) -> Tensor | None:
+    if keep == "cpu":
+        return base.cpu()
+    return base if keep else None
+
+
+def _sum(base: Tensor, path: str, terms: Iterable[Active]) -> Tensor:
     """W0 + sum_i s_i B_i A_i in float32, rounded once; W0 itself where every strength is zero."""
-    total = torch.zeros(base.shape, dtype=torch.float32)
-    for force in loaded.values():
+    total = _change(base, path, terms)
+    return (base.float() + total).to(base.dtype) if total.any() else base.clone()
+
+
+def _change(weight: Tensor, path: str, terms: Iterable[Active]) -> Tensor:
+    total = torch.zeros(weight.shape, dtype=torch.float32)
+    for force in terms:
         if force.strength:
-            total += force.strength * force.adapter.delta(path, base)
-    if not total.any():
-        return base.clone()
-    return (base.float() + total.to(base.device)).to(base.dtype)
+            total += force.strength * force.adapter.delta(path, weight)
+    return total.to(weight.device)
+
+
+def _mark(weight: Tensor) -> Tensor:
+    """Sums of a weight's bits by row and by column: a change that keeps all of them is none."""
+    odd = weight.shape[1] * weight.element_size() % 8
+    bits = (weight.double() if odd else weight.contiguous()).view(torch.int64)
+    return torch.cat([bits.sum(0), bits.sum(1)])

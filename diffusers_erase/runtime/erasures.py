@@ -1,10 +1,14 @@
 """The erasers on one denoiser, by whichever means, changed all at once or not at all."""
 
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from diffusers_erase.runtime.baking import Baked, undo
+from diffusers_erase.crossattention import reads_text, text_layers, text_weights
+from diffusers_erase.runtime.adapting import Adapted
+from diffusers_erase.runtime.baking import Baked, Keep, undo
 from diffusers_erase.runtime.force import Active, by_mode
 from diffusers_erase.runtime.hooking import Hooked
 
@@ -16,11 +20,21 @@ class Erasures:
     loaded: dict[str, Active] = field(default_factory=dict)
     baked: Baked = field(default_factory=Baked)
     hooked: Hooked = field(default_factory=Hooked)
+    adapted: Adapted = field(default_factory=Adapted)
+    keep: Keep = True
+    """Where the pristine weights are, if anywhere."""
+    states: dict[str, Tensor] = field(default_factory=dict)
+    """Eraser -> N x width text states of its concept, where they were asked for."""
     disabled: bool = False
     """Inside `erasures_disabled`: nothing may change until its end."""
 
-    def become(self, unet: nn.Module, loaded: dict[str, Active]) -> None:
+    def become(self, unet: nn.Module, loaded: dict[str, Active], keep: Keep | None = None) -> None:
         """Make `loaded` the erasers in force; all is computed and checked before the first change.
+
+        Args:
+            unet: the denoiser.
+            loaded: name -> eraser.
+            keep: where the pristine weights go; None for as before.
 
         Raises:
             ErasureError: an eraser does not fit, or weights cannot be rewritten; nothing is
@@ -28,21 +42,44 @@ class Erasures:
         """
         for force in loaded.values():
             force.adapter.check(unet)
+        keep = self.keep if keep is None else keep
         writes = self.baked.plan(unet, by_mode(loaded, "bake"))
-        pristine = {path: write.pristine.weight for path, write in writes.items()}
+        pristine = {path: write.base for path, write in writes.items()}
+        if not keep:
+            loaded = {name: _settled(force, unet, pristine) for name, force in loaded.items()}
+            writes = self.baked.plan(unet, by_mode(loaded, "bake"))
         hooks = self.hooked.plan(unet, by_mode(loaded, "hook"), pristine)
-        former = dict(self.baked.pristine)
-        self.baked.apply(writes)
-        try:
+        worn, layers = dict(self.adapted.worn), self.baked.layers
+        with ExitStack() as back:
+            back.callback(self.adapted.apply, unet, worn, pristine)
+            self.adapted.apply(unet, by_mode(loaded, "adapter"), pristine)
+            back.callback(setattr, self.baked, "layers", layers)
+            self.baked.apply(writes, keep)
+            back.callback(undo, writes.values())
             self.hooked.apply(hooks)
-        except BaseException:
-            undo(list(writes.values()))
-            self.baked.pristine = former
-            raise
-        self.loaded = loaded
+            back.pop_all()
+        self.loaded, self.keep = loaded, keep
+
+    def bases(self, unet: nn.Module) -> dict[str, Tensor]:
+        """Path -> weight without erasers, of every layer that reads the text."""
+        written = self.baked.plan(unet, {})
+        weights = {path: write.base for path, write in written.items()}
+        return {**text_weights(unet), **{p: W for p, W in weights.items() if reads_text(p)}}
 
     def acting(self, unet: nn.Module) -> dict[str, float]:
         """Name -> how much of each acts now; in the order of loading."""
         found = self.baked.acting(unet, by_mode(self.loaded, "bake"))
         found |= self.hooked.acting(unet, by_mode(self.loaded, "hook"))
+        found |= self.adapted.acting(unet, by_mode(self.loaded, "adapter"))
         return {name: found[name] for name in self.loaded}
+
+
+def _settled(force: Active, unet: Any, pristine: dict[str, Tensor]) -> Active:
+    """A text map as the factors it has here, which W0 is not needed for."""
+    T = force.adapter.text_map
+    if T is None or force.mode != "bake":
+        return force
+    weights = {path: pristine[path] for path in text_layers(unet)}
+    config = replace(force.adapter.config, payloads=("lora",))
+    settled = replace(force.adapter, factors=T.factors(weights), text_map=None, config=config)
+    return replace(force, adapter=settled)

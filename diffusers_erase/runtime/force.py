@@ -4,11 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor, nn
+
 from diffusers_erase.adapter import EraserAdapter
+from diffusers_erase.crossattention import Factors
 
 
-Mode = Literal["bake", "hook"]
-"""In the weights, or added to the output of the layers while they run."""
+Mode = Literal["bake", "hook", "adapter"]
+"""In the weights; added to the output of the layers while they run; an ordinary adapter of peft."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +22,36 @@ class Active:
     adapter: EraserAdapter
     strength: float
     mode: Mode = "bake"
+    source: str | None = None
+    """The folder or Hub id it came from; None for an object."""
+    commit: str | None = None
+    """Of the repository, where it came from the Hub."""
 
 
 def by_mode(loaded: Mapping[str, Active], mode: Mode) -> dict[str, Active]:
     """Those that act by this means, in the order of their names: that of loading is no matter."""
     return {name: loaded[name] for name in sorted(loaded) if loaded[name].mode == mode}
+
+
+@torch.no_grad()
+def factors_of(force: Active, path: str, layer: nn.Linear, pristine: Tensor | None) -> Factors:
+    """A and B of one layer; those of a text map are V^T and W0 U.
+
+    A layer whose weight cannot be read is asked for W0 U, past the hooks of other erasers.
+
+    Args:
+        force: an eraser.
+        path: of the layer.
+        layer: itself.
+        pristine: its weight without erasers, where it can be read.
+    """
+    T = force.adapter.text_map
+    if T is None:
+        return force.adapter.factors[path]
+    U, V = T.U.float(), T.V.float()
+    if pristine is not None:
+        return V.T.contiguous(), pristine.float().cpu() @ U
+    asked = torch.cat([torch.zeros(1, len(U)), U.T]).to(layer.weight.device)
+    dtype = layer.weight.dtype if layer.weight.dtype.is_floating_point else torch.float32
+    said = layer.forward(asked.to(dtype)).float().cpu()
+    return V.T.contiguous(), (said[1:] - said[:1]).T.contiguous()

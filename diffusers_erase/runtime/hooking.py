@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusers_erase.crossattention import linear
-from diffusers_erase.runtime.force import Active
+from diffusers_erase.runtime.force import Active, factors_of
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Hooked:
         for force in loaded.values():
             for path in force.adapter.paths(unet) if force.strength else ():
                 layer, terms = plans.setdefault(path, (linear(unet, path), []))
-                A, B = _factors(force, path, layer, pristine.get(path))
+                A, B = factors_of(force, path, layer, pristine.get(path))
                 terms.append(Term(A, B, force.strength))
         return plans
 
@@ -102,23 +102,3 @@ def _take_down(layer: nn.Linear, addition: Addition) -> None:
     hooks = layer._forward_hooks
     for key in [key for key, hook in hooks.items() if hook is addition]:
         del hooks[key]
-
-
-@torch.no_grad()
-def _factors(
-    force: Active, path: str, layer: nn.Linear, pristine: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """A and B of one layer; those of a text map are V^T and W0 U.
-
-    A layer whose weight cannot be read is asked for W0 U, past the hooks of other erasers.
-    """
-    T = force.adapter.text_map
-    if T is None:
-        return force.adapter.factors[path]
-    U, V = T.U.float(), T.V.float()
-    if pristine is not None:
-        return V.T.contiguous(), pristine.float().cpu() @ U
-    asked = torch.cat([torch.zeros(1, len(U)), U.T]).to(layer.weight.device)
-    dtype = layer.weight.dtype if layer.weight.dtype.is_floating_point else torch.float32
-    said = layer.forward(asked.to(dtype)).float().cpu()
-    return V.T.contiguous(), (said[1:] - said[:1]).T.contiguous()

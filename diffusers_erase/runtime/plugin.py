@@ -1,21 +1,25 @@
 """load_erasure and its family: functions on a pipeline, also bound as its methods."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, get_args, overload
+from warnings import warn
 
 import torch
 from torch import nn
 
-from diffusers_erase.adapter import EraserAdapter
+from diffusers_erase.adapter import CONFIG_NAME, EraserAdapter
 from diffusers_erase.concepts import text_fingerprint
 from diffusers_erase.crossattention import denoiser_of, linear
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.folders import check_folder, whole_folder
-from diffusers_erase.runtime.baking import rewritable
+from diffusers_erase.hub import commit_of
+from diffusers_erase.runtime.adapting import SILENCED_BY
+from diffusers_erase.runtime.baking import Keep, rewritable
+from diffusers_erase.runtime.disturbance import disturbed, interferences
 from diffusers_erase.runtime.erasures import Erasures
 from diffusers_erase.runtime.force import Active, Mode
 
@@ -27,7 +31,10 @@ ACTS = 0.99
 
 
 Source = str | Path | EraserAdapter
-"""A folder, a Hub id (`user/erase-vangogh`), or an eraser."""
+"""A folder, a file, a Hub id (`user/erase-vangogh`), or an eraser."""
+
+AnyMode = Literal["auto", "bake", "hook", "adapter"]
+"""How an eraser is to act: see `load_erasure`."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,12 @@ class Loaded:
     target: str | None
     strength: float
     mode: Mode
+    source: str | None
+    """The folder or Hub id it came from; None for an `EraserAdapter`."""
+    commit: str | None
+    """Of the repository, where it came from the Hub."""
+    interference: Mapping[str, float]
+    """Other eraser -> how much it does to this one's concept, as a share of what this one does."""
 
 
 @overload
@@ -46,7 +59,9 @@ def load_erasure(
     source: Source,
     name: str | None = None,
     strength: float = 1.0,
-    mode: Literal["auto", "bake", "hook"] = "auto",
+    mode: AnyMode = "auto",
+    *,
+    keep_base: Keep | None = None,
     **hub: Any,
 ) -> str: ...
 
@@ -57,7 +72,9 @@ def load_erasure(
     source: Sequence[Source],
     name: Sequence[str | None] | None = None,
     strength: float | Sequence[float] = 1.0,
-    mode: Literal["auto", "bake", "hook"] = "auto",
+    mode: AnyMode = "auto",
+    *,
+    keep_base: Keep | None = None,
     **hub: Any,
 ) -> list[str]: ...
 
@@ -67,23 +84,32 @@ def load_erasure(
     source: Source | Sequence[Source],
     name: str | Sequence[str | None] | None = None,
     strength: float | Sequence[float] = 1.0,
-    mode: Literal["auto", "bake", "hook"] = "auto",
+    mode: AnyMode = "auto",
+    *,
+    keep_base: Keep | None = None,
     **hub: Any,
 ) -> str | list[str]:
     """Erase from now on what the eraser erases; returns the name it goes by.
 
     Erasers add up, in any order, and stay on whatever other adapters come and go. Of several in one
-    call all are loaded, or none.
+    call all are loaded, or none. A warning tells where erasers disturb one another.
 
     Args:
         pipe: a pipeline with a denoiser, or the denoiser.
-        source: a folder, a Hub id (`user/erase-vangogh`), an `EraserAdapter`, or several of these.
+        source: a folder, a file, a Hub id (`user/erase-vangogh`), an `EraserAdapter`, or several of
+            these.
         name: to address it by; its concept if omitted. For several erasers, one for each.
         strength: 0 is the base model, 1 the eraser as made; more erases more and harms more. For
             several erasers, one for all or one for each.
         mode: `bake` writes into the weights, with the originals kept aside: no cost while drawing;
             `hook` adds to the layers' outputs, where weights cannot be rewritten (quantised,
-            offloaded); `auto` bakes where it can.
+            offloaded); `auto` bakes where it can; `adapter` is an ordinary adapter of peft, which
+            the calls for other adapters switch off.
+        keep_base: whether the original weights are kept while erasers are in them: True beside the
+            weights, "cpu" where a graphics card is short of memory, False not at all. Without them
+            the last unload gives the original weights up to rounding only, and
+            `verify_erasures` has nothing to compare with. For all erasers of the denoiser; as it
+            was if omitted, and True at first.
         **hub: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`, `force_download`.
 
     Raises:
@@ -91,6 +117,8 @@ def load_erasure(
             nothing is changed.
     """
     unet = _plain(denoiser_of(pipe))
+    if keep_base not in (True, False, "cpu", None):
+        raise ErasureError(f'`keep_base` is True, False or "cpu"; got {keep_base!r}.')
     alone = isinstance(source, Source)
     sources = [source] if isinstance(source, Source) else list(source)
     names = _each("name", name, len(sources))
@@ -99,9 +127,7 @@ def load_erasure(
     loaded = dict(erasures.loaded)
     found: list[str] = []
     for one, own, s in zip(sources, names, strengths, strict=True):
-        adapter = (
-            one if isinstance(one, EraserAdapter) else EraserAdapter.from_pretrained(one, **hub)
-        )
+        adapter, commit = _read(one, hub)
         _same_texts(pipe, adapter)
         key = own or adapter.config.concept
         if key in loaded:
@@ -110,10 +136,13 @@ def load_erasure(
                 "give this one another `name`, or unload it first."
             )
         adapter.check(unet)
-        loaded[key] = Active(adapter, s, _mode(mode, unet, adapter))
+        came_from = None if isinstance(one, EraserAdapter) else str(one)
+        loaded[key] = Active(adapter, s, _mode(mode, unet, adapter), came_from, commit)
         found.append(key)
-    erasures.become(unet, loaded)
+    erasures.become(unet, loaded, keep_base)
     setattr(unet, _ATTRIBUTE, erasures)
+    for told in (*disturbed(pipe, erasures, found), *_silenced(mode, found)):
+        warn(told, stacklevel=2)
     return found[0] if alone else found
 
 
@@ -131,13 +160,25 @@ def unload_erasures(pipe: Any) -> None:
 
 
 def list_erasures(pipe: Any) -> dict[str, Loaded]:
-    """Name -> what is erased, in the order of loading."""
-    loaded = _erasures(denoiser_of(pipe)).loaded
+    """Name -> what is erased, in the order of loading.
+
+    Interference is measured on text states, without sampling; it is empty where there is no text
+    encoder to ask.
+    """
+    unet = denoiser_of(pipe)
+    erasures = _erasures(unet)
+    disturbing = interferences(pipe, erasures)
     return {
         name: Loaded(
-            force.adapter.config.concept, force.adapter.config.target, force.strength, force.mode
+            force.adapter.config.concept,
+            force.adapter.config.target,
+            force.strength,
+            force.mode,
+            force.source,
+            force.commit,
+            disturbing.get(name, {}),
         )
-        for name, force in loaded.items()
+        for name, force in erasures.loaded.items()
     }
 
 
@@ -226,6 +267,17 @@ def erasures_disabled(pipe: Any) -> Iterator[None]:
         erasures.become(_plain(unet), loaded)
 
 
+def _read(source: Source, hub: Mapping[str, Any]) -> tuple[EraserAdapter, str | None]:
+    """An eraser, and the commit it was read from."""
+    if isinstance(source, EraserAdapter):
+        return source, None
+    return EraserAdapter.from_pretrained(source, **hub), commit_of(source, CONFIG_NAME, **hub)
+
+
+def _silenced(mode: str, names: Sequence[str]) -> list[str]:
+    return [f"{name!r}: {SILENCED_BY}." for name in names if mode == "adapter"]
+
+
 def _erasures(unet: nn.Module) -> Erasures:
     found: Erasures | None = getattr(unet, _ATTRIBUTE, None)
     return found or Erasures()
@@ -281,12 +333,13 @@ def _fused(unet: nn.Module) -> bool:
 
 
 def _mode(mode: str, unet: nn.Module, adapter: EraserAdapter) -> Mode:
-    if mode not in ("auto", "bake", "hook"):
-        raise ErasureError(f"No mode {mode!r}. Known: auto, bake, hook.")
+    known = get_args(AnyMode)
+    if mode not in known:
+        raise ErasureError(f"No mode {mode!r}. Known: {', '.join(known)}.")
     if mode == "auto":
         layers = (linear(unet, path) for path in adapter.paths(unet))
         return "bake" if all(map(rewritable, layers)) else "hook"
-    return "hook" if mode == "hook" else "bake"
+    return cast(Mode, mode)
 
 
 def _each(what: str, given: Any, count: int) -> list[Any]:

@@ -11,6 +11,10 @@ from diffusers_erase.crossattention import projections
 from diffusers_erase.runtime import hooking
 
 
+# random erasers disturb one another, and loading them says so
+pytestmark = pytest.mark.filterwarnings("ignore:The eraser")
+
+
 def hooks(unet):
     return sum(len(layer._forward_hooks) for layer in projections(unet).values())
 

@@ -10,6 +10,10 @@ from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.crossattention import projections
 
 
+# random erasers disturb one another, and loading them says so
+pytestmark = pytest.mark.filterwarnings("ignore:The eraser")
+
+
 def weights(unet):
     return {k: v.clone() for k, v in unet.state_dict().items()}
 

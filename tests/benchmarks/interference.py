@@ -1,0 +1,78 @@
+"""From which interference on another eraser spoils an erasure: what `load_erasure` warns of.
+
+python tests/benchmarks/interference.py --out build/interference.jsonl
+
+An eraser at strength 1, and beside it another one at several strengths, made without being told of
+the former: how much of the concept comes back, and what the text states said before any picture.
+"""
+
+import argparse
+from itertools import pairwise, permutations
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from erasure import Pictures, asked, concept_of, hits
+from journal import write, written
+
+from diffusers_erase.making import erase
+from diffusers_erase.playground import load_pipeline
+
+
+CONCEPTS = ("truck", "bus", "plane", "pine", "van gyre")
+RECIPES, STRENGTHS = ("uce", "closed-form"), (1.0, 2.0, 4.0)
+EDGES = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, float("inf"))
+PICTURES = 24
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    rows = ["| interference | pairs | left alone | left beside the other, mean (worst) |"]
+    rows.append("| --- | --- | --- | --- |")
+    for low, high in pairwise(EDGES):
+        own = [line for line in lines if low <= line["interference"] < high]
+        if own:
+            alone, left = ([100 * line[k] / line["n"] for line in own] for k in ("alone", "beside"))
+            ends = f"{low:g} to {high:g}"
+            rows.append(
+                f"| {ends} | {len(own)} | {mean(alone):.1f} % | {mean(left):.1f} % "
+                f"({max(left):.0f}) |"
+            )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--concepts", nargs="+", default=list(CONCEPTS))
+    parser.add_argument("--out", type=Path, default=Path("build/interference.jsonl"))
+    options = parser.parse_args()
+    lines = written(options.out)
+    done = {(line["recipe"], line["concept"], line["other"], line["strength"]) for line in lines}
+    pictures = Pictures()
+    for recipe in RECIPES:
+        erasers = {
+            name: erase(load_pipeline(), concept_of(name), recipe=recipe)
+            for name in options.concepts
+        }
+        for name, other in permutations(options.concepts, 2):
+            several = asked(name, name, PICTURES)
+            pipe = load_pipeline()
+            pipe.load_erasure(erasers[name], name=name)
+            alone = hits(several, pictures.seen(pipe, several))
+            pipe.load_erasure(erasers[other], name=other, strength=0.0)
+            for strength in STRENGTHS:
+                if (recipe, name, other, strength) in done:
+                    continue
+                pipe.set_erasure_strength(other, strength)
+                line = {"recipe": recipe, "concept": name, "other": other, "strength": strength}
+                line["target"] = erasers[name].config.target
+                line["interference"] = pipe.list_erasures()[name].interference[other]
+                beside = hits(several, pictures.seen(pipe, several))
+                line |= {"alone": alone.hits, "beside": beside.hits, "n": alone.n}
+                lines.append(line)
+                write(options.out, line)
+                print(line, flush=True)
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    main()

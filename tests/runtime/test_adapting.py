@@ -1,0 +1,157 @@
+"""Erasers as ordinary adapters: what they draw, what silences them, and how they are taken off."""
+
+import pytest
+import torch
+
+from diffusers_erase import EraserAdapter, ErasureError, Vocabulary, erase
+from diffusers_erase.adapter import EraserConfig
+from diffusers_erase.crossattention import projections
+from diffusers_erase.runtime import adapting
+
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The eraser"),
+    pytest.mark.filterwarnings("ignore:.*an ordinary adapter is switched off"),
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config`"),
+]
+
+
+@pytest.fixture
+def style(make_eraser, untrained, tmp_path):
+    """Somebody's LoRA, in a folder."""
+    return make_eraser(untrained.unet, seed=9, scale=0.3).save_pretrained(tmp_path / "style")
+
+
+def state(unet):
+    return {k: v.clone() for k, v in unet.state_dict().items()}
+
+
+def same(unet, before):
+    after = unet.state_dict()
+    return after.keys() == before.keys() and all(torch.equal(after[k], before[k]) for k in after)
+
+
+def test_it_draws_what_the_weights_would_and_leaves_no_trace(untrained, make_eraser, picture):
+    before = state(untrained.unet)
+    several = [
+        make_eraser(untrained.unet, seed=1, scale=0.4, parts=("to_q", "to_k", "to_out.0")),
+        make_eraser(untrained.unet, seed=2, scale=0.4, concept="v. gyre", rank=3),
+    ]
+    untrained.load_erasure(several, strength=[0.7, -0.5])
+    baked = picture(untrained)
+    untrained.unload_erasures()
+    with pytest.warns(UserWarning, match="an ordinary adapter is switched off"):
+        untrained.load_erasure(several, strength=[0.1, -0.5], mode="adapter")
+    assert abs(picture(untrained) - baked).max() > 1e-3
+    untrained.set_erasure_strength("car", 0.7)
+    assert abs(picture(untrained) - baked).max() < 1e-5
+    assert untrained.verify_erasures() == pytest.approx({"car": 1, "v. gyre": 1})
+    assert not any(p.requires_grad for n, p in untrained.unet.named_parameters() if "lora" in n)
+    with untrained.erasures_disabled():
+        assert same(untrained.unet, before)
+    assert abs(picture(untrained) - baked).max() < 1e-5
+    untrained.unload_erasure("car")
+    untrained.load_erasure(several[0], strength=0.7)  # one of each
+    assert abs(picture(untrained) - baked).max() < 1e-5
+    untrained.unload_erasures()
+    assert same(untrained.unet, before)
+    assert not getattr(untrained.unet, "peft_config", {})
+
+
+def test_a_text_map_is_worn_as_the_lora_it_amounts_to(untrained, picture):
+    eraser = erase(untrained, "car", vocabulary=Vocabulary(("oak", "cat", "van")), recipe="uce")
+    untrained.load_erasure(eraser)
+    baked = picture(untrained)
+    untrained.load_erasure(eraser.portable, name="again", strength=0.5, mode="adapter")
+    both = picture(untrained)
+    untrained.unload_erasures()
+    untrained.load_erasure(eraser, strength=1.5)
+    assert abs(picture(untrained) - both).max() < 1e-5
+    assert abs(both - baked).max() > 1e-4
+
+
+def test_what_silences_it_is_verified_and_the_next_change_puts_it_back(
+    untrained, make_eraser, picture, style
+):
+    untrained.load_erasure(make_eraser(untrained.unet, scale=0.4), mode="adapter")
+    for silence in (
+        lambda: untrained.load_lora_weights(style, adapter_name="S"),
+        lambda: untrained.set_adapters("S"),
+        lambda: untrained.unload_lora_weights(),
+    ):
+        assert untrained.verify_erasures() == pytest.approx({"car": 1})
+        silence()
+        assert untrained.verify_erasures() == {"car": 0}
+        untrained.set_erasure_strength("car", 1.0)
+    untrained.disable_lora()
+    assert untrained.verify_erasures() == {"car": 0}
+
+
+def test_adapters_of_others_stay_as_they_are(untrained, make_eraser, picture, style):
+    untrained.load_lora_weights(style, adapter_name="S")
+    untrained.load_lora_weights(style, adapter_name="idle")
+    untrained.set_adapters("S", 0.3)
+    styled = picture(untrained)
+    untrained.load_erasure(make_eraser(untrained.unet, scale=0.4), mode="adapter")
+    both = picture(untrained)
+    assert untrained.get_active_adapters() == ["S", "erasure_car"]
+    untrained.unload_erasures()
+    assert untrained.get_active_adapters() == ["S"]
+    assert untrained.get_list_adapters() == {"unet": ["S", "idle"]}
+    assert abs(picture(untrained) - styled).max() < 1e-6
+    assert abs(both - styled).max() > 1e-3
+
+
+def test_if_it_cannot_be_put_on_everything_is_as_it_was(
+    untrained, make_eraser, picture, monkeypatch
+):
+    unet = untrained.unet
+    untrained.load_erasure(make_eraser(unet, seed=1, concept="baked"))
+    untrained.load_erasure(make_eraser(unet, seed=2, concept="worn"), mode="adapter")
+    before, drawn = state(unet), picture(untrained)
+    put_on = adapting._put_on
+
+    def failing(*args):
+        put_on(*args)
+        monkeypatch.undo()
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(adapting, "_put_on", failing)
+    with pytest.raises(MemoryError):
+        untrained.load_erasure(make_eraser(unet, seed=3), mode="adapter")
+    assert list(untrained.list_erasures()) == ["baked", "worn"]
+    assert same(unet, before)
+    assert untrained.verify_erasures() == pytest.approx({"baked": 1, "worn": 1}, abs=1e-3)
+    assert abs(picture(untrained) - drawn).max() == 0
+
+
+def test_if_a_hook_refuses_adapters_and_weights_are_as_they_were(
+    untrained, make_eraser, monkeypatch
+):
+    unet = untrained.unet
+    untrained.load_erasure(make_eraser(unet, seed=1, concept="worn"), mode="adapter")
+    before = state(unet)
+
+    def refuse(*_, **__):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(torch.nn.Linear, "register_forward_hook", refuse)
+    with pytest.raises(MemoryError):
+        untrained.load_erasure(make_eraser(unet, seed=2), mode="hook")
+    assert same(unet, before)
+    assert untrained.verify_erasures() == pytest.approx({"worn": 1})
+
+
+def test_modes_are_named(untrained, make_eraser):
+    with pytest.raises(ErasureError, match=r"No mode 'peft'.*auto, bake, hook, adapter"):
+        untrained.load_erasure(make_eraser(untrained.unet), mode="peft")
+
+
+def test_names_that_peft_would_not_take_are_taken(untrained, make_eraser):
+    layers = projections(untrained.unet, ("to_k",))
+    path, layer = next(iter(layers.items()))
+    factors = {path: (torch.ones(1, layer.in_features), torch.ones(layer.out_features, 1))}
+    eraser = EraserAdapter(factors, EraserConfig("a.b/c d", rank=1))
+    untrained.load_erasure(eraser, mode="adapter")
+    assert untrained.verify_erasures() == {"a.b/c d": 1}
+    untrained.unload_erasures()
