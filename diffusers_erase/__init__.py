@@ -12,12 +12,14 @@ from diffusers_erase.errors import ErasureError
 
 
 if TYPE_CHECKING:
-    from diffusers_erase.adapter import EraserAdapter, EraserConfig
+    from diffusers_erase.adapter import EraserAdapter
     from diffusers_erase.concepts import Concept, Vocabulary
+    from diffusers_erase.config import EraserConfig
     from diffusers_erase.editing.recipes import Edit
     from diffusers_erase.evaluation.probe import probe
     from diffusers_erase.making import erase
     from diffusers_erase.making.debiasing import debias
+    from diffusers_erase.making.stacked import stack
     from diffusers_erase.runtime.plugin import (
         erasures_disabled,
         export_erased,
@@ -40,7 +42,7 @@ _ROOMS = {
     "Concept": "concepts",
     "Edit": "editing.recipes",
     "EraserAdapter": "adapter",
-    "EraserConfig": "adapter",
+    "EraserConfig": "config",
     "Fixed": "training.targets",
     "Nearest": "training.targets",
     "Recipe": "training.recipes",
@@ -55,6 +57,7 @@ _ROOMS = {
     "load_erasure": "runtime.plugin",
     "probe": "evaluation.probe",
     "set_erasure_strength": "runtime.plugin",
+    "stack": "making.stacked",
     "train": "training.trainer",
     "unload_erasure": "runtime.plugin",
     "unload_erasures": "runtime.plugin",
@@ -83,6 +86,7 @@ __all__ = [
     "load_erasure",
     "probe",
     "set_erasure_strength",
+    "stack",
     "train",
     "uninstall",
     "unload_erasure",

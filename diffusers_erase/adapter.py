@@ -4,23 +4,22 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from warnings import warn
 
 import torch
 from huggingface_hub import HfApi
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffusers_erase.card import model_card
+from diffusers_erase.config import CONFIG_NAME, EraserConfig, versions
 from diffusers_erase.crossattention import (
-    COMPONENTS,
     Factors,
     component,
+    denoiser_of,
     fingerprint,
     linear,
     text_layers,
@@ -28,89 +27,25 @@ from diffusers_erase.crossattention import (
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.folders import check_folder, whole_folder
 from diffusers_erase.hub import fetch
+from diffusers_erase.layouts import (
+    Opened,
+    changes_in,
+    factors_in,
+    holds_lora,
+    kohya_keys,
+    opened,
+    peft_keys,
+)
+from diffusers_erase.lowrank import compressed, split
 from diffusers_erase.textmap import TextMap
 
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 MAP_NAME = "text_map.safetensors"
-CONFIG_NAME = "erasure_config.json"
 
-_PLAIN_TYPES: dict[str, type] = {
-    "synonyms": list,
-    "parameters": dict,
-    "fingerprint": dict,
-    "results": dict,
-    "versions": dict,
-    "rank": int,
-    "payloads": list,
-}
-
-
-@dataclass(frozen=True)
-class EraserConfig:
-    """What an eraser erases, to what, in which model, how it was made: `erasure_config.json`."""
-
-    concept: str
-    kind: str = "object"
-    synonyms: tuple[str, ...] = ()
-    target: str | None = None
-    """What the concept is answered as; None for the same prompt without it."""
-    recipe: str = ""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    """Every number the recipe ran with."""
-    base_model: str = ""
-    fingerprint: Mapping[str, Any] = field(default_factory=dict)
-    """Class, text width and cross-attention size of the denoiser it was made for."""
-    rank: int = 0
-    payloads: tuple[str, ...] = ("lora",)
-    """What there is of `lora` and `text_map`."""
-    results: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    unknown: Mapping[str, Any] = field(default_factory=dict)
-    """Keys that a newer version wrote; kept, and written back."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        known = asdict(self)
-        plain: dict[str, Any] = json.loads(json.dumps({**known.pop("unknown"), **known}))
-        return plain
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "EraserConfig":
-        """The inverse of `to_dict`; unknown keys are kept and warned about."""
-        if not isinstance(content, Mapping) or not isinstance(content.get("concept"), str):
-            raise ErasureError(
-                f"{CONFIG_NAME} names no concept; it was not written by diffusers_erase."
-            )
-        wrong = [
-            name
-            for name, kind in _PLAIN_TYPES.items()
-            if not isinstance(content.get(name, kind()), kind)
-        ]
-        if wrong:
-            raise ErasureError(f"{CONFIG_NAME} is damaged: '{wrong[0]}' is not what it should be.")
-        names = {f.name for f in fields(cls)} - {"unknown"}
-        known = {name: value for name, value in content.items() if name in names}
-        unknown = {name: value for name, value in content.items() if name not in names}
-        if unknown:
-            warn(
-                f"{CONFIG_NAME} was written by another version; kept but not understood: "
-                f"{', '.join(unknown)}.",
-                stacklevel=3,
-            )
-        for name in ("synonyms", "payloads"):
-            known |= {name: tuple(known[name])} if name in known else {}
-        return cls(**known, unknown=unknown)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What one concept is answered as, and the rivals with their scores."""
-
-    concept: str
-    target: str | None
-    how: str
-    scores: dict[str, float] = field(default_factory=dict)
+_NO_ERASER = (
+    "it is a LoRA, but no eraser. `EraserAdapter.from_checkpoint(file, concept)` makes one of it."
+)
 
 
 @dataclass(frozen=True)
@@ -217,7 +152,7 @@ class EraserAdapter:
     def _write(self, folder: Path, repo_id: str) -> None:
         content = self.config.to_dict()
         if self.factors:
-            self._write_lora(folder, content)
+            self._write_lora(folder, re.sub(r"[^\w.-]", "-", repo_id.split("/")[-1]), content)
         if self.text_map is not None:
             pair = {"U": self.text_map.U.float(), "V": self.text_map.V.float()}
             contiguous = {name: value.contiguous() for name, value in pair.items()}
@@ -225,46 +160,31 @@ class EraserAdapter:
         (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(model_card(content, repo_id), encoding="utf-8")
 
-    def _write_lora(self, folder: Path, content: Mapping[str, Any]) -> None:
-        tensors: dict[str, Tensor] = {}
+    def _write_lora(self, folder: Path, name: str, content: Mapping[str, Any]) -> None:
         part = component(str(self.config.fingerprint.get("denoiser", "")))
-        for path, (A, B) in self.factors.items():
-            tensors[f"{part}.{path}.lora_A.weight"] = A.contiguous()
-            tensors[f"{part}.{path}.lora_B.weight"] = B.contiguous()
-        ranks = {path: len(A) for path, (A, _) in self.factors.items()}
-        rank = max(ranks.values())
-        others = {path: r for path, r in ranks.items() if r != rank}
-        # exactly the fields that old and new diffusers read; alpha == rank keeps the strength
-        lora = {
-            "r": rank,
-            "lora_alpha": rank,
-            "rank_pattern": others,
-            "alpha_pattern": others,
-            "target_modules": sorted(ranks),
-            "use_dora": False,
-            "lora_bias": False,
-        }
-        header = {
-            "format": "pt",
-            "lora_adapter_metadata": json.dumps(
-                {f"{part}.{key}": value for key, value in lora.items()}
-            ),
-            "erasure": json.dumps(content),
-        }
-        save_file(tensors, folder / WEIGHTS_NAME, header)
+        story = {"format": "pt", "erasure": json.dumps(content)}
+        tensors, lora = peft_keys(self.factors, part)
+        save_file(tensors, folder / WEIGHTS_NAME, {**story, "lora_adapter_metadata": lora})
+        if part == "unet":  # of transformers, everyone's user interface names the layers otherwise
+            tensors, header = kohya_keys(self.factors)
+            title = {"modelspec.title": f"Erases {self.config.concept}"}
+            save_file(tensors, folder / f"{name}.safetensors", {**header, **title, **story})
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **hub: Any) -> "EraserAdapter":
-        """Read an eraser from a folder or from the Hub.
+        """Read an eraser from a folder, a file or the Hub.
 
         Args:
-            source: a folder written by `save_pretrained`, or a Hub id such as `user/erase-vangogh`.
+            source: a folder written by `save_pretrained`, one of the LoRA files in it, or a Hub id
+                such as `user/erase-vangogh`.
             **hub: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`,
                 `force_download`.
 
         Raises:
             ErasureError: nothing there, or not an eraser; safetensors only, nothing is executed.
         """
+        if Path(source).is_file():
+            return cls._from_file(opened(Path(source)))
         try:
             content = json.loads(fetch(source, CONFIG_NAME, **hub).read_text(encoding="utf-8"))
         except ErasureError:
@@ -276,12 +196,84 @@ class EraserAdapter:
         factors: dict[str, Factors] = {}
         header: dict[str, Any] = {}
         if "lora" in payloads:
-            factors, header = _read(fetch(source, WEIGHTS_NAME, **hub))
+            file = opened(fetch(source, WEIGHTS_NAME, **hub))
+            factors, header = factors_in(file), _story(file)
         if known is None and not header:
-            raise ErasureError(f"'{source}' holds no {CONFIG_NAME}: it is a LoRA, but no eraser.")
+            raise ErasureError(f"'{source}' holds no {CONFIG_NAME}: {_NO_ERASER}")
         known = known or EraserConfig.from_dict(header)
         mapped = "text_map" in known.payloads
         return cls(factors, known, _read_map(fetch(source, MAP_NAME, **hub)) if mapped else None)
+
+    @classmethod
+    def _from_file(cls, file: Opened) -> "EraserAdapter":
+        story = _story(file)
+        if not story:
+            raise ErasureError(f"'{file.path}' tells nothing of an erasure: {_NO_ERASER}")
+        config = EraserConfig.from_dict(story)
+        return cls(factors_in(file), replace(config, payloads=("lora",)))
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        concept: str,
+        *,
+        base: Any = None,
+        rank: int | None = None,
+        target: str | None = None,
+        kind: str = "object",
+    ) -> "EraserAdapter":
+        """An eraser out of what somebody else left: a LoRA file, or weights that were rewritten.
+
+        Of whole weights it is W - W0, split by SVD: exact at the numerical rank, or the best of a
+        rank; `config.parameters["kept_energy"]` is the share of the change's energy that is kept.
+
+        Args:
+            path: a safetensors file: a LoRA with the keys of peft, diffusers or kohya, or a
+                denoiser's weights, all of them or some, named as in diffusers.
+            concept: what it erases.
+            base: the pipeline, or its denoiser, with the original weights; for a LoRA it may be
+                omitted.
+            rank: largest rank of a layer; as high as need be if omitted.
+            target: what the concept is answered as, if that is known.
+            kind: of concept.
+
+        Raises:
+            ErasureError: no such file, no base, another architecture, a change that no LoRA on
+                linear layers can hold, or no change at all.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ErasureError(f"There is no file '{path}'.")
+        unet = None if base is None else denoiser_of(base)
+        file = opened(path)
+        if holds_lora(file):
+            known = [p for p, m in unet.named_modules() if isinstance(m, nn.Linear)] if unet else ()
+            split_up = {p: compressed(*f, rank) for p, f in factors_in(file, known).items()}
+        elif unet is None:
+            raise ErasureError(
+                f"'{path}' holds whole weights and no LoRA; pass the pipeline they were made from "
+                "as `base`, to tell what was changed."
+            )
+        else:
+            split_up = {p: split(D, rank) for p, D in changes_in(file, unet).items()}
+        energy = {p: float((B @ A).square().sum()) for p, (A, B, _) in split_up.items()}
+        all_of_it = sum(energy[p] / kept for p, (_, _, kept) in split_up.items())
+        config = EraserConfig(
+            concept,
+            kind=kind,
+            target=target,
+            recipe="imported",
+            parameters={"file": path.name, "kept_energy": sum(energy.values()) / all_of_it},
+            base_model=str(getattr(base, "name_or_path", "") or ""),
+            fingerprint=fingerprint(unet) if unet else {},
+            rank=max(len(A) for A, _, _ in split_up.values()),
+            versions=versions(),
+        )
+        eraser = cls({p: (A, B) for p, (A, B, _) in split_up.items()}, config)
+        if unet is not None:
+            eraser.check(unet)
+        return eraser
 
     def push_to_hub(
         self,
@@ -313,20 +305,18 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         ErasureError: it exists without `overwrite`, holds something else than an eraser, or
             cannot be written.
     """
-    check_folder(
-        folder, overwrite=overwrite, marker=CONFIG_NAME, known=(WEIGHTS_NAME, MAP_NAME, "README.md")
-    )
+    known = (WEIGHTS_NAME, MAP_NAME, "README.md", *_our_files(folder))
+    check_folder(folder, overwrite=overwrite, marker=CONFIG_NAME, known=known)
 
 
-def versions() -> dict[str, str]:
-    """The versions an eraser is made with."""
-    found = {}
-    for package in ("diffusers-erase", "torch", "diffusers", "transformers", "peft"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+def _our_files(folder: Path) -> list[str]:
+    """LoRA files in a folder whose header tells of an erasure, whatever they are called."""
+    found = folder.glob("*.safetensors") if folder.is_dir() else ()
+    names = []
+    for path in found:
+        with suppress(ErasureError):
+            names += [path.name] if _story(opened(path)) else []
+    return names
 
 
 def _shape(tensor: Tensor) -> str:
@@ -343,32 +333,16 @@ def _describe(found: Mapping[str, Any]) -> str:
 
 
 def _read_map(path: Path) -> TextMap:
-    try:
-        with safe_open(path, "pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ErasureError(f"'{path}' is no readable safetensors file: {error}.") from error
+    found = opened(path).tensors
     if found.keys() != {"U", "V"} or not all(x.is_floating_point() for x in found.values()):
         raise ErasureError(f"'{path}' holds {', '.join(sorted(found))}, and not a text map.")
     return TextMap(found["U"].double(), found["V"].double())
 
 
-def _read(path: Path) -> tuple[dict[str, Factors], dict[str, Any]]:
-    """LoRA factors by layer, and what the file's header says of the erasure."""
+def _story(file: Opened) -> dict[str, Any]:
+    """What the file's header says of the erasure; empty for the LoRAs of others."""
     try:
-        with safe_open(path, "pt") as file:
-            names = list(file.keys())
-            tensors = {key: file.get_tensor(key) for key in names}
-            header = json.loads((file.metadata() or {}).get("erasure", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ErasureError(f"'{path}' is no readable safetensors file: {error}.") from error
-    halves: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        match = re.fullmatch(rf"(?:{'|'.join(COMPONENTS)})\.(.+)\.lora_([AB])\.weight", key)
-        if match is None or not value.is_floating_point():
-            raise ErasureError(f"'{path}' holds '{key}', which is no LoRA weight of a denoiser.")
-        halves.setdefault(match[1], {})[match[2]] = value.float()
-    single = [layer for layer, pair in halves.items() if len(pair) != 2]
-    if single:
-        raise ErasureError(f"'{path}' lacks one of the two LoRA factors of '{single[0]}'.")
-    return {layer: (pair["A"], pair["B"]) for layer, pair in halves.items()}, header
+        told = json.loads(file.header.get("erasure", "{}"))
+    except ValueError as error:
+        raise ErasureError(f"'{file.path}' has a broken header: {error}.") from error
+    return told if isinstance(told, dict) else {}

@@ -1,4 +1,4 @@
-"""The command line: diffusers-erase demo | train | edit | generate.
+"""The command line: diffusers-erase demo | train | edit | stack | generate.
 
 Heavy imports wait inside the commands, so that help is there at once.
 """
@@ -216,7 +216,7 @@ def edit(
 
     from diffusers_erase.adapter import check_output
     from diffusers_erase.concepts import Concept, Vocabulary
-    from diffusers_erase.editing.reading import denoiser_name, read_weights
+    from diffusers_erase.editing.reading import read_weights
     from diffusers_erase.making.by_algebra import solved
     from diffusers_erase.making.order import Order, edit_of
     from diffusers_erase.runs import told, with_numbers
@@ -236,16 +236,59 @@ def edit(
         seed=seed,
     )
     check_output(output, overwrite=overwrite)
-    weights = None
-    if model == "playground":
-        pipe = _open(model)
-    else:
-        pipe = _open(model, **{denoiser_name(model): None}, vae=None)
-        weights = None if portable else read_weights(model)
+    pipe = _open(model, **_without_denoiser(model))
+    weights = None if portable or model == "playground" else read_weights(model)
     cache = Path(HF_HOME) / "diffusers-erase"
     eraser = solved(pipe, order, weights=weights, cache=cache)
     (eraser.portable if portable else eraser).save_pretrained(output, overwrite=overwrite)
     typer.echo(told(output, eraser))
+
+
+@app.command()
+def stack(
+    erasers: Annotated[list[str], typer.Argument(help="Folders or Hub ids.")],
+    output: Annotated[
+        Path, typer.Option("--output", "--output-dir", "-o", help="Folder for the one of all.")
+    ],
+    fusion: Annotated[
+        str, typer.Option(help="'sum', exactly, or 'gram', in which they know of one another.")
+    ] = "sum",
+    strength: Annotated[
+        list[float] | None, typer.Option(help="One for each eraser, in their order; 1 if omitted.")
+    ] = None,
+    protect: Annotated[
+        list[str] | None, typer.Option(help="A prompt that must not change at all; repeatable.")
+    ] = None,
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="Words that fusion spares, one a line.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="Whose text encoder fusion and protection ask.")
+    ] = "playground",
+    rank: Annotated[
+        int | None, typer.Option(help="Largest; as high as need be if omitted.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make one eraser of several."""
+    from diffusers_erase.adapter import check_output
+    from diffusers_erase.concepts import Vocabulary
+    from diffusers_erase.making.stacked import stack as stacked
+
+    check_output(output, overwrite=overwrite)
+    asks = fusion == "gram" or protect
+    together = stacked(
+        erasers,
+        _open(model, **_without_denoiser(model)) if asks else None,
+        fusion=fusion,  # type: ignore[arg-type]
+        strengths=strength or None,
+        protect=protect or (),
+        vocabulary=Vocabulary.read(vocabulary) if vocabulary else (),
+        rank=rank,
+    )
+    together.save_pretrained(output, overwrite=overwrite)
+    config, kept = together.config, together.config.parameters["kept_energy"]
+    typer.echo(f"Wrote {output}: erases {config.concept}; rank {config.rank}, {kept:.1%} kept.")
 
 
 @app.command()
@@ -264,7 +307,7 @@ def generate(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw pictures with erasers loaded."""
-    from diffusers_erase.evaluation.metrics import draw
+    from diffusers_erase.evaluation.metrics import draw, row
     from diffusers_erase.runtime.plugin import load_erasure
 
     _check_file(out, overwrite=overwrite)
@@ -273,7 +316,7 @@ def generate(
         load_erasure(pipe, source, name=source, strength=strength)
     pictures = draw(pipe, [prompt] * count, guidance=guidance, steps=steps, seed=seed)
     draft = out.with_name(f".{out.name}.draft")
-    _row(pictures).save(draft, format="PNG")
+    row(pictures).save(draft, format="PNG")
     draft.replace(out)
     typer.echo(f"Wrote {out}")
 
@@ -292,6 +335,13 @@ def _open(model: str, **parts: Any) -> Any:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ErasureError(f"Cannot open the model '{model}': {reason}") from error
     return pipe.to(_device())
+
+
+def _without_denoiser(model: str) -> dict[str, None]:
+    """Parts of a pipeline to leave out where its texts are enough."""
+    from diffusers_erase.editing.reading import denoiser_name
+
+    return {} if model == "playground" else {denoiser_name(model): None, "vae": None}
 
 
 def _own_words(model: str, kind: str) -> Any:
@@ -320,16 +370,6 @@ def _check_file(path: Path, *, overwrite: bool) -> None:
         raise ErasureError(f"'{path}' exists already; choose another file or pass --overwrite.")
     if not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
         raise ErasureError(f"There is no folder '{path.parent}' one could write '{path.name}' to.")
-
-
-def _row(pictures: list[Any]) -> Any:
-    from PIL import Image
-
-    width, height = pictures[0].size
-    row = Image.new("RGB", (width * len(pictures), height))
-    for i, picture in enumerate(pictures):
-        row.paste(picture, (i * width, 0))
-    return row
 
 
 def _quiet() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from diffusers_erase.adapter import CONFIG_NAME, EraserAdapter, check_output
+from diffusers_erase.adapter import EraserAdapter, check_output
 from diffusers_erase.concepts import Concept, Kind
+from diffusers_erase.config import CONFIG_NAME
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.making import erase

@@ -2,19 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from diffusers_erase.adapter import EraserAdapter, EraserConfig, versions
+from diffusers_erase.adapter import EraserAdapter
+from diffusers_erase.config import EraserConfig, versions
 from diffusers_erase.crossattention import Factors, reads_text
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.lowrank import compressed
 from diffusers_erase.subspace import inverted
 from diffusers_erase.textmap import TextMap
 
 
+Rest = Literal["sum", "nothing"]
+"""What a fusion does to texts of no eraser's concept."""
+
 SPARE, RIDGE = 1.0, 1e-4
-"""κ and λ of `fused`: its erasers have spared the rest once before, so less is asked again."""
+"""κ and λ of `fused`."""
 
 
 def summed(erasers: Sequence[EraserAdapter]) -> EraserAdapter:
@@ -46,25 +52,31 @@ def fused(
     met: Sequence[Tensor],
     spared: Tensor,
     *,
+    rest: Rest = "sum",
     hold: Tensor | None = None,
     spare: float = SPARE,
     ridge: float = RIDGE,
 ) -> EraserAdapter:
-    """argmin_D  Σ_i mean |(D - D_i) E_i|^2 + κ mean |D R|^2 + λ |D|^2,   D Q = 0
-
-    = Σ_i B_i A_i',  A_i' = A_i G_i F (F^T (Σ_j G_j + κ S + λ I) F)^-1 F^T
+    """argmin_D  Σ_i mean |(D - D_i) E_i|^2 + κ mean |(D - D_0) R|^2 + λ |D - D_0|^2,   D Q = D_0 Q
 
     On the states of its own concept every eraser does what it did alone, and on those of the others
-    nothing. MACE's closed-form fusion (arXiv 2403.06135), with held prompts, which the
-    plain form gives up: F is a basis of what is free of them. Every B stays, every A is rewritten,
-    so this is a LoRA with the sum of the ranks, for trained and solved erasers alike. Layers that
-    do not read the text are summed.
+    nothing. With M = Σ_j G_j + κ S + λ I and F a basis of what is free of Q,
+
+        D_0 = Σ_i D_i:  A_i' = A_i (I - (Σ_{j≠i} G_j) F (F^T M F)^-1 F^T)
+        D_0 = 0:        A_i' = A_i G_i F (F^T M F)^-1 F^T
+
+    The second is MACE's closed-form fusion (arXiv 2403.06135), with held prompts, which the plain
+    form gives up; it forgets how the erasers themselves spare the rest. Every B stays, every A is
+    rewritten, so this is a LoRA with the sum of the ranks, for trained and solved erasers alike.
+    Layers that do not read the text are summed.
 
     Args:
         erasers: made from the same base.
         met: G_i = E[e e^T], width x width, of the text states that each eraser is for.
         spared: S = E[r r^T], width x width, of those that none of them is to change.
-        hold: Q, orthonormal columns, width x h, that must not change at all.
+        rest: what is done to those: what the plain `sum` does (D_0 = Σ_i D_i), for erasers that
+            were told what to spare, or `nothing` (D_0 = 0).
+        hold: Q, orthonormal columns, width x h, for which fusion changes nothing.
         spare: κ.
         ridge: λ, relative to the mean square of what is solved for.
 
@@ -74,12 +86,47 @@ def fused(
     _check(erasers)
     if len(met) != len(erasers):
         raise ErasureError(f"{len(erasers)} erasers were met in {len(met)} sets of states.")
-    M = torch.stack([G.double().cpu() for G in met]).sum(0) + spare * spared.double().cpu()
+    own = [G.double().cpu() for G in met]
+    together = torch.stack(own).sum(0)
+    M = together + spare * spared.double().cpu()
     M = M + ridge * M.diagonal().mean() * torch.eye(len(M), dtype=M.dtype)
-    alone = [inverted(G.double().cpu(), M, hold) for G in met]  # G_i F (F^T M F)^-1 F^T
-    told = [_through(eraser, N) for eraser, N in zip(erasers, alone, strict=True)]
-    together = summed(told)
-    return replace(together, config=replace(together.config, recipe="gram fusion"))
+    if rest == "sum":
+        told = [torch.eye(len(M), dtype=M.dtype) - inverted(together - G, M, hold) for G in own]
+    else:
+        told = [inverted(G, M, hold) for G in own]
+    fusion = summed([_through(eraser, N) for eraser, N in zip(erasers, told, strict=True)])
+    return replace(fusion, config=replace(fusion.config, recipe="gram fusion"))
+
+
+def held(eraser: EraserAdapter, hold: Tensor) -> EraserAdapter:
+    """D -> D (I - Q Q^T): what is held, Q (orthonormal columns), is answered by nothing."""
+    return _through(eraser, torch.eye(len(hold), dtype=hold.dtype) - hold @ hold.T)
+
+
+def compact(eraser: EraserAdapter, rank: int | None = None) -> tuple[EraserAdapter, float]:
+    """The same change in as few columns as it has, or its best form of a rank; and what is kept.
+
+    `argmin_{rank D' <= r} |D - D'|` for every layer; of a text map, with its own energy.
+    """
+    split_up = {path: compressed(*pair, rank) for path, pair in eraser.factors.items()}
+    energy = [(float((B @ A).square().sum()), kept) for A, B, kept in split_up.values()]
+    T, kept_of_map = eraser.text_map, 1.0
+    if T is not None:
+        A, B, kept_of_map = compressed(T.V.T, T.U, rank)
+        T = TextMap(B.double(), A.double().T)
+    total = sum(size / kept for size, kept in energy)
+    kept = sum(size for size, _ in energy) / total if total else kept_of_map
+    factors = {path: (A, B) for path, (A, B, _) in split_up.items()}
+    ranks = [len(A) for A, _ in factors.values()] or [T.rank if T else 0]
+    config = replace(eraser.config, rank=max(ranks))
+    return EraserAdapter(factors, config, T), min(kept, kept_of_map)
+
+
+def scaled(eraser: EraserAdapter, strength: float) -> EraserAdapter:
+    """The eraser that at strength 1 does what this one does at `strength`."""
+    T = eraser.text_map
+    factors = {path: (A, strength * B) for path, (A, B) in eraser.factors.items()}
+    return replace(eraser, factors=factors, text_map=T and TextMap(strength * T.U, T.V))
 
 
 def interference(

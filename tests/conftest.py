@@ -20,7 +20,8 @@ with warnings.catch_warnings():
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-from diffusers_erase.adapter import EraserAdapter, EraserConfig
+from diffusers_erase.adapter import EraserAdapter
+from diffusers_erase.config import EraserConfig
 from diffusers_erase.crossattention import fingerprint, projections
 from diffusers_erase.playground import load_judge, load_pipeline, model
 

@@ -8,13 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from diffusers_erase.adapter import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    EraserAdapter,
-    EraserConfig,
-    check_output,
-)
+from diffusers_erase.adapter import WEIGHTS_NAME, EraserAdapter, check_output
+from diffusers_erase.config import CONFIG_NAME, EraserConfig
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.runtime.plugin import load_erasure
 

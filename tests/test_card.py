@@ -1,7 +1,7 @@
 from huggingface_hub import ModelCard
 
-from diffusers_erase.adapter import EraserConfig
 from diffusers_erase.card import model_card
+from diffusers_erase.config import EraserConfig
 
 
 def card(**changes):

@@ -69,7 +69,14 @@ def test_edit_from_a_folder_portable_and_not(untrained, tmp_path, monkeypatch):
     (tmp_path / "words.txt").write_text("truck\nvan\noak\n")
     shared = ("edit", "--model", "model", "--concept", "car", "--vocabulary", "words.txt")
     for extra, files in (
-        ((), {"pytorch_lora_weights.safetensors", "text_map.safetensors"}),
+        (
+            (),
+            {
+                "pytorch_lora_weights.safetensors",
+                "eraser.safetensors",
+                "text_map.safetensors",
+            },
+        ),
         (("--portable",), {"text_map.safetensors"}),
     ):
         done = command(*shared, *extra, "--output", "eraser", "--overwrite", folder=tmp_path)

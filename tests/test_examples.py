@@ -1,5 +1,6 @@
 """Every example is short and runs on the playground as a stranger would run it."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
-LEAVES = {"erase_an_object.py": "erase-car.png", "stack_erasers.py": "stack.png"}
+LEAVES = {"erase_an_object.py": "erase-car.png", "stack_and_share.py": "stack.png"}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -25,8 +26,9 @@ def test_it_runs(path, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     if path.name in LEAVES:
         assert (tmp_path / "out" / LEAVES[path.name]).is_file()
-    if path.name == "stack_erasers.py":
+    if path.name == "stack_and_share.py":
         assert "bit for bit: True" in done.stdout
+        assert re.search("differs by [01] of 255", done.stdout)
 
 
 def test_they_are_short():

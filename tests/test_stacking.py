@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from diffusers_erase import EraserAdapter, ErasureError
-from diffusers_erase.adapter import EraserConfig
-from diffusers_erase.stacking import fused, summed
+from diffusers_erase.config import EraserConfig
+from diffusers_erase.stacking import compact, fused, held, scaled, summed
 from diffusers_erase.subspace import row_space
 from diffusers_erase.textmap import TextMap
 
@@ -68,25 +68,68 @@ def test_a_stack_is_saved_and_read_like_any_eraser(tmp_path):
     assert all(torch.equal(again.delta(path), both.delta(path)) for path in PATHS)
 
 
-def test_fusion_is_the_minimum():
+@pytest.mark.parametrize("rest", ["sum", "nothing"])
+def test_fusion_is_the_minimum(rest):
     erasers = [trained("car", seed=1), trained("cat", seed=2)]
     own = [states(3, 4), states(4, 4)]
     spared, hold = states(5, 30), row_space(states(6, 3))
     spare, ridge = 0.5, 1e-3
     together = fused(
-        erasers, [gram(x) for x in own], gram(spared), hold=hold, spare=spare, ridge=ridge
+        erasers,
+        [gram(x) for x in own],
+        gram(spared),
+        rest=rest,
+        hold=hold,
+        spare=spare,
+        ridge=ridge,
     )
     path = PATHS[0]
     moments = sum(gram(x) for x in own) + spare * gram(spared)
     size = ridge * moments.diagonal().mean()
     D = together.delta(path).double().requires_grad_()
-    loss = size * D.square().sum() + spare * (D @ spared.T).square().sum() / len(spared)
+    D_0 = sum(e.delta(path).double() for e in erasers) * (rest == "sum")
+    loss = size * (D - D_0).square().sum()
+    loss = loss + spare * ((D - D_0) @ spared.T).square().sum() / len(spared)
     for eraser, x in zip(erasers, own, strict=True):
         loss = loss + ((D - eraser.delta(path).double()) @ x.T).square().sum() / len(x)
     (gradient,) = torch.autograd.grad(loss, D)
     within = gradient - (gradient @ hold) @ hold.T
     assert within.norm() < 1e-4 * gradient.norm().clamp(min=1)
-    assert (together.delta(path).double() @ hold).norm() < 1e-5
+    assert ((D - D_0) @ hold).norm() < 1e-5
+
+
+def test_what_is_held_is_answered_by_nothing_and_the_rest_as_before():
+    one, Q = trained("car"), row_space(states(6, 3))
+    told = held(one, Q)
+    for path in PATHS[:2]:
+        assert (told.delta(path).double() @ Q).norm() < 1e-5
+        free = torch.eye(WIDTH).double() - Q @ Q.T
+        assert torch.allclose(
+            told.delta(path), (one.delta(path).double() @ free).float(), atol=1e-5
+        )
+    assert torch.equal(told.delta(PATHS[2]), one.delta(PATHS[2]))
+
+
+def test_a_stack_is_as_thin_as_what_it_does():
+    one = trained("car", 2, seed=1)
+    twice, kept = compact(summed([one, scaled(one, 0.5)]))
+    assert (twice.config.rank, kept) == (2, pytest.approx(1))
+    for path in PATHS:
+        assert torch.allclose(twice.delta(path), 1.5 * one.delta(path), atol=1e-4)
+    mapped, _ = compact(summed([solved("car"), solved("car")]))
+    assert mapped.config.rank == mapped.text_map.rank == 2
+    assert torch.allclose(mapped.text_map.change, 2 * solved("car").text_map.change, atol=1e-4)
+
+
+def test_what_a_lower_rank_leaves_out_is_the_energy_that_is_missing():
+    both = summed([trained("car", 2, seed=1), trained("cat", 3, seed=2)])
+    thin, kept = compact(both, 2)
+    energies = [torch.linalg.svdvals(both.delta(path)).square() for path in PATHS]
+    expected = sum(e[:2].sum() for e in energies) / sum(e.sum() for e in energies)
+    assert kept == pytest.approx(float(expected), rel=1e-4)
+    for path, e in zip(PATHS, energies, strict=True):
+        apart = (thin.delta(path) - both.delta(path)).square().sum()
+        assert float(apart) == pytest.approx(float(e[2:].sum()), rel=1e-3)
 
 
 def test_told_of_one_another_erasers_do_what_they_did_alone():

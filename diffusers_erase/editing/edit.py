@@ -7,9 +7,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from diffusers_erase.adapter import Choice
 from diffusers_erase.cache import TensorCache
 from diffusers_erase.concepts import SAID_IN, Concept, Kind, Vocabulary, said
+from diffusers_erase.config import Choice
 from diffusers_erase.editing.prior import own_words, spared
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.rows import Texts, paired, shell, unshared

@@ -61,3 +61,12 @@ def draw(
             chunk, guidance_scale=guidance, num_inference_steps=steps, generator=generators
         ).images
     return pictures
+
+
+def row(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one size, side by side."""
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (width * len(pictures), height))
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (i * width, 0))
+    return sheet

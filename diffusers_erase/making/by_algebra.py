@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from diffusers_erase.adapter import Choice, EraserAdapter
+from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.cache import TensorCache, digest
 from diffusers_erase.concepts import text_fingerprint
+from diffusers_erase.config import Choice
 from diffusers_erase.crossattention import (
     denoiser_of,
     denoiser_or_none,

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from diffusers_erase.adapter import Choice, EraserAdapter
+from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.concepts import Concept, Vocabulary, said
+from diffusers_erase.config import Choice
 from diffusers_erase.crossattention import denoiser_of, text_weights
 from diffusers_erase.editing.blending import Blend
 from diffusers_erase.editing.prior import spared

@@ -9,8 +9,8 @@ from warnings import warn
 
 from torch import Tensor
 
-from diffusers_erase.adapter import Choice, EraserConfig, versions
 from diffusers_erase.concepts import Concept, Vocabulary, encode, unknown_words
+from diffusers_erase.config import Choice, EraserConfig, versions
 from diffusers_erase.editing.recipes import EDITS, Edit
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.runtime.plugin import list_erasures

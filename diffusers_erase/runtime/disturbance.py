@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from diffusers_erase.adapter import EraserConfig
 from diffusers_erase.concepts import TEMPLATES, Concept, encode
+from diffusers_erase.config import EraserConfig
 from diffusers_erase.crossattention import denoiser_of
 from diffusers_erase.runtime.erasures import Erasures
 from diffusers_erase.stacking import interference
@@ -45,14 +45,13 @@ def disturbed(pipe: Any, erasures: Erasures, fresh: Sequence[str]) -> list[str]:
                     '`fusion="gram"` tells them.'
                 )
     for name, force in erasures.loaded.items():
-        target = force.adapter.config.target
+        targets = (force.adapter.config.target or "").split(", ")
         for other, present in erasures.loaded.items():
-            config = present.adapter.config
-            named = target is not None and target in (config.concept, *config.synonyms)
-            if named and other != name and (name in fresh or other in fresh):
+            erased = [target for target in targets if target in present.adapter.config.names]
+            if erased and other != name and (name in fresh or other in fresh):
                 told.append(
-                    f"{name!r} is answered as {target!r}, which {other!r} erases: prompts for the "
-                    "one may still show the other. Make one eraser of both, or give it another "
+                    f"{name!r} is answered as {erased[0]!r}, which {other!r} erases: prompts for "
+                    "the one may still show the other. Make one eraser of both, or give it another "
                     "target."
                 )
     return told

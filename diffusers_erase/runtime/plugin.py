@@ -11,8 +11,9 @@ from warnings import warn
 import torch
 from torch import nn
 
-from diffusers_erase.adapter import CONFIG_NAME, EraserAdapter
+from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.concepts import text_fingerprint
+from diffusers_erase.config import CONFIG_NAME
 from diffusers_erase.crossattention import denoiser_of, linear
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.folders import check_folder, whole_folder

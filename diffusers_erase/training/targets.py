@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from diffusers_erase.adapter import Choice
 from diffusers_erase.concepts import Concept, Vocabulary
+from diffusers_erase.config import Choice
 from diffusers_erase.denoiser import Denoiser
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.trajectories import Trajectories, View

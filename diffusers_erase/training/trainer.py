@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusers_erase.adapter import Choice
+from diffusers_erase.config import Choice
 from diffusers_erase.denoiser import Denoiser
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.training.checkpoints import Checkpoints

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusers_erase.adapter import Choice
 from diffusers_erase.concepts import Concept, Vocabulary
+from diffusers_erase.config import Choice
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.training.targets import (
     PROBE,

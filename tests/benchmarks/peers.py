@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusers_erase.adapter import EraserAdapter, EraserConfig
+from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.concepts import Concept, encode
+from diffusers_erase.config import EraserConfig
 from diffusers_erase.crossattention import fingerprint, projections, text_weights
 from diffusers_erase.textmap import TextMap
 

@@ -18,7 +18,8 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 from diffusers_erase import erase
-from diffusers_erase.adapter import EraserAdapter, EraserConfig
+from diffusers_erase.adapter import EraserAdapter
+from diffusers_erase.config import EraserConfig
 from diffusers_erase.crossattention import TEXT_PARTS, projections
 from diffusers_erase.playground import load_pipeline
 

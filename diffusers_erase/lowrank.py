@@ -1,0 +1,41 @@
+"""The best low-rank form of a change to a weight (Eckart-Young)."""
+
+import torch
+from torch import Tensor
+
+
+def split(change: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor, float]:
+    """A (r x in) and B (out x r) with B A nearest to a change, and the share of energy kept.
+
+    argmin_{rank B A <= r}  |D - B A|_F^2;   kept = |B A|^2 / |D|^2
+
+    Args:
+        change: D, out x in.
+        rank: r; the numerical rank of D in float32 if omitted, and then B A = D up to rounding.
+    """
+    left, sizes, right = torch.linalg.svd(change.float(), full_matrices=False)
+    return _first(left, sizes, right, rank, max(change.shape))
+
+
+def compressed(A: Tensor, B: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor, float]:
+    """The same of a change that is there as B A already, by the SVD of a small core.
+
+    B = Q_b R_b and A^T = Q_a R_a, so B A = Q_b (R_b R_a^T) Q_a^T. Without a rank, columns that
+    several erasers share are taken together and nothing is lost.
+    """
+    Qb, Rb = torch.linalg.qr(B.double())
+    Qa, Ra = torch.linalg.qr(A.double().T)
+    left, sizes, right = torch.linalg.svd(Rb @ Ra.T, full_matrices=False)
+    return _first(Qb @ left, sizes, right @ Qa.T, rank, max(len(B), A.shape[1]))
+
+
+def _first(
+    left: Tensor, sizes: Tensor, right: Tensor, rank: int | None, width: int
+) -> tuple[Tensor, Tensor, float]:
+    energy = sizes.square()
+    if rank is None:
+        rank = int((sizes > sizes.max() * width * torch.finfo(torch.float32).eps).sum())
+    rank = max(1, min(rank, len(sizes)))
+    root = sizes[:rank].sqrt()
+    kept = float(energy[:rank].sum() / energy.sum()) if energy.any() else 1.0
+    return (root[:, None] * right[:rank]).float(), (left[:, :rank] * root).float(), kept

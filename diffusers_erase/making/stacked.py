@@ -1,0 +1,91 @@
+"""Several erasers as one file: their exact sum, or told of one another."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from diffusers_erase.adapter import EraserAdapter
+from diffusers_erase.concepts import TEMPLATES, Concept, Vocabulary, encode, said
+from diffusers_erase.config import EraserConfig
+from diffusers_erase.editing.prior import gram, spared
+from diffusers_erase.editing.rows import texts_of
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.stacking import SPARE, Rest, compact, fused, held, scaled, summed
+from diffusers_erase.subspace import row_space
+
+
+def stack(
+    erasers: Sequence[str | Path | EraserAdapter],
+    pipe: Any = None,
+    *,
+    fusion: Literal["sum", "gram"] = "sum",
+    strengths: Sequence[float] | None = None,
+    protect: Sequence[str] = (),
+    vocabulary: Sequence[str] | Vocabulary = (),
+    rest: Rest = "sum",
+    spare: float = SPARE,
+    rank: int | None = None,
+) -> EraserAdapter:
+    """One eraser that does what several do together.
+
+    As a sum it is exact, W + Σ_i s_i B_i A_i, by concatenation, in as few columns as that has. Gram
+    fusion lets none of them disturb what another one does to its own concept: `stacking.fused`.
+
+    Args:
+        erasers: folders, Hub ids or erasers, of one base.
+        pipe: whose text encoder is asked; a sum without `protect` needs none.
+        fusion: `sum` or `gram`.
+        strengths: one for each eraser; 1 if omitted.
+        protect: prompts that the stack is not to change at all.
+        vocabulary: other concepts that fusion spares, beside the tokenizer's own words.
+        rest: whether fusion does to them what the `sum` does, or `nothing`: see `fused`.
+        spare: the weight κ of what is spared in a fusion.
+        rank: largest rank of a layer; exact if omitted. `config.parameters["kept_energy"]` is what
+            is kept of the change's energy.
+
+    Raises:
+        ErasureError: there are none, they do not fit together, or a pipeline is needed.
+    """
+    several = [
+        one if isinstance(one, EraserAdapter) else EraserAdapter.from_pretrained(one)
+        for one in erasers
+    ]
+    factors = [1.0] * len(several) if strengths is None else list(strengths)
+    if len(factors) != len(several):
+        raise ErasureError(f"{len(several)} erasers need {len(several)} strengths; got {factors}.")
+    if fusion not in ("sum", "gram"):
+        raise ErasureError(f"No fusion {fusion!r}. Known: sum, gram.")
+    if pipe is None and (protect or fusion == "gram"):
+        wanted = "`protect`" if protect else "Gram fusion"
+        raise ErasureError(f"{wanted} asks the text encoder: pass the pipeline.")
+    several = [scaled(eraser, s) for eraser, s in zip(several, factors, strict=True)]
+    Q = row_space(encode(pipe, ["", *protect])) if protect or fusion == "gram" else None
+    if fusion == "gram":
+        texts = texts_of(pipe)
+        met = [gram(texts, _prompts(eraser.config)) for eraser in several]
+        erased = [Concept(name) for eraser in several for name in eraser.config.names]
+        words = vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary(tuple(vocabulary))
+        S = spared(texts, said(words.others(erased), "object"), general=True)
+        together = fused(several, met, S, rest=rest, hold=Q, spare=spare)
+    else:
+        together = summed(several)
+    if protect and Q is not None:
+        together = held(together, Q)
+    together, kept = compact(together, rank)
+    parameters = {
+        **together.config.parameters,
+        "fusion": fusion,
+        "strengths": factors,
+        "protected_prompts": list(protect),
+        "kept_energy": kept,
+    }
+    return replace(together, config=replace(together.config, parameters=parameters))
+
+
+def _prompts(config: EraserConfig) -> list[str]:
+    """Sixteen for every concept of an eraser."""
+    kind: Any = config.kind if config.kind in TEMPLATES else "object"
+    first, *others = config.concept.split(", ")
+    concepts = [Concept(first, kind, config.synonyms), *(Concept(name, kind) for name in others)]
+    return [prompt for concept in concepts for prompt in concept.written(16)]

@@ -1,0 +1,109 @@
+"""Several erasers as one file."""
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from diffusers_erase import ErasureError, cli, erase, stack
+from diffusers_erase.adapter import EraserAdapter
+from diffusers_erase.concepts import Concept, encode
+from diffusers_erase.stacking import interference
+
+
+WORDS = ["oak", "cat", "van"]
+
+
+@pytest.fixture
+def pair(untrained, make_eraser):
+    return [make_eraser(untrained.unet, seed=k, concept=c) for k, c in enumerate(("car", "dog"))]
+
+
+def test_a_sum_draws_what_both_draw(untrained, pair, picture, tmp_path):
+    with pytest.warns(UserWarning, match="does to"):
+        untrained.load_erasure(pair, strength=[0.5, 2.0])
+    both = picture(untrained)
+    untrained.unload_erasures()
+    one = stack(pair, strengths=[0.5, 2.0])
+    untrained.load_erasure(one.save_pretrained(tmp_path / "both"))
+    assert abs(picture(untrained) - both).max() < 1e-5
+    assert one.config.names == ("car", "dog")
+    assert one.config.parameters["kept_energy"] == pytest.approx(1)
+    assert one.config.parameters["strengths"] == [0.5, 2.0]
+
+
+def test_the_order_is_no_matter_and_folders_are_read(pair, tmp_path):
+    folders = [e.save_pretrained(tmp_path / e.config.concept) for e in pair]
+    forward, backward = stack(folders), stack(folders[::-1])
+    for path in forward.factors:
+        assert torch.allclose(forward.delta(path), backward.delta(path), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["trained", "solved"])
+@pytest.mark.parametrize("fusion", ["sum", "gram"])
+def test_protected_prompts_are_not_changed(untrained, pair, kind, fusion):
+    if kind == "solved":
+        pair = [erase(untrained, n, vocabulary=WORDS, recipe="uce") for n in ("car", "dog")]
+    kept = "a photo of a red oak"
+    one = stack(pair, untrained, fusion=fusion, protect=[kept], vocabulary=WORDS, rest="nothing")
+    E = encode(untrained, ["", kept]).flatten(0, 1)
+    moved = encode(untrained, ["a photo of a red car"])[0]
+    untrained.load_erasure(one)
+    for path, known in untrained.unet._erasures.baked.layers.items():
+        D = untrained.unet.get_submodule(path).weight.detach() - known.base
+        assert (E @ D.T).norm() < 2e-5 * (E @ known.base.T).norm()
+        assert (moved @ D.T).norm() > 1e-3
+
+
+def test_told_of_one_another_they_interfere_less(untrained):
+    several = [erase(untrained, n, vocabulary=WORDS, recipe="uce") for n in ("car", "dog")]
+    plain = stack(several)
+    told = stack(several, untrained, fusion="gram", vocabulary=WORDS)
+    for eraser in several:
+        E = encode(untrained, Concept(eraser.config.concept).written(16)).flatten(0, 1).double()
+        own = E @ eraser.text_map.change.T
+        astray = [
+            float((E @ together.text_map.change.T - own).norm() / own.norm())
+            for together in (plain, told)
+        ]
+        assert astray[1] < 0.7 * astray[0]
+    states = {"car": torch.randn(4, 128)}
+    assert interference({"car": (plain, 1.0)}, states, {}) == {"car": {}}
+
+
+def test_what_cannot_be_stacked_is_said_before_anything_is_done(untrained, pair):
+    for arguments, message in (
+        ({"fusion": "ties"}, "Known: sum, gram"),
+        ({"fusion": "gram"}, "Gram fusion asks the text encoder"),
+        ({"protect": ["a cat"]}, "`protect` asks the text encoder"),
+        ({"strengths": [1.0]}, "2 erasers need 2 strengths"),
+    ):
+        with pytest.raises(ErasureError, match=message):
+            stack(pair, **arguments)
+    with pytest.raises(ErasureError, match="no eraser to stack"):
+        stack([])
+
+
+def test_the_command_line_stacks_folders(pair, tmp_path):
+    folders = [str(e.save_pretrained(tmp_path / e.config.concept)) for e in pair]
+    order = [
+        "stack",
+        *folders,
+        "-o",
+        str(tmp_path / "both"),
+        "--strength",
+        "1",
+        "--strength",
+        "0.5",
+    ]
+    ran = CliRunner().invoke(cli.app, order)
+    assert ran.exit_code == 0, ran.output
+    assert "erases car, dog; rank 4, 100.0% kept" in ran.output
+    both = EraserAdapter.from_pretrained(tmp_path / "both")
+    path, *_ = both.factors
+    expected = pair[0].delta(path) + 0.5 * pair[1].delta(path)
+    assert torch.allclose(both.delta(path), expected, atol=1e-5)
+    again = CliRunner().invoke(cli.app, [*order, "--overwrite", "--fusion", "gram", "--rank", "2"])
+    assert again.exit_code == 0, again.output
+    refused = CliRunner().invoke(cli.app, order)
+    assert isinstance(refused.exception, ErasureError)
+    assert "exists already" in str(refused.exception)
