@@ -92,14 +92,20 @@ class EraserAdapter:
         """The layers of a denoiser that it changes."""
         return tuple(self.factors if self.text_map is None else text_layers(unet))
 
-    def delta(self, path: str, weight: Tensor | None = None) -> Tensor:
-        """What is added to a layer's weight W, float32 on the CPU: B A, or W P for a text map."""
+    def pair(self, path: str, weight: Tensor | None = None) -> Factors:
+        """A and B of one layer, on the weight's device; those of a text map are V^T and W U."""
         if self.text_map is not None and weight is not None:
-            U, V = self.text_map.U.float(), self.text_map.V.float()
-            changed: Tensor = (weight.detach().float().cpu() @ U) @ V.T
-            return changed
+            W = weight.detach()
+            wide = torch.promote_types(W.dtype, torch.float32)
+            U, V = (x.to(W.device, wide) for x in (self.text_map.U, self.text_map.V))
+            return V.T, W.to(wide) @ U
         A, B = self.factors[path]
-        return B @ A
+        return (A, B) if weight is None else (A.to(weight.device), B.to(weight.device))
+
+    def delta(self, path: str, weight: Tensor | None = None) -> Tensor:
+        """What is added to a layer's weight W, in float32: B A, or W P for a text map."""
+        A, B = self.pair(path, weight)
+        return (B @ A).float()
 
     def check(self, unet: nn.Module) -> None:
         """Refuse, before anything is changed, a denoiser that this eraser was not made for.

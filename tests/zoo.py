@@ -13,6 +13,7 @@ from diffusers import (
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -99,6 +100,35 @@ def sdxl(tokenizer: Any) -> StableDiffusionXLPipeline:
             unet=unet.eval(),
             scheduler=DDIMScheduler(),
             add_watermarker=False,
+        )
+    )
+
+
+def sd2(tokenizer: Any) -> StableDiffusionPipeline:
+    """Predicts v, projects linearly, and reads wider states than Stable Diffusion 1."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=48,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+    )
+    return _quiet(
+        StableDiffusionPipeline(
+            vae=vae(),
+            text_encoder=clip(tokenizer, 48, projects=False),
+            tokenizer=tokenizer,
+            unet=unet.eval(),
+            scheduler=DDIMScheduler(
+                prediction_type="v_prediction", steps_offset=1, clip_sample=False
+            ),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
         )
     )
 

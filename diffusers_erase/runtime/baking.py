@@ -112,7 +112,7 @@ class Baked:
             base = known.base.to(weight)
             there = [k for k, n in enumerate(names) if path in loaded[n].adapter.paths(unet)]
             changes = [
-                (force.strength * force.adapter.delta(path, base)).flatten().double()
+                (force.strength * force.adapter.delta(path, base)).cpu().flatten().double()
                 for force in (loaded[names[k]] for k in there)
             ]
             apart = (weight.double() - base.double()).cpu().flatten()
@@ -130,13 +130,13 @@ class Baked:
         if known is None:
             return weight.clone()
         if known.base is None:
-            return (weight.float() - _change(weight, path, known.terms)).to(weight.dtype)
+            return _sum(weight, path, known.terms, -1.0)
         base = known.base.to(weight)
         if weight.dtype == known.base.dtype and torch.equal(
             _mark(weight), known.mark.to(weight.device)
         ):
             return base
-        written = _sum(known.base, path, known.terms)
+        written = _sum(known.base.to(weight.device), path, known.terms)
         if torch.equal(written.to(weight), weight):
             return base
         for half in (torch.float16, torch.bfloat16):  # moved to a half precision and back
@@ -168,18 +168,14 @@ def _kept(base: Tensor, keep: Keep) -> Tensor | None:
     return base if keep else None
 
 
-def _sum(base: Tensor, path: str, terms: Iterable[Active]) -> Tensor:
+def _sum(base: Tensor, path: str, terms: Iterable[Active], sign: float = 1.0) -> Tensor:
     """W0 + sum_i s_i B_i A_i in float32, rounded once; W0 itself where every strength is zero."""
-    total = _change(base, path, terms)
-    return (base.float() + total).to(base.dtype) if total.any() else base.clone()
-
-
-def _change(weight: Tensor, path: str, terms: Iterable[Active]) -> Tensor:
-    total = torch.zeros(weight.shape, dtype=torch.float32)
-    for force in terms:
-        if force.strength:
-            total += force.strength * force.adapter.delta(path, weight)
-    return total.to(weight.device)
+    there = [force for force in terms if force.strength]
+    total = base.to(torch.promote_types(base.dtype, torch.float32), copy=True)
+    for force in there:
+        A, B = force.adapter.pair(path, base)
+        total.addmm_(B.to(total), A.to(total), alpha=sign * force.strength)
+    return total.to(base.dtype) if there else base.clone()
 
 
 def _mark(weight: Tensor) -> Tensor:
