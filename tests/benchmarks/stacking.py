@@ -9,7 +9,7 @@ its concept as one that another eraser takes away.
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from diffusers_erase.editing.prior import gram, spared
 from diffusers_erase.editing.rows import texts_of
 from diffusers_erase.making import erase
 from diffusers_erase.playground import OBJECTS, load_pipeline
-from diffusers_erase.stacking import fused, summed
+from diffusers_erase.stacking import SPARE, Rest, fused, summed
 from diffusers_erase.subspace import row_space
 
 
@@ -54,7 +54,7 @@ def by_sum(names: Sequence[str]) -> EraserAdapter:
     return summed([alone(name) for name in names])
 
 
-def by_gram(names: Sequence[str]) -> EraserAdapter:
+def by_gram(names: Sequence[str], rest_as: Rest = "nothing", spare: float = SPARE) -> EraserAdapter:
     texts = texts_of(load_pipeline())
     rest = [word for word in ALL if word not in names]
     objects, styles = (
@@ -65,7 +65,9 @@ def by_gram(names: Sequence[str]) -> EraserAdapter:
         [alone(name) for name in names],
         [gram(texts, concept_of(name).written(16)) for name in names],
         spared(texts, [*objects, *styles], general=True),
+        rest=rest_as,
         hold=row_space(texts.encode([""])),
+        spare=spare,
     )
 
 
@@ -77,6 +79,7 @@ def by_solving(names: Sequence[str]) -> EraserAdapter:
 WAYS: dict[str, Callable[[Sequence[str]], EraserAdapter]] = {
     "sum": by_sum,
     "Gram fusion": by_gram,
+    "Gram fusion beside the sum": partial(by_gram, rest_as="sum"),
     "solved together": by_solving,
 }
 

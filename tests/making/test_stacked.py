@@ -57,7 +57,7 @@ def test_protected_prompts_are_not_changed(untrained, pair, kind, fusion):
 def test_told_of_one_another_they_interfere_less(untrained):
     several = [erase(untrained, n, vocabulary=WORDS, recipe="uce") for n in ("car", "dog")]
     plain = stack(several)
-    told = stack(several, untrained, fusion="gram", vocabulary=WORDS)
+    told = stack(several, untrained, fusion="gram", vocabulary=WORDS, spare=1.0)
     for eraser in several:
         E = encode(untrained, Concept(eraser.config.concept).written(16)).flatten(0, 1).double()
         own = E @ eraser.text_map.change.T
