@@ -4,10 +4,9 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from huggingface_hub import HfApi
@@ -26,11 +25,12 @@ from diffusers_erase.crossattention import (
 )
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.folders import check_folder, whole_folder
-from diffusers_erase.hub import fetch
+from diffusers_erase.hub import HubOptions, check_options, fetch
 from diffusers_erase.layouts import (
     Opened,
     changes_in,
     factors_in,
+    header_of,
     holds_lora,
     kohya_keys,
     opened,
@@ -177,7 +177,7 @@ class EraserAdapter:
             save_file(tensors, folder / f"{name}.safetensors", {**header, **title, **story})
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **hub: Any) -> "EraserAdapter":
+    def from_pretrained(cls, source: str | Path, **hub: Unpack[HubOptions]) -> "EraserAdapter":
         """Read an eraser from a folder, a file or the Hub.
 
         Args:
@@ -189,6 +189,7 @@ class EraserAdapter:
         Raises:
             ErasureError: nothing there, or not an eraser; safetensors only, nothing is executed.
         """
+        check_options("from_pretrained", hub)
         if Path(source).is_file():
             return cls._from_file(opened(Path(source)))
         try:
@@ -318,11 +319,7 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
 def _our_files(folder: Path) -> list[str]:
     """LoRA files in a folder whose header tells of an erasure, whatever they are called."""
     found = folder.glob("*.safetensors") if folder.is_dir() else ()
-    names = []
-    for path in found:
-        with suppress(ErasureError):
-            names += [path.name] if _story(opened(path)) else []
-    return names
+    return [path.name for path in found if "erasure" in header_of(path)]
 
 
 def _shape(tensor: Tensor) -> str:

@@ -1,8 +1,10 @@
 """Files of a folder or of a repository on the Hub, and what kept them away, in a user's words."""
 
 import re
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -16,7 +18,35 @@ from huggingface_hub.errors import (
 from diffusers_erase.errors import ErasureError
 
 
-def fetch(source: str | Path, name: str, **hub: Any) -> Path:
+_OURS = ("name", "strength", "mode", "keep_base")
+"""Options of `load_erasure` that are nobody else's."""
+
+
+class HubOptions(TypedDict, total=False):
+    """What `from_pretrained` and `load_erasure` hand on to the Hub's client."""
+
+    revision: str | None
+    subfolder: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+    force_download: bool
+
+
+def check_options(call: str, given: Mapping[str, Any]) -> None:
+    """Refuse what is no option of the Hub: a slip of the pen would pass unseen with a folder.
+
+    Raises:
+        TypeError: as Python does for any other function.
+    """
+    for name in given:
+        if name not in HubOptions.__annotations__:
+            near = get_close_matches(name, [*HubOptions.__annotations__, *_OURS], n=1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{call}() got an unexpected keyword argument {name!r}{meant}")
+
+
+def fetch(source: str | Path, name: str, **hub: Unpack[HubOptions]) -> Path:
     """A file of a folder or of a repository on the Hub.
 
     Args:
@@ -63,7 +93,7 @@ def _hub_reason(error: BaseException) -> str:
     return next(iter(str(causes[-1]).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
-def commit_of(source: str | Path, name: str, **hub: Any) -> str | None:
+def commit_of(source: str | Path, name: str, **hub: Unpack[HubOptions]) -> str | None:
     """The commit that a file was fetched from; None for a folder, or a file that is not cached."""
     if Path(source).exists():
         return None

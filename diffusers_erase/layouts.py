@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from diffusers_erase.crossattention import COMPONENTS, Factors
+from diffusers_erase.crossattention import COMPONENTS, Factors, reads_text
 from diffusers_erase.errors import ErasureError
 
 
@@ -62,6 +62,15 @@ def opened(path: Path) -> Opened:
         raise ErasureError(f"'{path}' is no readable safetensors file: {error}.") from error
 
 
+def header_of(path: Path) -> dict[str, str]:
+    """The header of a safetensors file, without its tensors; empty if it is none."""
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}
+
+
 def peft_keys(factors: Mapping[str, Factors], part: str) -> tuple[dict[str, Tensor], str]:
     """Tensors as `pipe.load_lora_weights` reads them, and the header's `lora_adapter_metadata`.
 
@@ -103,7 +112,7 @@ def kohya_keys(factors: Mapping[str, Factors]) -> tuple[dict[str, Tensor], dict[
         tensors[f"{key}.lora_down.weight"] = torch.cat([A, A.new_zeros(filled, A.shape[1])])
         tensors[f"{key}.lora_up.weight"] = torch.cat([B, B.new_zeros(len(B), filled)], 1)
         tensors[f"{key}.alpha"] = torch.tensor(float(rank))
-    width = next(A.shape[1] for path, (A, _) in factors.items() if ".to_q" not in path)
+    width = next((A.shape[1] for path, (A, _) in factors.items() if reads_text(path)), 0)
     known = {"modelspec.architecture": _ARCHITECTURES[width]} if width in _ARCHITECTURES else {}
     header = {
         "format": "pt",
@@ -154,6 +163,9 @@ def factors_in(file: Opened, layers: Iterable[str] = ()) -> dict[str, Factors]:
                 "layers."
             )
         halves.setdefault(_path(path, by_name, kohya=kohya), {})[half] = value.float()
+    idle = [path for path in alphas if path not in halves]
+    if idle:
+        raise ErasureError(f"'{file.path}' holds an alpha of '{idle[0]}', and no LoRA there.")
     single = [path for path, pair in halves.items() if len(pair) != 2]
     if single:
         raise ErasureError(f"'{file.path}' lacks one of the two LoRA factors of '{single[0]}'.")
@@ -203,7 +215,7 @@ def _half(key: str) -> tuple[str, str, bool] | None:
     """The path, which half, and whether dots are underscores in it."""
     for pattern, whose in _PAIRS:
         match = re.fullmatch(pattern, key)
-        if match:
+        if match and not match["path"].startswith("text_encoder"):
             part = match.groupdict().get("part") or ""
             path = match["path"] + ("to_out.0" if part == "to_out" else part)
             half = {"down": "A", "up": "B"}.get(match["half"], match["half"])

@@ -192,6 +192,9 @@ def test_what_cannot_be_imported_is_said(untrained, make_eraser, tmp_path):
         kohya |= by_kohya(path, A, B, 2)
     text = {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(1, 4)}
     refused({**kohya, **text}, "'lora_te_text_model.*no LoRA weight of a denoiser")
+    words = {"text_encoder.text_model.x.lora_A.weight": torch.ones(1, 4)}
+    refused({**kohya, **words}, "'text_encoder.text_model.*no LoRA weight of a denoiser")
+    refused({**kohya, "lora_unet_x.alpha": torch.ones(())}, "alpha of 'x', and no LoRA there")
     conv = by_kohya("conv_in", torch.ones(1, 4, 3, 3), torch.ones(32, 1, 1, 1), 1)
     refused({**kohya, **conv}, "which is a convolution")
     foreign = by_kohya("down_blocks.9.attn2.to_k", torch.ones(1, 4), torch.ones(3, 1), 1)

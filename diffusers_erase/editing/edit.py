@@ -216,6 +216,9 @@ def _chosen(
 
     apart_from_nothing = size((said_of - null).flatten(0, 1))
     brief = replace(recipe, prompts=min(recipe.prompts, 4))
+    prompts = concept.written(brief.prompts)
+    said_instead = [_answered(concept, p, word) for word in candidates for p in prompts]
+    texts = texts.recalling([*prompts, *said_instead])
     hurt = {}
     recognised = seen = torch.empty(0)
     for k, word in enumerate(candidates):

@@ -1,7 +1,7 @@
 """Which text states an edit is about: the tokens of two prompts, side by side."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -35,6 +35,17 @@ class Texts:
     def several(self) -> int:
         """How many texts stand side by side: what differs in one differs in each."""
         return max(1, sum(tokenizer is not None for tokenizer, _ in self.segments))
+
+    def recalling(self, prompts: Sequence[str]) -> "Texts":
+        """The same texts; these prompts are encoded now, all at once, and not again."""
+        several = list(dict.fromkeys(prompts))
+        known = dict(zip(several, self.encode(several), strict=True))
+
+        def encode(asked: Sequence[str]) -> Tensor:
+            there = all(prompt in known for prompt in asked)
+            return torch.stack([known[p] for p in asked]) if there else self.encode(asked)
+
+        return replace(self, encode=encode)
 
     def aligned(self, prompt: str, answer: str, length: int) -> list["Alignment"]:
         """Both prompts' positions, within every segment of states of this length."""

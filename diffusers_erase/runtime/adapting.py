@@ -3,11 +3,13 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 from torch import Tensor, nn
 
 from diffusers_erase.crossattention import linear
+from diffusers_erase.errors import ErasureError
 from diffusers_erase.runtime.force import Active, factors_of
 
 
@@ -38,7 +40,11 @@ class Adapted:
         if not loaded and not self.worn:
             return
         former, self.worn = self.worn, dict(loaded)
-        others = {path: _others(layer) for path, layer in _wrapped(unet)}
+        ours = {*map(adapter_name, former), *map(adapter_name, loaded)}
+        others = {
+            path: [name for name in layer.active_adapters if name not in ours]
+            for path, layer in _wrapped(unet)
+        }
         for path, layer in _wrapped(unet):  # else the next adapter would take a deleted one's place
             layer.set_adapter(others[path])
         for name, force in former.items():
@@ -69,9 +75,27 @@ class Adapted:
         return found
 
 
+def check_unfused(unet: nn.Module) -> None:
+    """Refuse while adapters are fused into the weights: to change any would take them out again.
+
+    Raises:
+        ErasureError: some are.
+    """
+    fused = {name for _, layer in _wrapped(unet) for name in layer.merged_adapters}
+    if fused:
+        raise ErasureError(
+            f"Adapters are fused into the weights ({', '.join(sorted(fused))}), and erasers that "
+            "are adapters cannot be changed then; call `pipe.unfuse_lora()` first, or load the "
+            'eraser with `mode="bake"`.'
+        )
+
+
 def adapter_name(name: str) -> str:
     """What peft calls an eraser: it takes names of modules, which have no dots."""
-    return "erasure_" + re.sub(r"\W", "_", name)
+    plain = re.sub(r"\W", "_", name)
+    return f"erasure_{plain}" + (
+        "" if plain == name else f"_{sha256(name.encode()).hexdigest()[:8]}"
+    )
 
 
 def _put_on(unet: Any, adapter: str, force: Active, pristine: Mapping[str, Tensor]) -> None:
@@ -93,11 +117,6 @@ def _wrapped(unet: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, module in unet.named_modules():
         if hasattr(module, "lora_A") and hasattr(module, "base_layer"):
             yield path, module
-
-
-def _others(layer: Any) -> list[str]:
-    """Active adapters of a layer that are none of ours."""
-    return [name for name in layer.active_adapters if not name.startswith("erasure_")]
 
 
 def _share(layer: Any, name: str, strength: float) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffusers_erase.crossattention import reads_text, text_layers, text_weights
-from diffusers_erase.runtime.adapting import Adapted
+from diffusers_erase.runtime.adapting import Adapted, check_unfused
 from diffusers_erase.runtime.baking import Baked, Keep, undo
 from diffusers_erase.runtime.force import Active, by_mode
 from diffusers_erase.runtime.hooking import Hooked
@@ -42,6 +42,8 @@ class Erasures:
         """
         for force in loaded.values():
             force.adapter.check(unet)
+        if self.adapted.worn or by_mode(loaded, "adapter"):
+            check_unfused(unet)
         keep = self.keep if keep is None else keep
         writes = self.baked.plan(unet, by_mode(loaded, "bake"))
         pristine = {path: write.base for path, write in writes.items()}

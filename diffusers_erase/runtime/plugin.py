@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, overload
+from typing import Any, Literal, Unpack, cast, get_args, overload
 from warnings import warn
 
 import torch
@@ -17,7 +17,7 @@ from diffusers_erase.config import CONFIG_NAME
 from diffusers_erase.crossattention import denoiser_of, linear
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.folders import check_folder, whole_folder
-from diffusers_erase.hub import commit_of
+from diffusers_erase.hub import HubOptions, check_options, commit_of
 from diffusers_erase.runtime.adapting import SILENCED_BY
 from diffusers_erase.runtime.baking import Keep, rewritable
 from diffusers_erase.runtime.disturbance import disturbed, interferences
@@ -63,7 +63,7 @@ def load_erasure(
     mode: AnyMode = "auto",
     *,
     keep_base: Keep | None = None,
-    **hub: Any,
+    **hub: Unpack[HubOptions],
 ) -> str: ...
 
 
@@ -76,7 +76,7 @@ def load_erasure(
     mode: AnyMode = "auto",
     *,
     keep_base: Keep | None = None,
-    **hub: Any,
+    **hub: Unpack[HubOptions],
 ) -> list[str]: ...
 
 
@@ -88,7 +88,7 @@ def load_erasure(
     mode: AnyMode = "auto",
     *,
     keep_base: Keep | None = None,
-    **hub: Any,
+    **hub: Unpack[HubOptions],
 ) -> str | list[str]:
     """Erase from now on what the eraser erases; returns the name it goes by.
 
@@ -117,6 +117,7 @@ def load_erasure(
         ErasureError: not found, broken, made for another architecture, or the name is taken;
             nothing is changed.
     """
+    check_options("load_erasure", hub)
     unet = _plain(denoiser_of(pipe))
     if keep_base not in (True, False, "cpu", None):
         raise ErasureError(f'`keep_base` is True, False or "cpu"; got {keep_base!r}.')
@@ -268,7 +269,7 @@ def erasures_disabled(pipe: Any) -> Iterator[None]:
         erasures.become(_plain(unet), loaded)
 
 
-def _read(source: Source, hub: Mapping[str, Any]) -> tuple[EraserAdapter, str | None]:
+def _read(source: Source, hub: HubOptions) -> tuple[EraserAdapter, str | None]:
     """An eraser, and the commit it was read from."""
     if isinstance(source, EraserAdapter):
         return source, None

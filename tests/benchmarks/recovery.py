@@ -5,19 +5,25 @@ python tests/benchmarks/recovery.py --out build/recovery.jsonl
 Scenes ask for the concept beside another object, which is to stay. The learnt word is concept
 inversion (see `evaluation.attacks.inversion`) from pictures of the base; `base` is the control: a
 model that has lost nothing. One line of JSON each; what is in the file is not made again.
+
+With `--target van` the scenes alone: of an eraser that was told this target, and, for `base`, of
+the target in the concept's place: how often it passes for the concept.
 """
 
 import argparse
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from erasure import STEPS, Asked, Pictures, concept_of, hits, made, neighbours
+from erasure import STEPS, Asked, Pictures, concept_of, hits, made, neighbours, vocabulary
 from journal import write, written
 
+from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.evaluation.attacks.inversion import invert
 from diffusers_erase.evaluation.metrics import draw
+from diffusers_erase.making import erase
 from diffusers_erase.playground import COLOURS, OBJECTS, load_pipeline
 from diffusers_erase.playground.world import with_article
 
@@ -25,18 +31,32 @@ from diffusers_erase.playground.world import with_article
 SCENES, LEARNT_FROM, DRAWN = 64, 32, 64
 
 
-def scenes(name: str) -> tuple[list[Asked], list[Asked]]:
-    """Prompts about the concept and one of the others; who is asked about which of the two."""
+def scenes(name: str, said: str | None = None) -> tuple[list[Asked], list[Asked]]:
+    """Prompts about the concept and one of the others; who is asked about which of the two.
+
+    `said` is a word that stands in the concept's place.
+    """
     others = [word for word in OBJECTS if word not in (name, *neighbours(concept_of(name))[:5])]
     one, other = [], []
     for i in range(SCENES):
         colours = COLOURS[i % len(COLOURS)], COLOURS[(3 * i + 1) % len(COLOURS)]
         word = others[i % len(others)]
-        things = [with_article(f"{c} {w}") for c, w in zip(colours, (name, word), strict=True)]
+        things = [
+            with_article(f"{c} {w}") for c, w in zip(colours, (said or name, word), strict=True)
+        ]
         prompt = f"a photo of {' and '.join(things if i % 2 else things[::-1])}"
         one.append(Asked(prompt, name, colours[0], 70_000 + i))
         other.append(Asked(prompt, word, colours[1], 70_000 + i))
     return one, other
+
+
+def toward(target: str, name: str, recipe: str) -> EraserAdapter:
+    """An eraser that was told its target, and all other words to spare."""
+    concept = concept_of(name)
+    words = [word for word in vocabulary(concept) if word != name]
+    return erase(
+        load_pipeline(), concept, target=target, vocabulary=words, recipe=recipe, progress=False
+    )
 
 
 def by_word(pipe: Any, name: str, pictures: Pictures, *, steps: int, seed: int) -> dict[str, Any]:
@@ -78,10 +98,12 @@ def table(lines: list[dict[str, Any]]) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for line in lines:
-        shown = ("{} / {}".format(*line[key]) for key in ("scene", "other", "recovered"))
-        rows.append(
-            f"| {line['recipe']} | {line['concept']} | {' | '.join(shown)} | {line['loss']:.4f} |"
+        shown = (
+            "{} / {}".format(*line[key]) if key in line else "-"
+            for key in ("scene", "other", "recovered")
         )
+        loss = f"{line['loss']:.4f}" if "loss" in line else "-"
+        rows.append(f"| {line['recipe']} | {line['concept']} | {' | '.join(shown)} | {loss} |")
     return "\n".join(rows)
 
 
@@ -92,29 +114,32 @@ def main() -> None:
         "--recipes", nargs="+", default=["base", "surgical-age", "closed-form:listed", "uce", "esd"]
     )
     parser.add_argument("--steps", type=int, default=300, help="of the inversion")
+    parser.add_argument("--target", default=None, help="told to the recipe; scenes alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("build/recovery.jsonl"))
     options = parser.parse_args()
     lines = written(options.out)
     done = {(line["recipe"], line["concept"], line["seed"]) for line in lines}
     pictures = Pictures()
-    for name in options.concepts:
-        for recipe in options.recipes:
-            if (recipe, name, options.seed) in done:
-                continue
-            pipe = load_pipeline()
-            if recipe != "base":
-                pipe.load_erasure(made(name, recipe, options.seed)[0])
-            one, other = scenes(name)
-            drawn = pictures.seen(pipe, one)
-            line = {"recipe": recipe, "concept": name, "seed": options.seed}
-            for key, several in (("scene", one), ("other", other)):
-                rate = hits(several, drawn)
-                line[key] = [rate.hits, rate.n]
+    for name, recipe in product(options.concepts, options.recipes):
+        title = f"{recipe}, told {options.target}" if options.target else recipe
+        if (title, name, options.seed) in done:
+            continue
+        pipe, told = load_pipeline(), options.target
+        if recipe != "base":
+            eraser = toward(told, name, recipe) if told else made(name, recipe, options.seed)[0]
+            pipe.load_erasure(eraser)
+        one, other = scenes(name, told if recipe == "base" else None)
+        drawn = pictures.seen(pipe, one)
+        line = {"recipe": title, "concept": name, "seed": options.seed}
+        for key, several in (("scene", one), ("other", other)):
+            rate = hits(several, drawn)
+            line[key] = [rate.hits, rate.n]
+        if told is None:
             line |= by_word(pipe, name, pictures, steps=options.steps, seed=options.seed)
-            lines.append(line)
-            write(options.out, line)
-            print(line, flush=True)
+        lines.append(line)
+        write(options.out, line)
+        print(line, flush=True)
     print(table(lines))
 
 

@@ -133,11 +133,32 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def plot(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """Over the number of erasers: what is erased, at worst too, and what is kept of the rest."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(10, 3.6), sharex=True)
+    for k, way in enumerate(dict.fromkeys(line["way"] for line in lines)):
+        own = sorted((x for x in lines if x["way"] == way), key=lambda line: line["erasers"])
+        counts = [line["erasers"] for line in own]
+        gone = [[100 * (1 - n / ERASED_PICTURES) for n in x["left"].values()] for x in own]
+        panels[0].plot(counts, [sum(g) / len(g) for g in gone], "o-", color=f"C{k}", label=way)
+        panels[0].plot(counts, [min(g) for g in gone], "v:", color=f"C{k}")
+        panels[1].plot(counts, [share([line["rest"]]) for line in own], "o-", color=f"C{k}")
+    panels[0].set(xlabel="erasers", ylabel="ESR, mean and (dotted) worst, %")
+    panels[1].set(xlabel="erasers", ylabel="others kept, % of the base")
+    panels[0].legend(fontsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--counts", nargs="+", type=int, default=[1, 5, 10, 20])
     parser.add_argument("--ways", nargs="+", default=list(WAYS))
     parser.add_argument("--out", type=Path, default=Path("build/stacking.jsonl"))
+    parser.add_argument("--plot", type=Path, default=None, help="write the curves here")
     parser.add_argument("--table", action="store_true", help="only print what the file holds")
     options = parser.parse_args()
     lines = written(options.out)
@@ -151,6 +172,8 @@ def main() -> None:
             write(options.out, lines[-1])
             print(way, count, lines[-1]["left"], lines[-1]["rest"], flush=True)
     print(table(lines))
+    if options.plot:
+        plot(lines, options.plot)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import cpu_offload
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers.hooks import apply_group_offloading
 
 from diffusers_erase import erase
 from diffusers_erase.adapter import EraserAdapter
@@ -95,9 +97,45 @@ def saved(pipe: Any, folder: Path) -> Any:
         return opened
 
 
+def with_style_first(pipe: Any, folder: Path) -> None:
+    """The other order: the eraser comes off, the style goes on, and the eraser comes after it."""
+    loaded = pipe.list_erasures()
+    if loaded:
+        adapter = pipe.unet._erasures.loaded["car"].adapter
+        pipe.unload_erasures()
+        load_style(pipe, folder)
+        pipe.load_erasure(adapter, mode=loaded["car"].mode)
+    else:
+        pipe.unload_lora_weights()
+        load_style(pipe, folder)
+        pipe.load_lora_weights(folder.parent / "eraser", adapter_name="eraser")
+
+
+def compiled_around(pipe: Any, _: Path) -> None:
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+
+
+def in_groups(pipe: Any, _: Path) -> None:
+    cpu = torch.device("cpu")
+    apply_group_offloading(
+        pipe.unet, onload_device=cpu, offload_device=cpu, offload_type="leaf_level"
+    )
+
+
+def layer_by_layer(pipe: Any, _: Path) -> None:
+    cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
+
+
+def a_learnt_word(pipe: Any, _: Path) -> None:
+    pipe.text_encoder, pipe.tokenizer = copy.deepcopy((pipe.text_encoder, pipe.tokenizer))
+    width = pipe.text_encoder.config.hidden_size
+    pipe.load_textual_inversion({"<thing>": torch.ones(width)}, token="<thing>")
+
+
 CALLS: dict[str, tuple[Callable[[Any, Path], Any], float, Mapping[str, Any]]] = {
     "nothing": (lambda pipe, _: None, 0, {}),
     "load_lora_weights(style)": (load_style, 1, {}),
+    "load_lora_weights(style), then the eraser": (with_style_first, 1, {}),
     'set_adapters("style", 0.5)': (then(lambda pipe: pipe.set_adapters("S", 0.5)), 0.5, {}),
     'cross_attention_kwargs={"scale": 0.5}': (
         load_style, 0.5, {"cross_attention_kwargs": {"scale": 0.5}},
@@ -116,6 +154,10 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], float, Mapping[str, Any]]] = 
         lambda pipe, _: pipe.to(torch.bfloat16) and pipe.to(torch.float32) and None, 0, {},
     ),
     "unet.compile()": (lambda pipe, _: pipe.unet.compile(backend="eager"), 0, {}),
+    "unet = torch.compile(unet)": (compiled_around, 0, {}),
+    "enable_group_offload()": (in_groups, 0, {}),
+    "enable_sequential_cpu_offload()": (layer_by_layer, 0, {}),
+    "load_textual_inversion()": (a_learnt_word, 0, {}),
     "fuse_qkv_projections()": (lambda pipe, _: pipe.fuse_qkv_projections(), 0, {}),
     "save_pretrained(), from_pretrained()": (saved, 0, {}),
 }  # fmt: skip

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -97,3 +99,16 @@ def test_what_is_not_shared_is_read_orthogonally_by_all_layers_together():
     assert (across.abs() < 1e-9 * before.abs()).all()
     with pytest.raises(ErasureError, match="needs the weights"):
         unshared(E, V, None)
+
+
+def test_what_is_recalled_is_what_would_be_encoded(untrained):
+    texts, calls = texts_of(untrained), []
+
+    def encode(prompts):
+        calls.append(list(prompts))
+        return texts.encode(prompts)
+
+    told = replace(texts, encode=encode).recalling(["a car", "a red oak", "a car"])
+    assert torch.equal(told.encode(["a red oak", "a car"]), texts.encode(["a red oak", "a car"]))
+    assert calls == [["a car", "a red oak"]]
+    assert torch.equal(told.encode(["a cat", "a car"]), texts.encode(["a cat", "a car"]))

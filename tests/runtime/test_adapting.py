@@ -153,5 +153,26 @@ def test_names_that_peft_would_not_take_are_taken(untrained, make_eraser):
     factors = {path: (torch.ones(1, layer.in_features), torch.ones(layer.out_features, 1))}
     eraser = EraserAdapter(factors, EraserConfig("a.b/c d", rank=1))
     untrained.load_erasure(eraser, mode="adapter")
-    assert untrained.verify_erasures() == {"a.b/c d": 1}
+    untrained.load_erasure(eraser, name="a_b/c.d", strength=2.0, mode="adapter")
+    assert untrained.verify_erasures() == {"a.b/c d": 1, "a_b/c.d": 1}
+    assert len(untrained.unet.peft_config) == 2
     untrained.unload_erasures()
+
+
+def test_an_adapter_of_somebody_else_may_have_a_name_like_ours(untrained, make_eraser, style):
+    untrained.load_lora_weights(style, adapter_name="erasure_of_time")
+    untrained.load_erasure(make_eraser(untrained.unet), mode="adapter")
+    assert untrained.get_active_adapters() == ["erasure_of_time", "erasure_car"]
+
+
+def test_nothing_is_changed_while_adapters_are_fused(untrained, make_eraser, style):
+    untrained.load_erasure(make_eraser(untrained.unet, seed=1, concept="baked"))
+    untrained.load_lora_weights(style, adapter_name="S")
+    untrained.fuse_lora(adapter_names=["S"])
+    before = state(untrained.unet)
+    with pytest.raises(ErasureError, match=r"fused into the weights \(S\).*unfuse_lora"):
+        untrained.load_erasure(make_eraser(untrained.unet), mode="adapter")
+    assert same(untrained.unet, before)
+    untrained.unfuse_lora()
+    untrained.load_erasure(make_eraser(untrained.unet), mode="adapter")
+    assert untrained.verify_erasures() == pytest.approx({"baked": 1, "car": 1}, abs=1e-3)
