@@ -20,7 +20,7 @@ Rest = Literal["sum", "nothing"]
 """What a fusion does to texts of no eraser's concept."""
 
 SPARE, RIDGE = 10.0, 1e-4
-"""κ and λ of `fused`; at κ = 1 the rest suffers more than from the plain sum (docs/erasers.md)."""
+"""κ and λ of `fused`; with κ = 1 the rest suffers more than from the plain sum."""
 
 
 def summed(erasers: Sequence[EraserAdapter]) -> EraserAdapter:
@@ -52,7 +52,7 @@ def fused(
     met: Sequence[Tensor],
     spared: Tensor,
     *,
-    rest: Rest = "nothing",
+    rest: Rest = "sum",
     hold: Tensor | None = None,
     spare: float = SPARE,
     ridge: float = RIDGE,
@@ -62,20 +62,20 @@ def fused(
     On the states of its own concept every eraser does what it did alone, and on those of the others
     nothing. With M = Σ_j G_j + κ S + λ I and F a basis of what is free of Q,
 
-        D_0 = 0:        A_i' = A_i G_i F (F^T M F)^-1 F^T
         D_0 = Σ_i D_i:  A_i' = A_i (I - (Σ_{j≠i} G_j) F (F^T M F)^-1 F^T)
+        D_0 = 0:        A_i' = A_i G_i F (F^T M F)^-1 F^T
 
-    The first is MACE's closed-form fusion (arXiv 2403.06135), with held prompts, which the plain
-    form gives up; the second leaves the rest to what the erasers themselves spare. Every B stays,
-    every A is rewritten, so this is a LoRA with the sum of the ranks, for trained and solved
-    erasers alike. Layers that do not read the text are summed.
+    The second is MACE's closed-form fusion (arXiv 2403.06135), with held prompts, which the plain
+    form gives up; it spares the rest more, and erases less. Every B stays, every A is rewritten, so
+    this is a LoRA with the sum of the ranks, for trained and solved erasers alike. Layers that do
+    not read the text are summed.
 
     Args:
         erasers: made from the same base.
         met: G_i = E[e e^T], width x width, of the text states that each eraser is for.
         spared: S = E[r r^T], width x width, of those that none of them is to change.
-        rest: what is done to those: `nothing` (D_0 = 0), or what the plain `sum` does
-            (D_0 = Σ_i D_i).
+        rest: what is done to those: what the plain `sum` does (D_0 = Σ_i D_i), or `nothing`
+            (D_0 = 0).
         hold: Q, orthonormal columns, width x h, for which fusion changes nothing.
         spare: κ.
         ridge: λ, relative to the mean square of what is solved for.

@@ -23,7 +23,7 @@ def stack(
     strengths: Sequence[float] | None = None,
     protect: Sequence[str] = (),
     vocabulary: Sequence[str] | Vocabulary = (),
-    rest: Rest = "nothing",
+    rest: Rest = "sum",
     spare: float = SPARE,
     rank: int | None = None,
 ) -> EraserAdapter:
@@ -39,7 +39,7 @@ def stack(
         strengths: one for each eraser; 1 if omitted.
         protect: prompts that the stack is not to change at all.
         vocabulary: other concepts that fusion spares, beside the tokenizer's own words.
-        rest: whether fusion does `nothing` to them, or what the `sum` does: see `fused`.
+        rest: whether fusion does to them what the `sum` does, or `nothing`: see `fused`.
         spare: the weight κ of what is spared in a fusion.
         rank: largest rank of a layer; exact if omitted. `config.parameters["kept_energy"]` is what
             is kept of the change's energy.

@@ -7,7 +7,7 @@ the former: how much of the concept comes back, and what the text states said be
 """
 
 import argparse
-from itertools import pairwise, permutations
+from itertools import pairwise, permutations, product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -26,16 +26,18 @@ PICTURES = 24
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    rows = ["| interference | pairs | left alone | left beside the other, mean (worst) |"]
-    rows.append("| --- | --- | --- | --- |")
-    for low, high in pairwise(EDGES):
-        own = [line for line in lines if low <= line["interference"] < high]
+    rows = [
+        "| recipe | interference | pairs | left alone | beside the other | most that came back |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for recipe, (low, high) in product(RECIPES, pairwise(EDGES)):
+        own = [x for x in lines if x["recipe"] == recipe and low <= x["interference"] < high]
         if own:
-            alone, left = ([100 * line[k] / line["n"] for line in own] for k in ("alone", "beside"))
-            ends = f"{low:g} to {high:g}"
+            alone, left = ([100 * x[k] / x["n"] for x in own] for k in ("alone", "beside"))
+            worse = max(b - a for a, b in zip(alone, left, strict=True))
             rows.append(
-                f"| {ends} | {len(own)} | {mean(alone):.1f} % | {mean(left):.1f} % "
-                f"({max(left):.0f}) |"
+                f"| {recipe} | {low:g} to {high:g} | {len(own)} | {mean(alone):.1f} % | "
+                f"{mean(left):.1f} % | {worse:.0f} % |"
             )
     return "\n".join(rows)
 
@@ -44,11 +46,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--concepts", nargs="+", default=list(CONCEPTS))
     parser.add_argument("--out", type=Path, default=Path("build/interference.jsonl"))
+    parser.add_argument("--table", action="store_true", help="only print what the file holds")
     options = parser.parse_args()
     lines = written(options.out)
     done = {(line["recipe"], line["concept"], line["other"], line["strength"]) for line in lines}
     pictures = Pictures()
-    for recipe in RECIPES:
+    for recipe in () if options.table else RECIPES:
         erasers = {
             name: erase(load_pipeline(), concept_of(name), recipe=recipe)
             for name in options.concepts

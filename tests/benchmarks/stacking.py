@@ -54,7 +54,7 @@ def by_sum(names: Sequence[str]) -> EraserAdapter:
     return summed([alone(name) for name in names])
 
 
-def by_gram(names: Sequence[str], rest_as: Rest = "nothing", spare: float = SPARE) -> EraserAdapter:
+def by_gram(names: Sequence[str], rest_as: Rest = "sum", spare: float = SPARE) -> EraserAdapter:
     texts = texts_of(load_pipeline())
     rest = [word for word in ALL if word not in names]
     objects, styles = (
@@ -79,7 +79,7 @@ def by_solving(names: Sequence[str]) -> EraserAdapter:
 WAYS: dict[str, Callable[[Sequence[str]], EraserAdapter]] = {
     "sum": by_sum,
     "Gram fusion": by_gram,
-    "Gram fusion beside the sum": partial(by_gram, rest_as="sum"),
+    "Gram fusion, the rest untouched": partial(by_gram, rest_as="nothing"),
     "solved together": by_solving,
 }
 
