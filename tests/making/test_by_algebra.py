@@ -90,6 +90,7 @@ def test_a_portable_eraser_fits_another_model_with_the_same_texts(untrained, tmp
     assert all(torch.equal(layer.weight, before[path]) for path, layer in layers.items())
 
 
+@pytest.mark.filterwarnings("ignore:The eraser")
 def test_text_maps_and_loras_add_up(untrained, make_eraser):
     unet = untrained.unet
     pristine = copy.deepcopy(unet)

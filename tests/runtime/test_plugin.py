@@ -358,8 +358,8 @@ def test_ordinary_adapters_are_not_exported_by_accident(untrained, make_eraser, 
 
 def test_a_slip_of_the_pen_is_no_option_of_the_hub(untrained, make_eraser, tmp_path):
     folder = make_eraser(untrained.unet).save_pretrained(tmp_path / "car")
-    with pytest.raises(TypeError, match="'strenght'; did you mean 'strength'"):
-        untrained.load_erasure(folder, strenght=0.5)
+    with pytest.raises(TypeError, match="'strengths'; did you mean 'strength'"):
+        untrained.load_erasure(folder, strengths=0.5)
     with pytest.raises(TypeError, match="'pickle'"):
         EraserAdapter.from_pretrained(folder, pickle=True)
     assert untrained.list_erasures() == {}
