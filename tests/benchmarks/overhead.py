@@ -8,6 +8,7 @@ it. `adapter` is peft's own layer.
 """
 
 import argparse
+import random
 import time
 import warnings
 from collections.abc import Callable
@@ -59,7 +60,7 @@ def drawing(unet: Any, erasers: list[EraserAdapter], side: int, rounds: int) -> 
     given = tuple(x.to(unet.dtype) if x.is_floating_point() else x for x in given)
     taken: dict[str, list[float]] = {mode: [] for mode in MODES}
     for turn in range(rounds + 1):
-        for mode in MODES:
+        for mode in random.Random(turn).sample(MODES, len(MODES)):
             if mode != "base":
                 load_erasure(unet, erasers, mode=mode)  # type: ignore[call-overload]
             spent = seconds(lambda: unet(*given))

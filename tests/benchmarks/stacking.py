@@ -81,6 +81,7 @@ WAYS: dict[str, Callable[[Sequence[str]], EraserAdapter]] = {
     "Gram fusion": by_gram,
     "Gram fusion, the rest untouched": partial(by_gram, rest_as="nothing"),
     "solved together": by_solving,
+    "Gram fusion, the rest untouched, κ = 1": partial(by_gram, rest_as="nothing", spare=1.0),
 }
 
 
