@@ -158,7 +158,7 @@ class EraserAdapter:
     def _write(self, folder: Path, repo_id: str) -> None:
         content = self.config.to_dict()
         if self.factors:
-            self._write_lora(folder, re.sub(r"[^\w.-]", "-", repo_id.split("/")[-1]), content)
+            self._write_lora(folder, _file_name(repo_id), content)
         if self.text_map is not None:
             pair = {"U": self.text_map.U.float(), "V": self.text_map.V.float()}
             contiguous = {name: value.contiguous() for name, value in pair.items()}
@@ -254,6 +254,9 @@ class EraserAdapter:
             raise ErasureError(f"There is no file '{path}'.")
         unet = None if base is None else denoiser_of(base)
         file = opened(path)
+        odd = [key for key, value in file.tensors.items() if not torch.isfinite(value).all()]
+        if odd:
+            raise ErasureError(f"'{path}' holds values in '{odd[0]}' that are not finite numbers.")
         if holds_lora(file):
             known = [p for p, m in unet.named_modules() if isinstance(m, nn.Linear)] if unet else ()
             split_up = {p: compressed(*f, rank) for p, f in factors_in(file, known).items()}
@@ -266,6 +269,8 @@ class EraserAdapter:
             split_up = {p: split(D, rank) for p, D in changes_in(file, unet).items()}
         energy = {p: float((B @ A).square().sum()) for p, (A, B, _) in split_up.items()}
         all_of_it = sum(energy[p] / kept for p, (_, _, kept) in split_up.items())
+        if not all_of_it:
+            raise ErasureError(f"'{path}' changes nothing: it erases nothing.")
         config = EraserConfig(
             concept,
             kind=kind,
@@ -320,6 +325,13 @@ def _our_files(folder: Path) -> list[str]:
     """LoRA files in a folder whose header tells of an erasure, whatever they are called."""
     found = folder.glob("*.safetensors") if folder.is_dir() else ()
     return [path.name for path in found if "erasure" in header_of(path)]
+
+
+def _file_name(repo_id: str) -> str:
+    """What the second LoRA file is called, without its ending: as the repository, or nearly so."""
+    name = re.sub(r"[^\w.-]", "-", repo_id.split("/")[-1])
+    taken = f"{name}.safetensors" in (WEIGHTS_NAME, MAP_NAME)
+    return f"{name}-kohya" if taken else name
 
 
 def _shape(tensor: Tensor) -> str:

@@ -148,7 +148,8 @@ def factors_in(file: Opened, layers: Iterable[str] = ()) -> dict[str, Factors]:
     for key, value in file.tensors.items():
         alpha = re.fullmatch(_ALPHA, key)
         found = None if alpha else _half(key)
-        if alpha is None and (found is None or not value.is_floating_point()):
+        is_alpha = alpha is not None and value.numel() == 1
+        if not is_alpha and (found is None or not value.is_floating_point()):
             raise ErasureError(
                 f"'{file.path}' holds '{key}', which is no LoRA weight of a denoiser."
             )
@@ -233,16 +234,22 @@ def _path(name: str, by_name: Mapping[str, str], *, kohya: bool) -> str:
 
 
 def _scales(file: Opened, halves: Mapping[str, Any], alphas: Mapping[str, float]) -> Any:
-    """Path -> alpha / rank, from the tensors or from the header; 1 where nothing is said."""
+    """Path -> alpha / rank, from the tensors or from the header; 1 where nothing is said.
+
+    For a LoRA that the header calls rank-stabilised, alpha / sqrt(rank).
+    """
     try:
         said = json.loads(file.header.get("lora_adapter_metadata", "{}"))
     except ValueError as error:
         raise ErasureError(f"'{file.path}' has a broken header: {error}.") from error
+    if not isinstance(said, dict):
+        raise ErasureError(f"'{file.path}' has a broken header: {said!r} is no configuration.")
     known = {re.sub(rf"^(?:{_PARTS})\.", "", key): value for key, value in said.items()}
     patterns = known.get("alpha_pattern") or {}
 
     def scale(path: str) -> float:
         rank = len(halves[path]["A"])
-        return float(alphas.get(path, patterns.get(path, known.get("lora_alpha", rank)))) / rank
+        alpha = float(alphas.get(path, patterns.get(path, known.get("lora_alpha", rank))))
+        return alpha / (rank**0.5 if known.get("use_rslora") else rank)
 
     return scale

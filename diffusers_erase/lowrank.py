@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from diffusers_erase.errors import ErasureError
+
 
 def split(change: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor, float]:
     """A (r x in) and B (out x r) with B A nearest to a change, and the share of energy kept.
@@ -12,6 +14,9 @@ def split(change: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor, floa
     Args:
         change: D, out x in.
         rank: r; the numerical rank of D in float32 if omitted, and then B A = D up to rounding.
+
+    Raises:
+        ErasureError: a rank below 1.
     """
     left, sizes, right = torch.linalg.svd(change.float(), full_matrices=False)
     return _first(left, sizes, right, rank, max(change.shape))
@@ -32,6 +37,8 @@ def compressed(A: Tensor, B: Tensor, rank: int | None = None) -> tuple[Tensor, T
 def _first(
     left: Tensor, sizes: Tensor, right: Tensor, rank: int | None, width: int
 ) -> tuple[Tensor, Tensor, float]:
+    if rank is not None and rank < 1:
+        raise ErasureError(f"A rank is 1 or more; got {rank}.")
     energy = sizes.square()
     if rank is None:
         rank = int((sizes > sizes.max() * width * torch.finfo(torch.float32).eps).sum())

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from diffusers_erase import EraserAdapter, ErasureError
+from diffusers_erase import EraserAdapter, ErasureError, erase
 from diffusers_erase.adapter import WEIGHTS_NAME
 from diffusers_erase.crossattention import text_layers
 from diffusers_erase.layouts import factors_in, opened
@@ -119,6 +119,27 @@ def test_loras_of_others_become_erasers(untrained, eraser, tmp_path, layout, kno
         EraserAdapter.from_pretrained(tmp_path / "somebody.safetensors")
 
 
+@pytest.mark.parametrize("name", ["pytorch_lora_weights", "text_map"])
+def test_no_name_of_a_folder_overwrites_a_file_in_it(untrained, tmp_path, name):
+    eraser = erase(untrained, "car", vocabulary=["oak", "cat"], recipe="uce")
+    folder = eraser.save_pretrained(tmp_path / name)
+    back = EraserAdapter.from_pretrained(folder)
+    assert close(back, eraser)
+    assert torch.allclose(back.text_map.change, eraser.text_map.change, atol=1e-6)
+    assert (folder / f"{name}-kohya.safetensors").is_file()
+
+
+def test_a_rank_stabilised_lora_is_as_strong_as_peft_makes_it(untrained, make_eraser, tmp_path):
+    eraser = make_eraser(untrained.unet, rank=4)
+    folder = eraser.save_pretrained(tmp_path / "car")
+    said = {"unet.r": 4, "unet.lora_alpha": 4, "unet.use_rslora": True}
+    header = {"lora_adapter_metadata": json.dumps(said)}
+    save_file(load_file(folder / WEIGHTS_NAME), tmp_path / "x.safetensors", header)
+    back = EraserAdapter.from_checkpoint(tmp_path / "x.safetensors", "car")
+    for path in eraser.factors:
+        assert torch.allclose(back.delta(path), 2 * eraser.delta(path), atol=1e-5)
+
+
 def test_alpha_in_the_header_counts(untrained, make_eraser, tmp_path):
     eraser = make_eraser(untrained.unet, rank=2)
     folder = eraser.save_pretrained(tmp_path / "car")
@@ -185,6 +206,12 @@ def test_what_cannot_be_imported_is_said(untrained, make_eraser, tmp_path):
     refused({key: torch.ones(2, 3)}, r"\(2 x 3\), which is no weight", base=untrained)
     convolution = {"conv_in.weight": unet.conv_in.weight.detach() + 1}
     refused({**whole, **convolution}, "1 other tensors, such as 'conv_in.weight'", base=untrained)
+    refused({key: torch.full_like(whole[key], float("nan"))}, "not finite", base=untrained)
+    idle = {path: (A, 0 * B) for path, (A, B) in eraser.factors.items()}
+    refused(
+        {k: v for path, pair in idle.items() for k, v in by_peft(path, *pair, 2).items()},
+        "it erases nothing",
+    )
     same = {key: unet.state_dict()[key.removeprefix("unet.")].clone()}
     refused(same, "erases nothing", base=untrained)
     kohya = {}

@@ -98,11 +98,14 @@ class Baked:
     def acting(self, unet: nn.Module, loaded: Mapping[str, Active]) -> dict[str, float]:
         """Name -> x_i of  argmin_x  Σ_layers |(W - W0) - Σ_i x_i s_i D_i|^2.
 
-        1 for an eraser of strength zero, which acts as asked; nan where W0 was given up. Strengths
-        and changes as loaded, W the weights as they are now.
+        1 for an eraser of strength zero, which acts as asked; nan where W0 was given up, or W is
+        not to be seen (offloaded). Strengths and changes as loaded, W the weights as they are now.
         """
         names = [name for name, force in loaded.items() if force.strength]
-        if any(known.base is None for known in self.layers.values()):
+        if any(
+            known.base is None or linear(unet, path).weight.is_meta
+            for path, known in self.layers.items()
+        ):
             return dict.fromkeys(loaded, 1.0) | dict.fromkeys(names, float("nan"))
         gram = torch.zeros(len(names), len(names), dtype=torch.float64)
         along = torch.zeros(len(names), dtype=torch.float64)

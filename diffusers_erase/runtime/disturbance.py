@@ -9,6 +9,7 @@ from diffusers_erase.concepts import TEMPLATES, Concept, encode
 from diffusers_erase.config import EraserConfig
 from diffusers_erase.crossattention import denoiser_of
 from diffusers_erase.runtime.erasures import Erasures
+from diffusers_erase.runtime.force import Active
 from diffusers_erase.stacking import interference
 
 
@@ -16,27 +17,43 @@ DISTURBED = 0.5
 """Another one does so much of what its own eraser does to a concept: worth a warning."""
 
 
-def interferences(pipe: Any, erasures: Erasures) -> Mapping[str, Mapping[str, float]]:
+def interferences(
+    pipe: Any, erasures: Erasures, loaded: Mapping[str, Active]
+) -> Mapping[str, Mapping[str, float]]:
     """Eraser -> other eraser -> how much it does to the former's concept; see `interference`.
 
-    Empty where fewer than two are loaded, or no text encoder or readable weight is at hand.
+    Empty for fewer than two, or where no text encoder or readable weight is at hand.
+
+    Args:
+        pipe: whose texts are asked for; a denoiser has none.
+        erasures: what is known of the denoiser's weights, and of states met before.
+        loaded: name -> eraser, in force or about to be.
     """
-    if len(erasures.loaded) < 2 or getattr(pipe, "text_encoder", None) is None:
+    asks = hasattr(pipe, "encode_prompt") and getattr(pipe, "text_encoder", None) is not None
+    if len(loaded) < 2 or not asks:
         return {}
-    weights = erasures.bases(denoiser_of(pipe))
+    weights = {}
+    if not all(force.adapter.factors for force in loaded.values()):
+        weights = erasures.bases(denoiser_of(pipe))
     if any(W.is_meta or not W.is_floating_point() for W in weights.values()):
         return {}
-    for name, force in erasures.loaded.items():
-        if name not in erasures.states:
-            erasures.states[name] = _states(pipe, force.adapter.config)
-    erasers = {name: (force.adapter, force.strength) for name, force in erasures.loaded.items()}
-    return interference(erasers, erasures.states, weights)
+    states = {}
+    for name, force in loaded.items():
+        config = force.adapter.config
+        key = (config.kind, *config.names)
+        if key not in erasures.states:
+            erasures.states[key] = _states(pipe, config)
+        states[name] = erasures.states[key]
+    erasers = {name: (force.adapter, force.strength) for name, force in loaded.items()}
+    return interference(erasers, states, weights)
 
 
-def disturbed(pipe: Any, erasures: Erasures, fresh: Sequence[str]) -> list[str]:
-    """What to tell somebody who has just loaded these erasers beside the others."""
+def disturbed(
+    pipe: Any, erasures: Erasures, loaded: Mapping[str, Active], fresh: Sequence[str]
+) -> list[str]:
+    """What to tell somebody who loads these fresh erasers beside the others."""
     told = []
-    for name, others in interferences(pipe, erasures).items():
+    for name, others in interferences(pipe, erasures, loaded).items():
         for other, share in others.items():
             if share > DISTURBED and (name in fresh or other in fresh):
                 told.append(
@@ -44,9 +61,9 @@ def disturbed(pipe: Any, erasures: Erasures, fresh: Sequence[str]) -> list[str]:
                     "does: they were not told of each other. `diffusers_erase.stack` with "
                     '`fusion="gram"` tells them.'
                 )
-    for name, force in erasures.loaded.items():
+    for name, force in loaded.items():
         targets = (force.adapter.config.target or "").split(", ")
-        for other, present in erasures.loaded.items():
+        for other, present in loaded.items():
             erased = [target for target in targets if target in present.adapter.config.names]
             if erased and other != name and (name in fresh or other in fresh):
                 told.append(

@@ -23,8 +23,8 @@ class Erasures:
     adapted: Adapted = field(default_factory=Adapted)
     keep: Keep = True
     """Where the pristine weights are, if anywhere."""
-    states: dict[str, Tensor] = field(default_factory=dict)
-    """Eraser -> N x width text states of its concept, where they were asked for."""
+    states: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
+    """A concept's kind and names -> N x width text states of it, where they were asked for."""
     disabled: bool = False
     """Inside `erasures_disabled`: nothing may change until its end."""
 
@@ -63,10 +63,10 @@ class Erasures:
         self.loaded, self.keep = loaded, keep
 
     def bases(self, unet: nn.Module) -> dict[str, Tensor]:
-        """Path -> weight without erasers, of every layer that reads the text."""
-        written = self.baked.plan(unet, {})
-        weights = {path: write.base for path, write in written.items()}
-        return {**text_weights(unet), **{p: W for p, W in weights.items() if reads_text(p)}}
+        """Path -> weight of every layer that reads the text, without erasers where that is kept."""
+        known = ((path, written.base) for path, written in self.baked.layers.items())
+        kept = {path: base for path, base in known if base is not None and reads_text(path)}
+        return {**text_weights(unet), **kept}
 
     def acting(self, unet: nn.Module) -> dict[str, float]:
         """Name -> how much of each acts now; in the order of loading."""

@@ -141,9 +141,10 @@ def load_erasure(
         came_from = None if isinstance(one, EraserAdapter) else str(one)
         loaded[key] = Active(adapter, s, _mode(mode, unet, adapter), came_from, commit)
         found.append(key)
+    warnings = [*disturbed(pipe, erasures, loaded, found), *_silenced(mode, found)]
     erasures.become(unet, loaded, keep_base)
     setattr(unet, _ATTRIBUTE, erasures)
-    for told in (*disturbed(pipe, erasures, found), *_silenced(mode, found)):
+    for told in warnings:
         warn(told, stacklevel=2)
     return found[0] if alone else found
 
@@ -169,7 +170,7 @@ def list_erasures(pipe: Any) -> dict[str, Loaded]:
     """
     unet = denoiser_of(pipe)
     erasures = _erasures(unet)
-    disturbing = interferences(pipe, erasures)
+    disturbing = interferences(pipe, erasures, erasures.loaded)
     return {
         name: Loaded(
             force.adapter.config.concept,

@@ -7,7 +7,6 @@ from typer.testing import CliRunner
 from diffusers_erase import ErasureError, cli, erase, stack
 from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.concepts import Concept, encode
-from diffusers_erase.stacking import interference
 
 
 WORDS = ["oak", "cat", "van"]
@@ -66,8 +65,6 @@ def test_told_of_one_another_they_interfere_less(untrained):
             for together in (plain, told)
         ]
         assert astray[1] < 0.7 * astray[0]
-    states = {"car": torch.randn(4, 128)}
-    assert interference({"car": (plain, 1.0)}, states, {}) == {"car": {}}
 
 
 def test_what_cannot_be_stacked_is_said_before_anything_is_done(untrained, pair):
@@ -76,6 +73,7 @@ def test_what_cannot_be_stacked_is_said_before_anything_is_done(untrained, pair)
         ({"fusion": "gram"}, "Gram fusion asks the text encoder"),
         ({"protect": ["a cat"]}, "`protect` asks the text encoder"),
         ({"strengths": [1.0]}, "2 erasers need 2 strengths"),
+        ({"rank": 0}, "A rank is 1 or more; got 0"),
     ):
         with pytest.raises(ErasureError, match=message):
             stack(pair, **arguments)

@@ -1,9 +1,11 @@
 """Where erasers get in each other's way: said from text states, before any picture."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import cpu_offload
 
 from diffusers_erase import EraserAdapter, erase
 from diffusers_erase.concepts import Concept, encode
@@ -71,6 +73,45 @@ def test_without_a_text_encoder_nothing_is_said(untrained, make_eraser):
     load_erasure(untrained.unet, make_eraser(untrained.unet))
     load_erasure(untrained.unet, make_eraser(untrained.unet, seed=1, concept="cat"))
     assert [x.interference for x in list_erasures(untrained.unet).values()] == [{}, {}]
+
+
+@pytest.mark.filterwarnings("ignore:The eraser")
+def test_another_concept_under_the_same_name_is_measured_anew(untrained, make_eraser):
+    several = [make_eraser(untrained.unet, seed=k, concept=c) for k, c in enumerate("xyz")]
+    several = [replace(e, config=replace(e.config, target=None)) for e in several]
+    untrained.load_erasure(several[0], "one")
+    untrained.load_erasure(several[1], "other")
+    untrained.unload_erasure("one")
+    untrained.load_erasure(several[2], "one")
+    again = untrained.list_erasures()["one"].interference
+    untrained.unload_erasures()
+    del untrained.unet._erasures
+    untrained.load_erasure([several[1], several[2]], ["other", "one"])
+    assert untrained.list_erasures()["one"].interference == pytest.approx(again)
+
+
+@pytest.mark.filterwarnings("ignore:The eraser")
+def test_what_is_offloaded_is_listed_and_not_verified(untrained, make_eraser):
+    untrained.load_erasure([make_eraser(untrained.unet, seed=k) for k in (1, 2)], ["a", "b"])
+    known = untrained.list_erasures()
+    cpu_offload(untrained.unet, execution_device=torch.device("cpu"))
+    assert untrained.list_erasures() == known
+    assert all(math.isnan(share) for share in untrained.verify_erasures().values())
+
+
+def test_if_the_text_encoder_fails_nothing_is_loaded(untrained, make_eraser, monkeypatch):
+    untrained.load_erasure(make_eraser(untrained.unet, seed=1), "a")
+    before = {k: v.clone() for k, v in untrained.unet.state_dict().items()}
+
+    def fail(*_, **__):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(untrained, "encode_prompt", fail)
+    with pytest.raises(MemoryError):
+        untrained.load_erasure(make_eraser(untrained.unet, seed=2), "b")
+    monkeypatch.undo()
+    assert list(untrained.list_erasures()) == ["a"]
+    assert all(torch.equal(v, before[k]) for k, v in untrained.unet.state_dict().items())
 
 
 def test_it_is_known_where_an_eraser_came_from(untrained, make_eraser, tmp_path):
