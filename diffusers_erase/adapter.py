@@ -1,51 +1,24 @@
 """EraserAdapter, the waist of the house: a LoRA on cross-attention and what it erases."""
 
-import json
-import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
 import torch
-from huggingface_hub import HfApi
-from safetensors.torch import save_file
+from PIL import Image
 from torch import Tensor, nn
 
-from diffusers_erase.card import model_card
-from diffusers_erase.config import CONFIG_NAME, EraserConfig, versions
-from diffusers_erase.crossattention import (
-    Factors,
-    component,
-    denoiser_of,
-    fingerprint,
-    linear,
-    text_layers,
-)
+from diffusers_erase.config import CONFIG_NAME, PAYLOADS, EraserConfig, versions
+from diffusers_erase.crossattention import Factors, denoiser_of, fingerprint, linear, text_layers
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.folders import check_folder, whole_folder
-from diffusers_erase.hub import HubOptions, check_options, fetch
-from diffusers_erase.layouts import (
-    Opened,
-    changes_in,
-    factors_in,
-    header_of,
-    holds_lora,
-    kohya_keys,
-    opened,
-    peft_keys,
-)
+from diffusers_erase.hub import HubOptions, check_options, publish
+from diffusers_erase.layouts import changes_in, factors_in, holds_lora
 from diffusers_erase.lowrank import compressed, split
+from diffusers_erase.repository import Content, ours_in, ours_on, read, written
 from diffusers_erase.textmap import TextMap
-
-
-WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
-MAP_NAME = "text_map.safetensors"
-
-_NO_ERASER = (
-    "it is a LoRA, but no eraser. `EraserAdapter.from_checkpoint(file, concept)` makes one of it."
-)
+from diffusers_erase.weightfile import WHOLE_MODEL, opened
 
 
 @dataclass(frozen=True)
@@ -65,7 +38,7 @@ class EraserAdapter:
         if not self.factors and self.text_map is None:
             raise ErasureError("The eraser has no LoRA weights.")
         for path, (A, B) in self.factors.items():
-            if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]:
+            if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or not len(A):
                 raise ErasureError(
                     f"LoRA factors of '{path}' do not fit each other: {_shape(A)} and {_shape(B)}."
                 )
@@ -73,6 +46,10 @@ class EraserAdapter:
                 raise ErasureError(
                     f"LoRA factors of '{path}' hold values that are not finite numbers."
                 )
+        there = {"lora": bool(self.factors), "text_map": self.text_map is not None}
+        payloads = tuple(name for name in PAYLOADS if there[name])
+        if payloads != self.config.payloads:
+            object.__setattr__(self, "config", replace(self.config, payloads=payloads))
 
     @property
     def portable(self) -> "EraserAdapter":
@@ -86,7 +63,7 @@ class EraserAdapter:
                 f"The eraser of '{self.config.concept}' was trained for one model and has no text "
                 "map; erasers made in closed form have one."
             )
-        return EraserAdapter({}, replace(self.config, payloads=("text_map",)), self.text_map)
+        return EraserAdapter({}, self.config, self.text_map)
 
     def paths(self, unet: nn.Module) -> tuple[str, ...]:
         """The layers of a denoiser that it changes."""
@@ -138,43 +115,91 @@ class EraserAdapter:
                 f"{_describe(fingerprint(unet))}: it was made for another text encoder."
             )
 
-    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write `pytorch_lora_weights.safetensors`, `erasure_config.json` and a model card.
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        overwrite: bool = False,
+        results: Mapping[str, Any] | None = None,
+        images: Mapping[str, Image.Image] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Path:
+        """Write the eraser as docs/format.md says: two LoRA files, `erasure_config.json`, a card.
 
         Plain `pipe.load_lora_weights(folder)` reads the result too. An eraser with a text map
         leaves `text_map.safetensors` beside it, a portable one nothing else. All or nothing: the
-        folder appears complete.
+        folder appears complete. The same eraser gives the same bytes.
+
+        Args:
+            folder: where to.
+            overwrite: replace a former eraser there.
+            results: what was measured, for config and card; those of the config if omitted. Name ->
+                `{"base": share, "erased": share, "n": pictures}`, perhaps with `low` and `high` of
+                the difference's interval, or anything plain; names in `card.MEASURED` have a row.
+            images: prompt -> picture drawn with the eraser, for the card.
+            dtype: of the LoRA's numbers; half precision halves the file, and leaves of an exact
+                null-prompt constraint what rounding leaves. As it was loaded if omitted, float32
+                if it was made here.
 
         Raises:
             ErasureError: the folder exists and `overwrite` is not set, it holds something else than
-                an eraser, or it cannot be written.
+                an eraser, it cannot be written, or half precision does not hold the numbers.
         """
         folder = Path(folder).absolute()
         check_output(folder, overwrite=overwrite)
+        files = written(self._content(results, dtype), folder.name, images)
         with whole_folder(folder) as draft:
-            self._write(draft, folder.name)
+            for path, content in files.items():
+                (draft / path).parent.mkdir(exist_ok=True)
+                (draft / path).write_bytes(content)
         return folder
 
-    def _write(self, folder: Path, repo_id: str) -> None:
-        content = self.config.to_dict()
-        if self.factors:
-            self._write_lora(folder, _file_name(repo_id), content)
-        if self.text_map is not None:
-            pair = {"U": self.text_map.U.float(), "V": self.text_map.V.float()}
-            contiguous = {name: value.contiguous() for name, value in pair.items()}
-            save_file(contiguous, folder / MAP_NAME)
-        (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(model_card(content, repo_id), encoding="utf-8")
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        results: Mapping[str, Any] | None = None,
+        images: Mapping[str, Image.Image] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> str:
+        """Publish on the Hub, in a new repository if need be; the address of commit or request.
 
-    def _write_lora(self, folder: Path, name: str, content: Mapping[str, Any]) -> None:
-        part = component(str(self.config.fingerprint.get("denoiser", "")))
-        story = {"format": "pt", "erasure": json.dumps(content)}
-        tensors, lora = peft_keys(self.factors, part)
-        save_file(tensors, folder / WEIGHTS_NAME, {**story, "lora_adapter_metadata": lora})
-        if part == "unet":  # of transformers, everyone's user interface names the layers otherwise
-            tensors, header = kohya_keys(self.factors)
-            title = {"modelspec.title": f"Erases {self.config.concept}"}
-            save_file(tensors, folder / f"{name}.safetensors", {**header, **title, **story})
+        One commit with everything in it, or none. Pushed again unchanged, it makes no commit.
+
+        Args:
+            repo_id: `user/name`.
+            private: whether a new repository is.
+            token: to write with; the one you are logged in with if omitted.
+            create_pr: as a pull request.
+            commit_message: if not the usual one.
+            results: as for `save_pretrained`.
+            images: as for `save_pretrained`.
+            dtype: as for `save_pretrained`.
+
+        Raises:
+            ErasureError: the repository holds something else, or the Hub refuses or cannot be
+                reached.
+        """
+        return publish(
+            repo_id,
+            written(self._content(results, dtype), repo_id, images),
+            marker=CONFIG_NAME,
+            stale=ours_on(repo_id),
+            message=commit_message or f"Eraser for '{self.config.concept}'"[:200],
+            private=private,
+            token=token,
+            create_pr=create_pr,
+        )
+
+    def _content(self, results: Mapping[str, Any] | None, dtype: torch.dtype | None) -> Content:
+        """With these results and numbers of that type, where they are given."""
+        changed: dict[str, Any] = {} if results is None else {"results": dict(results)}
+        changed |= {} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}
+        return Content(self.factors, replace(self.config, **changed), self.text_map)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **hub: Unpack[HubOptions]) -> "EraserAdapter":
@@ -190,34 +215,8 @@ class EraserAdapter:
             ErasureError: nothing there, or not an eraser; safetensors only, nothing is executed.
         """
         check_options("from_pretrained", hub)
-        if Path(source).is_file():
-            return cls._from_file(opened(Path(source)))
-        try:
-            content = json.loads(fetch(source, CONFIG_NAME, **hub).read_text(encoding="utf-8"))
-        except ErasureError:
-            content = {}
-        except ValueError as error:
-            raise ErasureError(f"'{source}' holds a broken {CONFIG_NAME}: {error}.") from error
-        known = EraserConfig.from_dict(content) if content else None
-        payloads = known.payloads if known else ("lora",)
-        factors: dict[str, Factors] = {}
-        header: dict[str, Any] = {}
-        if "lora" in payloads:
-            file = opened(fetch(source, WEIGHTS_NAME, **hub))
-            factors, header = factors_in(file), _story(file)
-        if known is None and not header:
-            raise ErasureError(f"'{source}' holds no {CONFIG_NAME}: {_NO_ERASER}")
-        known = known or EraserConfig.from_dict(header)
-        mapped = "text_map" in known.payloads
-        return cls(factors, known, _read_map(fetch(source, MAP_NAME, **hub)) if mapped else None)
-
-    @classmethod
-    def _from_file(cls, file: Opened) -> "EraserAdapter":
-        story = _story(file)
-        if not story:
-            raise ErasureError(f"'{file.path}' tells nothing of an erasure: {_NO_ERASER}")
-        config = EraserConfig.from_dict(story)
-        return cls(factors_in(file), replace(config, payloads=("lora",)))
+        content = read(source, **hub)
+        return cls(content.factors, content.config, content.text_map)
 
     @classmethod
     def from_checkpoint(
@@ -253,7 +252,7 @@ class EraserAdapter:
         if not path.is_file():
             raise ErasureError(f"There is no file '{path}'.")
         unet = None if base is None else denoiser_of(base)
-        file = opened(path)
+        file = opened(path, WHOLE_MODEL)
         odd = [key for key, value in file.tensors.items() if not torch.isfinite(value).all()]
         if odd:
             raise ErasureError(f"'{path}' holds values in '{odd[0]}' that are not finite numbers.")
@@ -287,28 +286,6 @@ class EraserAdapter:
             eraser.check(unet)
         return eraser
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | None = None,
-        commit_message: str | None = None,
-        create_pr: bool = False,
-    ) -> str:
-        """Publish on the Hub, in a new repository if need be, and return the commit's address."""
-        api = HfApi(token=token)
-        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as folder:
-            self._write(Path(folder), repo)
-            commit = api.upload_folder(
-                repo_id=repo,
-                folder_path=folder,
-                commit_message=commit_message or f"Eraser for '{self.config.concept}'",
-                create_pr=create_pr,
-            )
-        return str(commit.commit_url)
-
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
     """Refuse a folder an eraser cannot or must not be saved to, before work is spent on it.
@@ -317,21 +294,7 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         ErasureError: it exists without `overwrite`, holds something else than an eraser, or
             cannot be written.
     """
-    known = (WEIGHTS_NAME, MAP_NAME, "README.md", *_our_files(folder))
-    check_folder(folder, overwrite=overwrite, marker=CONFIG_NAME, known=known)
-
-
-def _our_files(folder: Path) -> list[str]:
-    """LoRA files in a folder whose header tells of an erasure, whatever they are called."""
-    found = folder.glob("*.safetensors") if folder.is_dir() else ()
-    return [path.name for path in found if "erasure" in header_of(path)]
-
-
-def _file_name(repo_id: str) -> str:
-    """What the second LoRA file is called, without its ending: as the repository, or nearly so."""
-    name = re.sub(r"[^\w.-]", "-", repo_id.split("/")[-1])
-    taken = f"{name}.safetensors" in (WEIGHTS_NAME, MAP_NAME)
-    return f"{name}-kohya" if taken else name
+    check_folder(folder, overwrite=overwrite, marker=CONFIG_NAME, known=ours_in(folder))
 
 
 def _shape(tensor: Tensor) -> str:
@@ -345,19 +308,3 @@ def _describe(found: Mapping[str, Any]) -> str:
         f"a {found.get('denoiser', '?')} with text width {found.get('text_width', '?')} "
         f"and {found.get('cross_attention_layers', '?')} cross-attention layers"
     )
-
-
-def _read_map(path: Path) -> TextMap:
-    found = opened(path).tensors
-    if found.keys() != {"U", "V"} or not all(x.is_floating_point() for x in found.values()):
-        raise ErasureError(f"'{path}' holds {', '.join(sorted(found))}, and not a text map.")
-    return TextMap(found["U"].double(), found["V"].double())
-
-
-def _story(file: Opened) -> dict[str, Any]:
-    """What the file's header says of the erasure; empty for the LoRAs of others."""
-    try:
-        told = json.loads(file.header.get("erasure", "{}"))
-    except ValueError as error:
-        raise ErasureError(f"'{file.path}' has a broken header: {error}.") from error
-    return told if isinstance(told, dict) else {}

@@ -8,24 +8,24 @@ from typing import Any
 from warnings import warn
 
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.schema import problem_of
 
 
 CONFIG_NAME = "erasure_config.json"
 
-_PLAIN_TYPES: dict[str, type] = {
-    "synonyms": list,
-    "parameters": dict,
-    "fingerprint": dict,
-    "results": dict,
-    "versions": dict,
-    "rank": int,
-    "payloads": list,
-}
+FORMAT = "1.0"
+"""Of an eraser's repository: docs/format.md."""
+
+PAYLOADS = ("lora", "text_map")
+"""What an eraser's repository may hold, as far as this version knows."""
 
 
 @dataclass(frozen=True)
 class EraserConfig:
-    """What an eraser erases, to what, in which model, how it was made: `erasure_config.json`."""
+    """What an eraser erases, to what, in which model, how it was made: `erasure_config.json`.
+
+    What each of them may hold is in `schema.FIELDS`, and in `erasure_config.schema.json`.
+    """
 
     concept: str
     kind: str = "object"
@@ -41,10 +41,13 @@ class EraserConfig:
     rank: int = 0
     payloads: tuple[str, ...] = ("lora",)
     """What there is of `lora` and `text_map`."""
+    dtype: str = "float32"
+    """Of the LoRA's numbers on disk."""
     results: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     unknown: Mapping[str, Any] = field(default_factory=dict)
     """Keys that a newer version wrote; kept, and written back."""
+    format: str = FORMAT
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -52,37 +55,57 @@ class EraserConfig:
         return (*self.concept.split(", "), *self.synonyms)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Plain JSON types; what is no number, such as nan, is None."""
         known = asdict(self)
-        plain: dict[str, Any] = json.loads(json.dumps({**known.pop("unknown"), **known}))
+        text = json.dumps({**known.pop("unknown"), **known})
+        plain: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)
         return plain
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "EraserConfig":
-        """The inverse of `to_dict`; unknown keys are kept and warned about."""
-        if not isinstance(content, Mapping) or not isinstance(content.get("concept"), str):
+    def from_dict(cls, content: Any) -> "EraserConfig":
+        """The inverse of `to_dict`; unknown keys are kept and warned about.
+
+        Raises:
+            ErasureError: it was not written by diffusers_erase, is damaged, or is of a format or
+                holds a payload that this version does not know.
+        """
+        if not isinstance(content, dict) or not isinstance(content.get("concept"), str):
             raise ErasureError(
                 f"{CONFIG_NAME} names no concept; it was not written by diffusers_erase."
             )
-        wrong = [
-            name
-            for name, kind in _PLAIN_TYPES.items()
-            if not isinstance(content.get(name, kind()), kind)
-        ]
-        if wrong:
-            raise ErasureError(f"{CONFIG_NAME} is damaged: '{wrong[0]}' is not what it should be.")
+        _check_format(content.get("format", FORMAT), content.get("payloads", ()))
+        problem = problem_of(content)
+        if problem:
+            raise ErasureError(f"{CONFIG_NAME} is damaged: {problem}.")
         names = {f.name for f in fields(cls)} - {"unknown"}
         known = {name: value for name, value in content.items() if name in names}
         unknown = {name: value for name, value in content.items() if name not in names}
         if unknown:
             warn(
                 f"{CONFIG_NAME} was written by another version; kept but not understood: "
-                f"{', '.join(unknown)}.",
+                f"{', '.join(map(repr, unknown))}.",
                 stacklevel=3,
             )
         for name in ("synonyms", "payloads"):
             known |= {name: tuple(known[name])} if name in known else {}
         return cls(**known, unknown=unknown)
+
+
+def _check_format(written: Any, payloads: Any) -> None:
+    """Refuse by name what only a newer version can read: it is never left out in silence."""
+    ours, theirs = FORMAT.split(".")[0], str(written).split(".")[0]
+    if theirs.isascii() and theirs.isdigit() and int(theirs[:9]) > int(ours):
+        raise ErasureError(
+            f"This eraser is of format {str(written)[:20]!r}; this version of diffusers_erase "
+            f"reads {ours}.x. Update diffusers_erase."
+        )
+    for payload in payloads if isinstance(payloads, list | tuple) else ():
+        if isinstance(payload, str) and payload not in PAYLOADS:
+            raise ErasureError(
+                f"This eraser holds a payload {payload[:100]!r} that this version of "
+                f"diffusers_erase does not know ({', '.join(PAYLOADS)}); without it the eraser "
+                "would not erase what it says. Update diffusers_erase."
+            )
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,14 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from diffusers_erase.crossattention import COMPONENTS, Factors, reads_text
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.weightfile import ERASER, Opened
 
 
 _PARTS = "|".join(COMPONENTS)
@@ -37,38 +35,6 @@ _ARCHITECTURES = {
     2048: "stable-diffusion-xl-v1-base/lora",
 }
 """Width of the text -> what ModelSpec calls a LoRA for such a UNet."""
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A safetensors file."""
-
-    path: Path
-    tensors: Mapping[str, Tensor]
-    header: Mapping[str, str] = field(default_factory=dict)
-
-
-def opened(path: Path) -> Opened:
-    """All of a safetensors file; nothing in it is executed.
-
-    Raises:
-        ErasureError: it is none.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return Opened(path, tensors, file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise ErasureError(f"'{path}' is no readable safetensors file: {error}.") from error
-
-
-def header_of(path: Path) -> dict[str, str]:
-    """The header of a safetensors file, without its tensors; empty if it is none."""
-    try:
-        with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError):
-        return {}
 
 
 def peft_keys(factors: Mapping[str, Factors], part: str) -> tuple[dict[str, Tensor], str]:
@@ -170,6 +136,12 @@ def factors_in(file: Opened, layers: Iterable[str] = ()) -> dict[str, Factors]:
     single = [path for path, pair in halves.items() if len(pair) != 2]
     if single:
         raise ErasureError(f"'{file.path}' lacks one of the two LoRA factors of '{single[0]}'.")
+    high = [path for path, pair in halves.items() if len(pair["A"]) > ERASER.rank]
+    if high:
+        raise ErasureError(
+            f"'{file.path}' changes '{high[0]}' with rank {len(halves[high[0]]['A']):,}; "
+            f"{ERASER.rank:,} is read at most."
+        )
     scale = _scales(file, halves, alphas)
     return {path: (pair["A"], pair["B"] * scale(path)) for path, pair in halves.items()}
 

@@ -8,6 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diffusers_erase import cli
+from diffusers_erase.cli import drawing, making, sharing
 from diffusers_erase.errors import ErasureError
 
 
@@ -95,7 +96,8 @@ def test_edit_from_a_folder_portable_and_not(untrained, tmp_path, monkeypatch):
 def run(tmp_path, monkeypatch, untrained, make_eraser):
     """Run a command in a folder with an eraser, a broken one and a diary: code and exception."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_open", lambda model, **_: untrained)
+    for commands in (drawing, making, sharing):
+        monkeypatch.setattr(commands, "opened_model", lambda model, **_: untrained)
     make_eraser(untrained.unet).save_pretrained("good")
     make_eraser(untrained.unet).save_pretrained("broken")
     (tmp_path / "broken" / "pytorch_lora_weights.safetensors").write_bytes(b"junk")

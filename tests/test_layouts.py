@@ -9,9 +9,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusers_erase import EraserAdapter, ErasureError, erase
-from diffusers_erase.adapter import WEIGHTS_NAME
 from diffusers_erase.crossattention import text_layers
-from diffusers_erase.layouts import factors_in, opened
+from diffusers_erase.layouts import factors_in
+from diffusers_erase.repository import WEIGHTS_NAME
+from diffusers_erase.weightfile import opened
 
 
 def close(one, other, atol=1e-5):

@@ -1,49 +1,22 @@
-"""The command line: diffusers-erase demo | train | edit | stack | generate.
+"""Commands that make erasers: train, edit and stack."""
 
-Heavy imports wait inside the commands, so that help is there at once.
-"""
-
-import os
-import sys
-import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from diffusers_erase.cli.options import (
+    Model,
+    Overwrite,
+    Seed,
+    device,
+    opened_model,
+    own_words,
+    without_denoiser,
+)
 from diffusers_erase.errors import ErasureError
 
 
-app = typer.Typer(
-    help="Erase concepts from diffusion models, as adapters.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-Model = Annotated[
-    str, typer.Option(help="'playground', a folder, or a Hub id of a Stable Diffusion pipeline.")
-]
-Seed = Annotated[int, typer.Option(help="Start of all chance.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for erasers, pictures and report.")] = Path(
-        "demo"
-    ),
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-) -> None:
-    """Erase an object and a style on the playground, and show what it did to everything else."""
-    from diffusers_erase.demo import run_demo
-
-    if not run_demo(out, overwrite=overwrite, seed=seed, say=typer.echo):
-        raise typer.Exit(1)
-
-
-@app.command()
 def train(
     output: Annotated[
         Path,
@@ -119,7 +92,7 @@ def train(
     from diffusers_erase.runs import Run, carry_out, runs_of, with_numbers
     from diffusers_erase.training.recipes import default_recipe
 
-    words = Vocabulary.read(vocabulary) if vocabulary else _own_words(model, kind)
+    words = Vocabulary.read(vocabulary) if vocabulary else own_words(model, kind)
     numbers = with_numbers(
         recipe_of(recipe) if recipe else default_recipe(words),
         steps=steps,
@@ -154,10 +127,10 @@ def train(
         mixed_precision=mixed_precision,
         log_with=report_to,
         project_dir=logging_dir if report_to else None,
-        cpu=_device() == "cpu",
+        cpu=device() == "cpu",
     )
     accelerator.wait_for_everyone()
-    pipe = _open(model)
+    pipe = opened_model(model)
     if gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
     if report_to:
@@ -173,7 +146,6 @@ def train(
     accelerator.end_training()
 
 
-@app.command()
 def edit(
     output: Annotated[
         Path, typer.Option("--output", "--output-dir", help="Folder for the eraser.")
@@ -236,7 +208,7 @@ def edit(
         seed=seed,
     )
     check_output(output, overwrite=overwrite)
-    pipe = _open(model, **_without_denoiser(model))
+    pipe = opened_model(model, **without_denoiser(model))
     weights = None if portable or model == "playground" else read_weights(model)
     cache = Path(HF_HOME) / "diffusers-erase"
     eraser = solved(pipe, order, weights=weights, cache=cache)
@@ -244,7 +216,6 @@ def edit(
     typer.echo(told(output, eraser))
 
 
-@app.command()
 def stack(
     erasers: Annotated[list[str], typer.Argument(help="Folders or Hub ids.")],
     output: Annotated[
@@ -279,7 +250,7 @@ def stack(
     asks = fusion == "gram" or protect
     together = stacked(
         erasers,
-        _open(model, **_without_denoiser(model)) if asks else None,
+        opened_model(model, **without_denoiser(model)) if asks else None,
         fusion=fusion,  # type: ignore[arg-type]
         strengths=strength or None,
         protect=protect or (),
@@ -289,111 +260,3 @@ def stack(
     together.save_pretrained(output, overwrite=overwrite)
     config, kept = together.config, together.config.parameters["kept_energy"]
     typer.echo(f"Wrote {output}: erases {config.concept}; rank {config.rank}, {kept:.1%} kept.")
-
-
-@app.command()
-def generate(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
-    out: Annotated[Path, typer.Option(help="PNG file.")] = Path("picture.png"),
-    model: Model = "playground",
-    eraser: Annotated[
-        list[str] | None, typer.Option(help="Folder or Hub id; may be repeated.")
-    ] = None,
-    strength: Annotated[float, typer.Option(help="Of every eraser: 0 off, 1 as made.")] = 1.0,
-    count: Annotated[int, typer.Option(min=1, help="Pictures, side by side.")] = 4,
-    steps: Annotated[int, typer.Option(min=1, help="DDIM steps.")] = 25,
-    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 5.0,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-) -> None:
-    """Draw pictures with erasers loaded."""
-    from diffusers_erase.evaluation.metrics import draw, row
-    from diffusers_erase.runtime.plugin import load_erasure
-
-    _check_file(out, overwrite=overwrite)
-    pipe = _open(model)
-    for source in eraser or ():
-        load_erasure(pipe, source, name=source, strength=strength)
-    pictures = draw(pipe, [prompt] * count, guidance=guidance, steps=steps, seed=seed)
-    draft = out.with_name(f".{out.name}.draft")
-    row(pictures).save(draft, format="PNG")
-    draft.replace(out)
-    typer.echo(f"Wrote {out}")
-
-
-def _open(model: str, **parts: Any) -> Any:
-    """The pipeline a user named; `parts` are passed on, such as `unet=None`."""
-    if model == "playground":
-        from diffusers_erase.playground import load_pipeline
-
-        return load_pipeline()
-    from diffusers import DiffusionPipeline
-
-    try:
-        pipe = DiffusionPipeline.from_pretrained(model, use_safetensors=True, **parts)
-    except (OSError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ErasureError(f"Cannot open the model '{model}': {reason}") from error
-    return pipe.to(_device())
-
-
-def _without_denoiser(model: str) -> dict[str, None]:
-    """Parts of a pipeline to leave out where its texts are enough."""
-    from diffusers_erase.editing.reading import denoiser_name
-
-    return {} if model == "playground" else {denoiser_name(model): None, "vae": None}
-
-
-def _own_words(model: str, kind: str) -> Any:
-    """The vocabulary of the playground; None for other models, whose words nobody listed."""
-    if model != "playground":
-        return None
-    from diffusers_erase.concepts import Vocabulary
-    from diffusers_erase.playground import ARTISTS, COLOURS, OBJECTS
-
-    known = {"style": tuple(ARTISTS.values()), "object": OBJECTS, "attribute": COLOURS}
-    return Vocabulary(known[kind]) if kind in known else None
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _check_file(path: Path, *, overwrite: bool) -> None:
-    if path.is_dir():
-        raise ErasureError(f"'{path}' is a folder; name a PNG file.")
-    if path.suffix.lower() != ".png":
-        raise ErasureError(f"'{path}' does not end in .png; pictures are written as PNG.")
-    if path.exists() and not overwrite:
-        raise ErasureError(f"'{path}' exists already; choose another file or pass --overwrite.")
-    if not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise ErasureError(f"There is no folder '{path.parent}' one could write '{path.name}' to.")
-
-
-def _quiet() -> None:
-    """Warnings in one line; no chatter of the libraries about optional parts."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        if issubclass(category, UserWarning):
-            print(f"Warning: {message}", file=sys.stderr)
-
-    warnings.showwarning = show
-
-
-def main() -> None:
-    """Run a command; what cannot be done is said in one sentence, with exit code 2."""
-    _quiet()
-    try:
-        app()
-    except (ErasureError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,55 @@
+"""What several commands share: options, and opening a model."""
+
+from typing import Annotated, Any
+
+import typer
+
+from diffusers_erase.errors import ErasureError
+
+
+Model = Annotated[
+    str, typer.Option(help="'playground', a folder, or a Hub id of a Stable Diffusion pipeline.")
+]
+Seed = Annotated[int, typer.Option(help="Start of all chance.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+
+
+def opened_model(model: str, **parts: Any) -> Any:
+    """The pipeline a user named; `parts` are passed on, such as `unet=None`."""
+    if model == "playground":
+        from diffusers_erase.playground import load_pipeline
+
+        return load_pipeline()
+    from diffusers import DiffusionPipeline
+
+    try:
+        pipe = DiffusionPipeline.from_pretrained(model, use_safetensors=True, **parts)
+    except (OSError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ErasureError(f"Cannot open the model '{model}': {reason}") from error
+    return pipe.to(device())
+
+
+def without_denoiser(model: str) -> dict[str, None]:
+    """Parts of a pipeline to leave out where its texts are enough."""
+    from diffusers_erase.editing.reading import denoiser_name
+
+    return {} if model == "playground" else {denoiser_name(model): None, "vae": None}
+
+
+def own_words(model: str, kind: str) -> Any:
+    """The vocabulary of the playground; None for other models, whose words nobody listed."""
+    if model != "playground":
+        return None
+    from diffusers_erase.concepts import Vocabulary
+    from diffusers_erase.playground import ARTISTS, COLOURS, OBJECTS
+
+    known = {"style": tuple(ARTISTS.values()), "object": OBJECTS, "attribute": COLOURS}
+    return Vocabulary(known[kind]) if kind in known else None
+
+
+def device() -> str:
+    """Where to compute."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

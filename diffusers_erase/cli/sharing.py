@@ -1,0 +1,133 @@
+"""Commands around the Hub: info, verify, push, pull and find."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffusers_erase.cli.options import Overwrite, opened_model
+from diffusers_erase.errors import ErasureError
+
+
+Source = Annotated[str, typer.Argument(help="A folder or a Hub id.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit.")]
+Token = Annotated[str | None, typer.Option(help="Of the Hub, if not the one of your login.")]
+
+
+def info(source: Source, revision: Revision = None, token: Token = None) -> None:
+    """Tell what an eraser erases and how it was made, without fetching its weights."""
+    from diffusers_erase.facts import facts_of
+
+    facts = facts_of(source, revision=revision, token=token)
+    config = facts.config
+    typer.echo(f"{facts.source} erases {', '.join(config.names)} ({config.kind})")
+    rows = {
+        "answered as": config.target or "the same prompt without it",
+        "recipe": config.recipe,
+        "base model": config.base_model or "not recorded",
+        "made for": _told(config.fingerprint),
+        "size": f"{facts.layers} layers, rank {config.rank}, {facts.numbers:,} numbers of type "
+        + ", ".join(facts.dtypes),
+        "format": f"{config.format}: {', '.join(config.payloads)}",
+        "made with": _told(config.versions),
+        "commit": facts.commit,
+        "files": ", ".join(facts.files),
+    }
+    for name, value in rows.items():
+        if value:
+            typer.echo(f"  {name:12} {value}")
+    for name, value in (config.results or {"measured": "not measured"}).items():
+        typer.echo(f"  {_line(name):12} {_line(value)}")
+
+
+def verify(
+    source: Source,
+    model: Annotated[
+        str | None, typer.Option(help="Also that it fits this model: 'playground', folder or id.")
+    ] = None,
+    revision: Revision = None,
+    token: Token = None,
+) -> None:
+    """Check an eraser whole, format, files and numbers; and against a model if one is named."""
+    from diffusers_erase.facts import verified
+
+    for line in verified(
+        source, opened_model(model) if model else None, revision=revision, token=token
+    ):
+        typer.echo(line)
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="Of an eraser.")],
+    repo_id: Annotated[str, typer.Argument(help="user/name, on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="If it is a new one.")] = False,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="As a pull request.")] = False,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    token: Token = None,
+) -> None:
+    """Publish an eraser on the Hub."""
+    from diffusers_erase.adapter import EraserAdapter
+    from diffusers_erase.repository import images_in
+
+    if not folder.is_dir():
+        raise ErasureError(f"There is no folder '{folder}'.")
+    address = EraserAdapter.from_pretrained(folder).push_to_hub(
+        repo_id,
+        private=private or None,
+        create_pr=create_pr,
+        commit_message=message,
+        token=token,
+        images=images_in(folder),
+    )
+    typer.echo(f"Pushed {folder}: {address}")
+
+
+def pull(
+    repo_id: Annotated[str, typer.Argument(help="user/name, on the Hub.")],
+    output: Annotated[
+        Path, typer.Option("--output", "--output-dir", "-o", help="Folder for the eraser.")
+    ],
+    revision: Revision = None,
+    token: Token = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fetch an eraser from the Hub into a folder, file by file as it is there."""
+    from diffusers_erase.adapter import check_output
+    from diffusers_erase.folders import whole_folder
+    from diffusers_erase.repository import copied
+
+    check_output(output, overwrite=overwrite)
+    with whole_folder(output) as draft:
+        copied(repo_id, draft, revision=revision, token=token)
+    typer.echo(f"Wrote {output}")
+
+
+def find(
+    concept: Annotated[str | None, typer.Option(help="What they erase.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Hub id of the model.")] = None,
+    author: Annotated[str | None, typer.Option(help="Whose.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most.")] = 100,
+    token: Token = None,
+) -> None:
+    """List erasers on the Hub."""
+    from diffusers_erase.hub import find_erasers
+
+    found = find_erasers(
+        base_model=base_model, concept=concept, author=author, limit=limit, token=token
+    )
+    for one in found:
+        typer.echo(
+            f"{one.repo_id}: erases {_line(one.concept) or '?'} from "
+            f"{_line(one.base_model) or '?'}; {one.downloads:,} downloads, {one.likes:,} likes"
+        )
+    if not found:
+        typer.echo("None.")
+
+
+def _told(mapping: Any) -> str:
+    return ", ".join(f"{_line(name)} {_line(value)}" for name, value in mapping.items())
+
+
+def _line(value: Any) -> str:
+    """In one line, and nothing in it that a terminal obeys."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(value))[:500]

@@ -1,0 +1,124 @@
+"""Weights on disk: safetensors alone, measured before they are read, the same bytes every time."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from diffusers_erase.errors import ErasureError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of a stranger's file is read: more than any eraser needs, less than does harm."""
+
+    header: int = 16 * 2**20
+    """Bytes."""
+    tensors: int = 20_000
+    """How many."""
+    file: int = 4 * 2**30
+    """Bytes."""
+    rank: int = 4096
+    """Of a layer's LoRA."""
+
+
+ERASER = Limits()
+WHOLE_MODEL = Limits(file=100 * 2**30)
+"""For weights that a user names and hands over: a whole denoiser may be among them."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A safetensors file."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    header: Mapping[str, str] = field(default_factory=dict)
+
+
+def opened(path: Path, limits: Limits = ERASER) -> Opened:
+    """All of a safetensors file; nothing in it is executed.
+
+    Raises:
+        ErasureError: it is none, or larger than the limits; nothing has been allocated then.
+    """
+    _measure(path, limits)
+    try:
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+            if len(names) > limits.tensors:
+                raise ErasureError(
+                    f"'{path}' holds {len(names):,} tensors; {limits.tensors:,} are read at most."
+                )
+            tensors = {name: file.get_tensor(name) for name in names}
+            return Opened(path, tensors, file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ErasureError(f"'{path}' is no readable safetensors file: {_first(error)}.") from error
+
+
+def header_of(path: Path) -> dict[str, str]:
+    """The header of a safetensors file, without its tensors; empty if it is none."""
+    try:
+        _measure(path, ERASER)
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (ErasureError, SafetensorError, OSError, ValueError):
+        return {}
+
+
+def shapes_in(path: Path) -> tuple[dict[str, list[int]], set[str]]:
+    """Name -> shape of a safetensors file's tensors, and their types; no tensor is read.
+
+    Raises:
+        ErasureError: it is none.
+    """
+    _measure(path, ERASER)
+    try:
+        with safe_open(path, "pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: list(part.get_shape()) for name, part in parts.items()}
+            return shapes, {part.get_dtype() for part in parts.values()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ErasureError(f"'{path}' is no readable safetensors file: {_first(error)}.") from error
+
+
+def serialized(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
+    """A safetensors file: the same tensors and header, the same bytes."""
+    content = save({name: x.contiguous() for name, x in tensors.items()}, dict(header))
+    size = int.from_bytes(content[:8], "little")
+    places = json.loads(content[8 : 8 + size])
+    # the library writes the strings of the header in an order that differs from call to call
+    places["__metadata__"] = dict(sorted(header.items()))
+    text = json.dumps(places, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
+def _measure(path: Path, limits: Limits) -> None:
+    """Refuse what is no file, or too large, from its first eight bytes."""
+    if not path.is_file():
+        raise ErasureError(f"There is no file '{path}'.")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+    except OSError as error:
+        raise ErasureError(f"'{path}' cannot be read: {error.strerror or error}.") from error
+    if size > limits.file:
+        raise ErasureError(f"'{path}' has {size:,} bytes; {limits.file:,} are read at most.")
+    if size < 8 or header > size - 8:
+        raise ErasureError(
+            f"'{path}' is no readable safetensors file: it ends within its own header."
+        )
+    if header > limits.header:
+        raise ErasureError(
+            f"The header of '{path}' has {header:,} bytes; {limits.header:,} are read at most."
+        )
+
+
+def _first(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

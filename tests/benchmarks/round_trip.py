@@ -1,0 +1,116 @@
+"""Train, push to a Hub on loopback, load in a fresh process: the same pictures, pixel for pixel.
+
+python tests/benchmarks/round_trip.py            # --quick solves for the eraser instead of training
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub import ModelCard, constants, metadata_update
+
+from diffusers_erase import EraserAdapter, erase
+from diffusers_erase.evaluation.metrics import draw
+from diffusers_erase.hub import find_erasers
+from diffusers_erase.playground import OBJECTS, load_pipeline
+
+
+REPO = "user/erase-car"
+PROMPTS = [
+    f"a photo of a {colour} {thing}" for thing in ("car", "bus") for colour in ("red", "blue")
+]
+
+
+def pictures(pipe):
+    return np.stack([np.asarray(p) for p in draw(pipe, PROMPTS, steps=10)])
+
+
+def publish(folder, *, quick):
+    """In one process: make the eraser, draw with it, push it."""
+    pipe = load_pipeline()
+    base = pictures(pipe)
+    started = time.perf_counter()
+    eraser = erase(pipe, "car", vocabulary=OBJECTS, recipe="closed-form" if quick else None)
+    print(f"made in {time.perf_counter() - started:.1f} s ({eraser.config.recipe})")
+    pipe.load_erasure(eraser)
+    np.savez(folder / "local.npz", base=base, erased=pictures(pipe))
+    shown = dict(zip(PROMPTS, draw(pipe, PROMPTS, steps=10), strict=True))
+    eraser.save_pretrained(folder / "eraser")
+    print(f"pushed: {eraser.push_to_hub(REPO, images=shown)}")
+
+
+def fetch(folder):
+    """In a fresh one: load it by its name, with us and with plain diffusers; edit its card."""
+    local = np.load(folder / "local.npz")
+    pipe = load_pipeline()
+    pipe.load_erasure(REPO)
+    (loaded,) = pipe.list_erasures().values()
+    ours = pictures(pipe)
+    pipe.unload_erasures()
+    assert (pictures(pipe) == local["base"]).all()
+    pipe.load_lora_weights(REPO)
+    plain = pictures(pipe)
+    differs = np.abs(local["base"].astype(int) - ours).max()
+    print(
+        f"{REPO} at {loaded.commit}: {(ours == local['erased']).mean():.1%} of the pixels are the "
+    )
+    print(f"same as with the local eraser, which changed pixels by up to {differs} of 255;")
+    print(f"with plain diffusers they differ by {np.abs(ours.astype(int) - plain).max()} at most")
+    assert (ours == local["erased"]).all()
+    assert differs > 50
+    assert np.abs(ours.astype(int) - plain).max() <= 8
+
+    there, here = (
+        EraserAdapter.from_pretrained(REPO),
+        EraserAdapter.from_pretrained(folder / "eraser"),
+    )
+    assert there.config == here.config
+    assert [found.repo_id for found in find_erasers(concept="car")] == [REPO]
+    metadata_update(REPO, {"license": "mit"})
+    card = ModelCard.load(REPO)
+    assert card.data.license == "mit"
+    assert len(card.data.widget) == len(PROMPTS)
+    assert not constants.HF_HUB_OFFLINE
+    print("same")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="solve for the eraser")
+    parser.add_argument("--step", choices=["publish", "fetch"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.step == "publish":
+        publish(options.folder, quick=options.quick)
+    elif options.step == "fetch":
+        fetch(options.folder)
+    else:
+        sys.path.insert(0, str(Path(__file__).parents[1]))
+        from loopback_hub import Hub
+
+        with Hub() as hub, tempfile.TemporaryDirectory() as folder:
+            for step in ("publish", "fetch"):
+                told = {
+                    "HF_ENDPOINT": hub.url,
+                    "HF_HOME": f"{folder}/{step}",
+                    "HF_TOKEN": "hf_user",
+                    "HF_HUB_OFFLINE": "0",
+                    "HF_HUB_DISABLE_XET": "1",
+                    "HF_HUB_DISABLE_TELEMETRY": "1",
+                    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+                }
+                command = [sys.executable, __file__, "--step", step, "--folder", folder]
+                command += ["--quick"] if options.quick else []
+                subprocess.run(command, env={**os.environ, **told}, check=True)
+            print(f"{len(hub.log)} requests; {len(hub.repos[REPO].commits) - 1} commits:")
+            for path, content in sorted(hub.files(REPO).items()):
+                print(f"  {len(content):>9,} bytes  {path}")
+
+
+if __name__ == "__main__":
+    main()
