@@ -18,12 +18,14 @@ import torch
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub import constants
     from transformers.utils import logging as transformers_logging
 
 from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.config import EraserConfig
 from diffusers_erase.crossattention import fingerprint, projections
 from diffusers_erase.playground import load_judge, load_pipeline, model
+from tests.loopback_hub import Hub
 
 
 diffusers_logging.disable_progress_bar()
@@ -125,3 +127,17 @@ def picture():
         ).images
 
     return draw
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub that the client of this process talks to, with a cache and a token of its own."""
+    with Hub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_user")
+        yield server

@@ -1,5 +1,6 @@
 """Erasers travel over the Hub's own client and a real server on loopback, whatever goes wrong."""
 
+import json
 import subprocess
 import sys
 from contextlib import suppress
@@ -10,30 +11,19 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, constants, snapshot_download
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from diffusers_erase import cli
 from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.config import CONFIG_NAME
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.hub import find_erasers
 from diffusers_erase.repository import WEIGHTS_NAME
-from tests.loopback_hub import Hub, Repo
+from tests.loopback_hub import Repo
 
 
 REPO = "user/erase-car"
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A Hub that the client of this process talks to, with a cache and a token of its own."""
-    with Hub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", "hf_user")
-        yield server
 
 
 def same(one, other):
@@ -181,6 +171,64 @@ def test_in_a_fresh_process_it_draws_the_same_pixel_for_pixel():
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "\nsame\n" in done.stdout
+
+
+# --- on the command line -----------------------------------------------------------------------
+
+
+def test_the_commands_push_pull_find_tell_and_verify(hub, untrained, make_eraser, tmp_path):
+    def run(*arguments):
+        done = CliRunner().invoke(cli.app, [str(a) for a in arguments])
+        if done.exception:
+            raise done.exception
+        return done.output
+
+    eraser = make_eraser(untrained.unet)
+    shares = {"target": {"base": 1.0, "erased": 0.0, "n": 8}}
+    red = {"a red car": Image.new("RGB", (8, 8), "red")}
+    folder = eraser.save_pretrained(tmp_path / "erase-car", images=red, results=shares)
+    assert f"{hub.url}/{REPO}/commit/" in run("push", folder, REPO, "--message", "first")
+    assert hub.files(REPO)["images/00.png"] == (folder / "images" / "00.png").read_bytes()
+    assert "user/erase-car: erases car from ?; 3 downloads" in run("find", "--concept", "Car")
+    assert run("find", "--concept", "bus") == "None.\n"
+
+    before = len(hub.log)
+    told = run("info", REPO)
+    sha = hub.repos[REPO].commits[-1][0]
+    for said in ("erases car (object)", "truck", "rank 2", sha, "lora", "erased", "F32"):
+        assert said in told
+    fetched = [path for method, path in hub.log[before:] if method == "GET" and "/resolve/" in path]
+    assert {path.split("/")[-1] for path in fetched} == {CONFIG_NAME, WEIGHTS_NAME}
+    assert not list((tmp_path / "cache").rglob(WEIGHTS_NAME))  # a part of it was read, not kept
+    assert told.replace(REPO, "x").split("  commit")[0] in run("info", folder).replace(
+        str(folder), "x"
+    )
+
+    run("pull", REPO, "-o", tmp_path / "again")
+    for path, content in hub.files(REPO).items():
+        if path != ".gitattributes":
+            assert (tmp_path / "again" / path).read_bytes() == content
+    with pytest.raises(ErasureError, match="exists already"):
+        run("pull", REPO, "-o", tmp_path / "again")
+    assert "erase-car.safetensors changes the same layers by the same" in run("verify", REPO)
+    assert "fits UNet2DConditionModel" in run("verify", folder, "--model", "playground")
+    kohya = folder / "erase-car.safetensors"
+    tensors = load_file(kohya)
+    key = next(name for name in tensors if name.endswith("up.weight"))
+    header = {"erasure": json.dumps(eraser.config.to_dict())}
+    save_file({**tensors, key: tensors[key] + 1}, kohya, header)
+    with pytest.raises(ErasureError, match=r"erase-car\.safetensors changes 1 layers otherwise"):
+        run("verify", folder)
+
+
+def test_only_files_of_an_eraser_are_pulled(hub, untrained, make_eraser, tmp_path):
+    make_eraser(untrained.unet).push_to_hub(REPO)
+    there = hub.files(REPO)
+    for name in ("setup.py", "images/x.svg", "images/../evil.png", "a/b.safetensors", ".env"):
+        there[name] = b"evil"
+    CliRunner().invoke(cli.app, ["pull", REPO, "-o", str(tmp_path / "new")])
+    written = {path.name for path in tmp_path.rglob("*") if "cache" not in path.parts}
+    assert written == {"new", CONFIG_NAME, WEIGHTS_NAME, "README.md", "erase-car.safetensors"}
 
 
 # --- what servers do wrong ---------------------------------------------------------------------
