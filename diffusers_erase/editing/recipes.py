@@ -76,8 +76,9 @@ UCE_TENSOR = replace(UCE, name="uce-tensor", aim="tensor")
 RECE = Edit("rece", solver=Regenerate(), choose="given", near=0)
 """RECE (arXiv 2407.12383): what regains the concept is erased again."""
 
-SPEED = Edit("speed", solver=NullSpace(), tokens="last", choose="given", near=0)
-"""SPEED (arXiv 2503.07392): within the null space of what is spared."""
+SPEED = Edit("speed", solver=NullSpace(), tokens="last", choose="given", near=0, ridge=0.03)
+"""SPEED (arXiv 2503.07392): within the null space of what is spared; its ρ is the ridge, without
+which the little of the concept that lies in there is blown up."""
 
 MACE_CFR = Edit("mace-cfr", tokens="around", choose="given", near=0)
 """The closed-form refinement of MACE (arXiv 2403.06135): the words around the concept."""

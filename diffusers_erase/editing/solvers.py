@@ -145,7 +145,7 @@ class NullSpace:
     listed moves, as long as the width has room.
     """
 
-    threshold: float = 1e-3
+    threshold: float = 1e-4
 
     def __call__(self, problem: Problem) -> TextMap:
         """Solved within the null space, with the ridge alone.

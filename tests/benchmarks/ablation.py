@@ -53,13 +53,37 @@ def target_of(kind: str, name: str, words: list[str]) -> Any:
     }[kind]
 
 
+WAYS = {"plain": "", "held": ", held", "pool": ", pool", "held, pool": ", held, pool"}
+"""With the exact constraint, with the preservation pool: what is added to a target's name."""
+
+
+def short(lines: Sequence[dict[str, Any]]) -> str:
+    """A row for every target: what is erased, and the harm of the four ways."""
+    rows = [
+        f"| target | ESR (worst), held and pool | damage near: {' / '.join(WAYS)} | evaluations |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for target in TARGETS:
+        by_way = {w: [x for x in lines if x["recipe"] == target + WAYS[w]] for w in WAYS}
+        groups = ("target", "synonym")
+        each = [
+            [sum(x[g]["erased"][k] for g in groups if g in x) for k in (0, 1)]
+            for x in by_way["held, pool"]
+        ]
+        gone = [100 - 100 * hits / n for hits, n in each]
+        harm = [mean(d for x in own for d in x["damage"]["neighbours"]) for own in by_way.values()]
+        cost = mean(x["evaluations"] for x in by_way["held, pool"])
+        shown = " / ".join(f"{h:.4f}" for h in harm)
+        rows.append(f"| {target} | {mean(gone):.1f} % ({min(gone):.0f}) | {shown} | {cost:,.0f} |")
+    return "\n".join(rows)
+
+
 def plot(lines: Sequence[dict[str, Any]], path: Path) -> None:
     """For every target and the four ways to protect: what is left of the concept, and the harm."""
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(2, 1, figsize=(9, 6), sharex=True)
-    ways = {"plain": "", "held": ", held", "pool": ", pool", "held, pool": ", held, pool"}
-    for k, (label, suffix) in enumerate(ways.items()):
+    for k, (label, suffix) in enumerate(WAYS.items()):
         left, hurt = [], []
         for target in TARGETS:
             own = [line for line in lines if line["recipe"] == target + suffix]
@@ -126,6 +150,8 @@ def main() -> None:
         write(options.out, line)
         print(name, title, line["target"]["erased"], line["neighbours"]["erased"], flush=True)
     print(table(lines))
+    if not set(options.targets) - {line["recipe"].split(",")[0] for line in lines}:
+        print(f"\n{short(lines)}")
     if options.plot:
         plot(lines, options.plot)
 
