@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffusers_erase.crossattention import COMPONENTS, Factors, reads_text
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.schema import read_json
 from diffusers_erase.weightfile import ERASER, Opened
 
 
@@ -210,18 +211,19 @@ def _scales(file: Opened, halves: Mapping[str, Any], alphas: Mapping[str, float]
 
     For a LoRA that the header calls rank-stabilised, alpha / sqrt(rank).
     """
-    try:
-        said = json.loads(file.header.get("lora_adapter_metadata", "{}"))
-    except ValueError as error:
-        raise ErasureError(f"'{file.path}' has a broken header: {error}.") from error
+    said = read_json(file.header.get("lora_adapter_metadata", "{}"), f"the header of {file.path}")
     if not isinstance(said, dict):
-        raise ErasureError(f"'{file.path}' has a broken header: {said!r} is no configuration.")
+        raise ErasureError(f"'{file.path}' has a broken header: {said!r:.99} is no configuration.")
     known = {re.sub(rf"^(?:{_PARTS})\.", "", key): value for key, value in said.items()}
     patterns = known.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise ErasureError(f"'{file.path}' has a broken header: {patterns!r:.99} is no pattern.")
 
     def scale(path: str) -> float:
         rank = len(halves[path]["A"])
-        alpha = float(alphas.get(path, patterns.get(path, known.get("lora_alpha", rank))))
-        return alpha / (rank**0.5 if known.get("use_rslora") else rank)
+        alpha = alphas.get(path, patterns.get(path, known.get("lora_alpha", rank)))
+        if not isinstance(alpha, int | float) or not abs(alpha) < 1e9:
+            raise ErasureError(f"'{file.path}' has a broken header: alpha is {alpha!r:.99}.")
+        return float(alpha) / (rank**0.5 if known.get("use_rslora") else rank)
 
     return scale
