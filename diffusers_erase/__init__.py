@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffusers_erase.config import EraserConfig
     from diffusers_erase.editing.recipes import Edit
     from diffusers_erase.evaluation.probe import probe
+    from diffusers_erase.hub import find_erasers
     from diffusers_erase.making import erase
     from diffusers_erase.making.debiasing import debias
     from diffusers_erase.making.stacked import stack
@@ -53,6 +54,7 @@ _ROOMS = {
     "erase": "making",
     "erasures_disabled": "runtime.plugin",
     "export_erased": "runtime.plugin",
+    "find_erasers": "hub",
     "list_erasures": "runtime.plugin",
     "load_erasure": "runtime.plugin",
     "probe": "evaluation.probe",
@@ -81,6 +83,7 @@ __all__ = [
     "erase",
     "erasures_disabled",
     "export_erased",
+    "find_erasers",
     "install",
     "list_erasures",
     "load_erasure",

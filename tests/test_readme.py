@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import save_file
 
 from diffusers_erase.crossattention import text_layers
@@ -23,12 +24,14 @@ SNIPPETS = [
 def on_the_playground(code):
     """Snippets about models that cannot travel with the package are run on the one that does."""
     code = re.sub(r"from diffusers import StableDiffusionPipeline\n", "", code)
-    code = re.sub(r"StableDiffusionPipeline\.from_pretrained\(.*?\)", "load_pipeline()", code)
-    return re.sub(r'load_erasure\("user/(.*?)"\)', r'load_erasure(\1, name="\1")', code)
+    return re.sub(r"StableDiffusionPipeline\.from_pretrained\(.*?\)", "load_pipeline()", code)
 
 
 def lay_out(code, unet, make_eraser):
-    """Folders and files that a snippet takes for granted."""
+    """Folders, files and repositories that a snippet takes for granted."""
+    for i, name in enumerate(dict.fromkeys(re.findall(r'load_erasure\("user/erase-(\w+)"', code))):
+        eraser = make_eraser(unet, seed=i, concept=f"erase-{name}", scale=0.01)
+        eraser.push_to_hub(f"user/erase-{name}")
     for i, name in enumerate(dict.fromkeys(re.findall(r'"erase-(\w+)"', code))):
         eraser = make_eraser(unet, seed=i, concept=name, scale=0.01)
         if "save_pretrained" not in code:
@@ -41,15 +44,17 @@ def lay_out(code, unet, make_eraser):
 
 @pytest.mark.filterwarnings("ignore:The eraser")  # random ones disturb one another
 @pytest.mark.parametrize("code", SNIPPETS)
-def test_snippet_runs(code, playground, make_eraser, tmp_path, monkeypatch):
+def test_snippet_runs(code, playground, make_eraser, hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     quick = replace(REPLACE, steps=2, sampling_steps=2)
     monkeypatch.setattr("diffusers_erase.making.choosing.default_recipe", lambda _: quick)
     code = on_the_playground(code)
-    names = {"load_pipeline": lambda: playground, "pipe": playground}
-    for i, name in enumerate(re.findall(r"load_erasure\((erase-\w+),", code)):
-        names[name.replace("-", "_")] = make_eraser(playground.unet, seed=i)
-        code = code.replace(f"load_erasure({name},", f"load_erasure({name.replace('-', '_')},")
+    names = {
+        "load_pipeline": lambda: playground,
+        "pipe": playground,
+        "eraser": make_eraser(playground.unet),
+        "picture": Image.new("RGB", (8, 8)),
+    }
     lay_out(code, playground.unet, make_eraser)
     exec(compile(code, "snippet", "exec"), names)
     if "save_pretrained" in code:

@@ -8,7 +8,7 @@ hook on the UNet (a forward of one latent is one, its backward two, sampling inc
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -42,6 +42,21 @@ def ran(name: str, tuples: int, make: Callable[[Any], Any]) -> Ran:
         return Ran(name, tuples, evaluations(), time.perf_counter() - started, eraser)
 
 
+def priced(runs: Sequence[Ran]) -> str:
+    """What each way costs, by tuple."""
+    rows = [
+        "| way | tuples | UNet evaluations | a tuple | s | a tuple, ms |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for run in runs:
+        tuples = run.tuples or float("nan")
+        rows.append(
+            f"| {run.name} | {run.tuples} | {run.evaluations:,} | {run.evaluations / tuples:.1f} "
+            f"| {run.seconds:.1f} | {1000 * run.seconds / tuples:.0f} |"
+        )
+    return "\n".join(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--concept", default="truck")
@@ -49,6 +64,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=200, help="of the released loops")
     parser.add_argument("--learning-rate", type=float, default=3e-4, help="of the released loops")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-pictures", action="store_true", help="count and time, no more")
     options = parser.parse_args()
     concept, recipe = concept_of(options.concept), RECIPES[options.recipe]
     words = [word for word in vocabulary(concept) if word != concept.name]
@@ -93,6 +109,9 @@ def main() -> None:
         ran("esd, released loop", options.updates, by_esd),
         ran("age, released loop", 2 * options.updates, by_age),
     ]
+    if options.no_pictures:
+        print(priced(runs))
+        return
     pictures = Pictures()
     print(
         f"'{concept.name}', {torch.get_num_threads()} threads; learning rate of the released ",
