@@ -39,7 +39,8 @@ class Fault:
     method: str
     path: str
     kind: str
-    """A status such as `500`; `cut` in mid-answer, `hang up` before it, `other bytes`."""
+    """A status such as `500`; `cut` in mid-answer, `hang up` before it, `cut upload` before all of
+    it has come, `other bytes`, `short` of some."""
     times: int = 1
     headers: dict = field(default_factory=dict)
 
@@ -95,21 +96,16 @@ class Handler(BaseHTTPRequestHandler):
             super().handle_one_request()
 
     def do_GET(self):
-        length = int(self.headers.get("Content-Length") or 0)
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            chunks = []
-            while size := int(self.rfile.readline(), 16):
-                chunks.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            body = b"".join(chunks)
-        else:
-            body = self.rfile.read(length)
         url = urlsplit(self.path)
         path = unquote(url.path)
         with self.hub.lock:
             self.hub.log.append((self.command, path))
             self.fault = self.next_fault(path)
+        if self.fault == "cut upload":
+            self.rfile.read1(1000)
+            self.fault = "hang up"
+        else:
+            body = self.body()
         if self.fault == "hang up":
             self.close_connection = True
             self.connection.close()
@@ -120,6 +116,16 @@ class Handler(BaseHTTPRequestHandler):
                 reply = self.route(path, parse_qs(url.query), body)
             status, content, headers = (*reply, {})[:3]
             self.answer(status, content, **headers)
+
+    def body(self):
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
 
     do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 - names http.server calls
 
@@ -136,6 +142,8 @@ class Handler(BaseHTTPRequestHandler):
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         if self.fault == "other bytes" and self.command == "GET":
             body = bytes(255 - byte for byte in body)
+        if self.fault == "short" and self.command == "GET":
+            body = body[:-10]
         ranged = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if ranged and status == 200:
             first, last = int(ranged[1]), int(ranged[2] or len(body) - 1)

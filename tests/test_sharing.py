@@ -241,7 +241,7 @@ def patient(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
-@pytest.mark.parametrize("kind", ["cut", "hang up", "429", "503", "other bytes"])
+@pytest.mark.parametrize("kind", ["cut", "hang up", "429", "503", "other bytes", "short"])
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 def test_a_download_that_fails_once_succeeds_or_is_refused(
     hub, patient, untrained, make_eraser, name, kind, method
@@ -263,6 +263,7 @@ def test_a_download_that_fails_once_succeeds_or_is_refused(
         ("cut", "cannot be had from the Hub"),
         ("500", r"an error of its own \(500\); try again later"),
         ("429", "too many requests"),
+        ("short", "cannot be had from the Hub"),
         ("other bytes", "other content than the Hub announced, twice; it was not kept"),
     ],
 )
@@ -280,7 +281,7 @@ def test_a_download_that_always_fails_is_refused_in_words_and_leaves_no_trace(
     assert same(EraserAdapter.from_pretrained(REPO), eraser)
 
 
-@pytest.mark.parametrize("kind", ["hang up", "429", "500"])
+@pytest.mark.parametrize("kind", ["hang up", "cut upload", "429", "500"])
 @pytest.mark.parametrize("path", ["/create", "/tree", "/preupload", "/batch", "/lfs/", "/commit"])
 @pytest.mark.parametrize("times", [1, 1000])
 def test_a_push_that_fails_is_whole_or_nothing(
