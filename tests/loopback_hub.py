@@ -101,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             self.hub.log.append((self.command, path))
             self.fault = self.next_fault(path)
-        if self.fault == "cut upload":
+        if self.fault == "cut upload" and self.command in ("POST", "PUT"):
             self.rfile.read1(1000)
             self.fault = "hang up"
         else:
