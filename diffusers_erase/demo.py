@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from diffusers_erase.concepts import Concept
-from diffusers_erase.evaluation.metrics import Rate, draw
+from diffusers_erase.evaluation.metrics import Rate, difference, draw
 from diffusers_erase.folders import check_folder, whole_folder
 from diffusers_erase.making import erase
 from diffusers_erase.playground import (
@@ -202,6 +202,9 @@ def _run_case(
         for group, old, new in zip(case.groups, before, after, strict=True)
     ]
     _sheet(case.groups, before, after).save(folder / f"{path.name}.png")
+    shown = {g.prompts[0]: drawn[0] for g, drawn in zip(case.groups, after, strict=True)}
+    results = {row.group: _result(row) for row in rows}
+    eraser.save_pretrained(path, overwrite=True, results=results, images=shown)
     return (
         rows,
         target,
@@ -223,6 +226,12 @@ def _counts(row: Row) -> dict[str, Any]:
         which: {"hits": rate.hits, "n": rate.n, "interval": rate.interval}
         for which, rate in (("base", row.base), ("erased", row.erased))
     }
+
+
+def _result(row: Row) -> dict[str, float]:
+    low, high = difference(row.base, row.erased)
+    shares = {"base": row.base.value, "erased": row.erased.value, "low": low, "high": high}
+    return {**{name: round(share, 4) for name, share in shares.items()}, "n": row.erased.n}
 
 
 def _table(case: Case, rows: Sequence[Row]) -> str:

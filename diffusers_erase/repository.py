@@ -17,9 +17,9 @@ from diffusers_erase.card import model_card
 from diffusers_erase.config import CONFIG_NAME, EraserConfig
 from diffusers_erase.crossattention import Factors, component
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.hub import HubOptions, MissingFileError, fetch, files_of
+from diffusers_erase.hub import HubOptions, MissingFileError, commit_of, fetch, files_of
 from diffusers_erase.layouts import factors_in, kohya_keys, peft_keys
-from diffusers_erase.schema import BYTES, read_json
+from diffusers_erase.schema import BYTES, problem_of, read_json
 from diffusers_erase.textmap import TextMap
 from diffusers_erase.weightfile import Opened, header_of, opened, serialized
 
@@ -51,19 +51,29 @@ def written(
     Args:
         content: of the eraser.
         repo_id: what the repository is called, or the folder.
-        images: prompt -> picture drawn with the eraser, for the card.
+        images: prompt -> picture drawn with the eraser, for the card; 100 at most.
+
+    Raises:
+        ErasureError: what would be written could not be read again.
     """
     told = content.config.to_dict()
+    text = json.dumps(told, indent=2) + "\n"
+    problem = problem_of(read_json(text, CONFIG_NAME))
+    if problem:
+        raise ErasureError(f"The eraser cannot be saved: of its config {problem}.")
+    if len(images or {}) > 100:
+        raise ErasureError(f"A card shows 100 pictures at most; got {len(images or {})}.")
     files: dict[str, bytes] = {}
     if content.factors:
         files |= _lora_files(content, _kohya_name(repo_id), told)
     if content.text_map is not None:
         pair = {"U": content.text_map.U.float(), "V": content.text_map.V.float()}
         files[MAP_NAME] = serialized(pair, {"format": "pt"})
-    files[CONFIG_NAME] = (json.dumps(told, indent=2) + "\n").encode()
-    shown = {f"{IMAGES}/{k:02d}.png": prompt for k, prompt in enumerate(images or {})}
-    for path, prompt in shown.items():
-        files[path] = _png((images or {})[prompt])
+    files[CONFIG_NAME] = text.encode()
+    shown = {}
+    for k, (prompt, picture) in enumerate((images or {}).items()):
+        path = f"{IMAGES}/{k:02d}.png"
+        shown[path], files[path] = prompt, _png(picture)
     files[CARD_NAME] = model_card(told, repo_id, shown, sorted(files)).encode()
     return files
 
@@ -79,6 +89,9 @@ def read(source: str | Path, **hub: Unpack[HubOptions]) -> Content:
         return _read_file(opened(Path(source)))
     told = read_config(source, **hub)
     config = EraserConfig.from_dict(told) if told is not None else None
+    commit = commit_of(source, CONFIG_NAME, **hub)
+    if commit:  # all files of one commit, whatever is pushed meanwhile
+        hub["revision"] = commit
     payloads = config.payloads if config else ("lora",)
     factors: dict[str, Factors] = {}
     story: dict[str, Any] = {}
@@ -151,7 +164,10 @@ def ours_in(folder: Path) -> set[str]:
     """What there is in a folder that a former eraser may have left there."""
     found = folder.glob("*.safetensors") if folder.is_dir() else ()
     told = {path.name for path in found if "erasure" in header_of(path)}
-    return told | {WEIGHTS_NAME, MAP_NAME, CARD_NAME, IMAGES}
+    pictures = (folder / IMAGES).rglob("*") if (folder / IMAGES).is_dir() else ()
+    if all(re.fullmatch(r"\d\d\.png", path.name) for path in pictures):
+        told.add(IMAGES)
+    return told | {WEIGHTS_NAME, MAP_NAME, CARD_NAME}
 
 
 def ours_on(repo_id: str) -> Sequence[str]:

@@ -58,6 +58,7 @@ class Hub:
     def __init__(self):
         self.repos, self.large, self.log, self.faults = {}, {}, [], []
         self.tokens = {"hf_user": "user"}
+        self.after = lambda path: None
         self.lock = Lock()
         self.server = ThreadingHTTPServer(
             ("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self})
@@ -116,6 +117,8 @@ class Handler(BaseHTTPRequestHandler):
                 reply = self.route(path, parse_qs(url.query), body)
             status, content, headers = (*reply, {})[:3]
             self.answer(status, content, **headers)
+            if self.command == "GET":
+                self.hub.after(path)
 
     def body(self):
         if self.headers.get("Transfer-Encoding") != "chunked":

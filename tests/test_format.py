@@ -132,6 +132,31 @@ def test_pictures_of_a_card_are_found_again(tmp_path):
     assert not (folder / "images").exists()
 
 
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    eraser = EraserAdapter.from_pretrained(GOLDEN)
+    for changes, message in (
+        ({"target": "bus\x1b[2J"}, "'target' is not what it should be"),
+        ({"results": {"note": "x" * 2**20}}, "characters are too many"),
+    ):
+        with pytest.raises(ErasureError, match=message):
+            replace(eraser, config=replace(eraser.config, **changes)).save_pretrained(
+                tmp_path / "x"
+            )
+    many = {str(k): Image.new("RGB", (2, 2)) for k in range(101)}
+    with pytest.raises(ErasureError, match="100 pictures at most; got 101"):
+        eraser.save_pretrained(tmp_path / "x", images=many)
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures_of_somebody_are_not_replaced(tmp_path):
+    eraser = EraserAdapter.from_pretrained(GOLDEN)
+    folder = eraser.save_pretrained(tmp_path / "x", images={"a": Image.new("RGB", (2, 2))})
+    (folder / "images" / "holiday.png").write_bytes(b"mine")
+    with pytest.raises(ErasureError, match="holds something else"):
+        eraser.save_pretrained(folder, overwrite=True)
+    assert (folder / "images" / "holiday.png").read_bytes() == b"mine"
+
+
 def test_the_facts_need_no_weights():
     facts = facts_of(GOLDEN)
     assert (facts.layers, facts.dtypes, facts.commit) == (8, ("F32",), None)

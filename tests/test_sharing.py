@@ -110,6 +110,20 @@ def test_nothing_of_others_is_overwritten(hub, untrained, make_eraser):
     assert hub.files("other/erase-car") == {".gitattributes": b"*.bin\n"}
 
 
+def test_all_files_are_of_one_commit_whatever_is_pushed_meanwhile(hub, untrained, make_eraser):
+    one, two = (make_eraser(untrained.unet, seed=k) for k in (1, 2))
+    two = replace(two, config=replace(two.config, target="van"))
+    two.push_to_hub(REPO)
+    later = hub.files(REPO)
+    hub.repos.clear()
+    one.push_to_hub(REPO)
+    hub.after = lambda path: (
+        hub.repos[REPO].commits.append(("f" * 40, later)) if CONFIG_NAME in path else None
+    )
+    assert same(EraserAdapter.from_pretrained(REPO), one)
+    assert same(EraserAdapter.from_pretrained(REPO), two)
+
+
 def test_from_the_cache_it_loads_with_the_server_gone(hub, untrained, make_eraser, monkeypatch):
     eraser = make_eraser(untrained.unet)
     eraser.push_to_hub(REPO)

@@ -43,6 +43,20 @@ class Rate:
         return f"{100 * self.value:.1f} % ({100 * low:.0f} .. {100 * high:.0f})"
 
 
+def difference(before: Rate, after: Rate) -> tuple[float, float]:
+    """95 % interval of after - before, by Newcombe's hybrid of Wilson's (1998, method 10).
+
+    For independent samples: where the same prompts and seeds are drawn twice it is wider than it
+    need be.
+    """
+    p, q = before.value, after.value
+    (p_low, p_high), (q_low, q_high) = before.interval, after.interval
+    return (
+        q - p - math.hypot(q - q_low, p_high - p),
+        q - p + math.hypot(q_high - q, p - p_low),
+    )
+
+
 def draw(
     pipe: Any,
     prompts: Sequence[str],

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from diffusers_erase.evaluation.metrics import Rate, draw
+from diffusers_erase.evaluation.metrics import Rate, difference, draw
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,10 @@ def test_a_picture_depends_on_its_seed_and_not_on_its_batch(untrained):
         one, two, three = (np.asarray(p, dtype=int) for p in (one, two, three))
         assert abs(one - two).max() <= 1
         assert abs(one - three).max() > 1
+
+
+def test_a_difference_has_newcombes_interval():
+    """56 of 70 against 48 of 80, his table II(a)."""
+    assert difference(Rate(48, 80), Rate(56, 70)) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    low, high = difference(Rate(64, 64), Rate(0, 64))
+    assert -1 <= low < high < -0.9
