@@ -51,9 +51,7 @@ def model_card(
 {_gallery(images or {})}
 ```python
 import diffusers_erase
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("{_line(config["base_model"]) or "..."}")
+{_opening(config["base_model"])}
 pipe.load_erasure("{_line(repo_id)}")
 ```
 
@@ -83,7 +81,7 @@ what is drawn besides. The base model's licence and terms of use hold for what i
 
 def _front_matter(config: Mapping[str, Any], repo_id: str, images: Mapping[str, str]) -> str:
     base = config["base_model"]
-    published = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) is not None
+    published = _published(base)
     names = config["concept"].split(", ")
     family = _FAMILIES.get(config["fingerprint"].get("text_width"), [])
     results = _eval_results(config.get("results") or {}, base)
@@ -102,6 +100,22 @@ def _front_matter(config: Mapping[str, Any], repo_id: str, images: Mapping[str, 
         eval_results=results or None,
     )
     return str(header.to_yaml())
+
+
+def _published(base: str) -> bool:
+    """Whether that is a model's name on the Hub."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) is not None
+
+
+def _opening(base: str) -> str:
+    """The lines that open the base model."""
+    if base == "diffusers_erase.playground":
+        return "from diffusers_erase.playground import load_pipeline\n\npipe = load_pipeline()"
+    name = base if _published(base) else "..."
+    return (
+        "from diffusers import DiffusionPipeline\n\n"
+        f'pipe = DiffusionPipeline.from_pretrained("{name}")'
+    )
 
 
 def _gallery(images: Mapping[str, str]) -> str:

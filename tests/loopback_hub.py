@@ -27,7 +27,8 @@ class Repo:
     """Pull requests: hash and files."""
 
     def at(self, revision):
-        known = {"main": self.commits[-1], **{sha: (sha, files) for sha, files in self.commits}}
+        every = [*self.commits, *self.requests]
+        known = {"main": self.commits[-1], **{sha: (sha, files) for sha, files in every}}
         known |= {f"refs/pr/{k}": found for k, found in enumerate(self.requests, 1)}
         return known.get(revision)
 

@@ -1,3 +1,6 @@
+import re
+
+import pytest
 from huggingface_hub import ModelCard
 
 from diffusers_erase.card import MEASURED, model_card
@@ -30,6 +33,23 @@ def test_the_card_names_concept_target_and_the_line_to_write():
     assert "car, automobile" in text
     assert "truck" in text
     assert 'pipe.load_erasure("user/erase-car")' in text
+
+
+@pytest.mark.parametrize(
+    ("base", "line"),
+    [
+        ("user/base", 'DiffusionPipeline.from_pretrained("user/base")'),
+        ("diffusers_erase.playground", "pipe = load_pipeline()"),
+        ("/home/me/model", 'DiffusionPipeline.from_pretrained("...")'),
+        ('x"); import os; ("', 'DiffusionPipeline.from_pretrained("...")'),
+    ],
+)
+def test_the_snippet_opens_the_base_model(base, line):
+    text = model_card(EraserConfig("car", base_model=base).to_dict(), "user/erase-car")
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    compile(snippet, "snippet", "exec")
+    assert line in snippet
+    assert ("base_model: user/base" in text) == (base == "user/base")
 
 
 def test_what_was_not_measured_is_not_claimed():

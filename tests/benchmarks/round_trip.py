@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub import ModelCard, constants, metadata_update
+from PIL import Image
 
 from diffusers_erase import EraserAdapter, erase
 from diffusers_erase.evaluation.metrics import draw
@@ -26,35 +27,36 @@ PROMPTS = [
 ]
 
 
-def pictures(pipe):
-    return np.stack([np.asarray(p) for p in draw(pipe, PROMPTS, steps=10)])
+def pictures(pipe, *, quick):
+    return np.stack([np.asarray(p) for p in draw(pipe, PROMPTS, steps=3 if quick else 10)])
 
 
 def publish(folder, *, quick):
     """In one process: make the eraser, draw with it, push it."""
     pipe = load_pipeline()
-    base = pictures(pipe)
+    base = pictures(pipe, quick=quick)
     started = time.perf_counter()
     eraser = erase(pipe, "car", vocabulary=OBJECTS, recipe="closed-form" if quick else None)
     print(f"made in {time.perf_counter() - started:.1f} s ({eraser.config.recipe})")
     pipe.load_erasure(eraser)
-    np.savez(folder / "local.npz", base=base, erased=pictures(pipe))
-    shown = dict(zip(PROMPTS, draw(pipe, PROMPTS, steps=10), strict=True))
+    erased = pictures(pipe, quick=quick)
+    np.savez(folder / "local.npz", base=base, erased=erased)
+    shown = dict(zip(PROMPTS, map(Image.fromarray, erased), strict=True))
     eraser.save_pretrained(folder / "eraser")
     print(f"pushed: {eraser.push_to_hub(REPO, images=shown)}")
 
 
-def fetch(folder):
+def fetch(folder, *, quick):
     """In a fresh one: load it by its name, with us and with plain diffusers; edit its card."""
     local = np.load(folder / "local.npz")
     pipe = load_pipeline()
     pipe.load_erasure(REPO)
     (loaded,) = pipe.list_erasures().values()
-    ours = pictures(pipe)
+    ours = pictures(pipe, quick=quick)
     pipe.unload_erasures()
-    assert (pictures(pipe) == local["base"]).all()
+    assert (pictures(pipe, quick=quick) == local["base"]).all()
     pipe.load_lora_weights(REPO)
-    plain = pictures(pipe)
+    plain = pictures(pipe, quick=quick)
     differs = np.abs(local["base"].astype(int) - ours).max()
     print(
         f"{REPO} at {loaded.commit}: {(ours == local['erased']).mean():.1%} of the pixels are the "
@@ -88,7 +90,7 @@ def main():
     if options.step == "publish":
         publish(options.folder, quick=options.quick)
     elif options.step == "fetch":
-        fetch(options.folder)
+        fetch(options.folder, quick=options.quick)
     else:
         sys.path.insert(0, str(Path(__file__).parents[1]))
         from loopback_hub import Hub

@@ -54,7 +54,7 @@ def test_the_card_says_what_an_adversary_gets_back(untrained, tmp_path):
     assert eraser.config.results["regained by other text states"] == round(found.regained, 3)
     folder = eraser.save_pretrained(tmp_path / "car")
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert f"- regained by other text states: {found.regained:.3g}" in card
+    assert f"| regained by other text states | {round(found.regained, 3)} |" in card
 
 
 def test_the_lora_and_the_text_map_are_one_eraser(untrained, picture, tmp_path):
