@@ -69,7 +69,10 @@ def style_folder(tmp_path_factory):
 
 @pytest.mark.parametrize("mode", ["bake", "hook"])
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=6,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(calls=orders())
 def test_it_is_as_if_the_weights_had_been_added_up(
