@@ -21,9 +21,9 @@ MEASURED = {
 """What a card tells of, measured or not: pictures in which that which was asked for is seen."""
 
 _FAMILIES = {
-    768: ["stable-diffusion", "stable-diffusion-diffusers", "template:sd-lora"],
-    1024: ["stable-diffusion", "stable-diffusion-diffusers", "template:sd-lora"],
-    2048: ["stable-diffusion-xl", "stable-diffusion-xl-diffusers", "template:sd-lora"],
+    "768": ["stable-diffusion", "stable-diffusion-diffusers", "template:sd-lora"],
+    "1024": ["stable-diffusion", "stable-diffusion-diffusers", "template:sd-lora"],
+    "2048": ["stable-diffusion-xl", "stable-diffusion-xl-diffusers", "template:sd-lora"],
 }
 """Width of the text of a UNet -> tags by which the Hub groups LoRAs of such models."""
 
@@ -83,8 +83,8 @@ def _front_matter(config: Mapping[str, Any], repo_id: str, images: Mapping[str, 
     base = config["base_model"]
     published = _published(base)
     names = config["concept"].split(", ")
-    family = _FAMILIES.get(config["fingerprint"].get("text_width"), [])
-    results = _eval_results(config.get("results") or {}, base)
+    family = _FAMILIES.get(str(config["fingerprint"].get("text_width")), [])
+    results = _eval_results(config.get("results") or {})
     header = ModelCardData(
         base_model=base if published else None,
         library_name="diffusers",
@@ -197,7 +197,7 @@ def _is_row(value: Any) -> bool:
     )
 
 
-def _eval_results(results: Mapping[str, Any], base: str) -> list[EvalResult]:
+def _eval_results(results: Mapping[str, Any]) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="text-to-image",

@@ -10,7 +10,7 @@ from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.config import CONFIG_NAME, EraserConfig
 from diffusers_erase.crossattention import denoiser_of
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.hub import HubOptions, commit_of, fetch, files_of, header_on
+from diffusers_erase.hub import HubOptions, commit_of, fetch, files_of, header_on, pinned
 from diffusers_erase.repository import MAP_NAME, NO_ERASER, WEIGHTS_NAME, read, read_config
 from diffusers_erase.weightfile import shapes_in
 
@@ -42,6 +42,7 @@ def facts_of(source: str | Path, **hub: Unpack[HubOptions]) -> Facts:
     if told is None:
         raise ErasureError(f"'{source}' holds no {CONFIG_NAME}: {NO_ERASER}")
     config = EraserConfig.from_dict(told)
+    hub = pinned(source, CONFIG_NAME, **hub)
     local = Path(source).exists()
     folder = Path(source) / (hub.get("subfolder") or "")
     shapes: dict[str, list[int]] = {}
@@ -74,6 +75,7 @@ def verified(source: str | Path, model: Any = None, **hub: Unpack[HubOptions]) -
         ErasureError: what does not hold, and then nothing is said of the rest.
     """
     content = read(source, **hub)
+    hub = pinned(source, CONFIG_NAME, **hub)
     eraser = EraserAdapter(content.factors, content.config, content.text_map)
     told = [f"{source}: format {eraser.config.format}, {', '.join(eraser.config.payloads)}"]
     if eraser.factors:

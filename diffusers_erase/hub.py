@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from diffusers_erase.errors import ErasureError
+from diffusers_erase.errors import ErasureError, first_line
 
 
 _OURS = ("name", "strength", "mode", "keep_base")
@@ -116,6 +116,12 @@ def commit_of(source: str | Path, name: str, **hub: Unpack[HubOptions]) -> str |
     return Path(cached).parents[inside.count("/")].name if isinstance(cached, str) else None
 
 
+def pinned(source: str | Path, name: str, **hub: Unpack[HubOptions]) -> HubOptions:
+    """The options that fetch from the commit which a file came from, whatever is pushed since."""
+    commit = commit_of(source, name, **hub)
+    return {**hub, "revision": commit} if commit else hub
+
+
 def publish(
     repo_id: str,
     files: Mapping[str, bytes],
@@ -132,7 +138,7 @@ def publish(
     The same content again makes no commit.
 
     Args:
-        repo_id: `user/name`.
+        repo_id: `user/name`, or a name of one's own.
         files: path -> content.
         marker: the file by which a former result is known.
         stale: patterns of files of a former result that go if they are not among the files.
@@ -145,7 +151,6 @@ def publish(
         ErasureError: the repository holds something else, or the Hub refuses or cannot be reached;
             nothing was published then.
     """
-    _check_id(repo_id)
     api = HfApi(token=token)
     with _in_words(f"'{repo_id}' cannot be published"):
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -321,8 +326,6 @@ def _reason(error: BaseException) -> tuple[str, type[BaseException]]:
         if status in _STATUS:
             return _STATUS[status], type(cause)
         if status >= 500:
-            return f"the Hub answers with an error of its own ({status}); try again later", type(
-                cause
-            )
-    said = next(iter(str(causes[-1]).strip().splitlines()), type(error).__name__)
-    return said.rstrip("."), type(causes[-1])
+            own = f"the Hub answers with an error of its own ({status}); try again later"
+            return own, type(cause)
+    return first_line(causes[-1]), type(causes[-1])

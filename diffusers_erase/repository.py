@@ -17,7 +17,7 @@ from diffusers_erase.card import model_card
 from diffusers_erase.config import CONFIG_NAME, EraserConfig
 from diffusers_erase.crossattention import Factors, component
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.hub import HubOptions, MissingFileError, commit_of, fetch, files_of
+from diffusers_erase.hub import HubOptions, MissingFileError, fetch, files_of, pinned
 from diffusers_erase.layouts import factors_in, kohya_keys, peft_keys
 from diffusers_erase.schema import BYTES, problem_of, read_json
 from diffusers_erase.textmap import TextMap
@@ -89,9 +89,7 @@ def read(source: str | Path, **hub: Unpack[HubOptions]) -> Content:
         return _read_file(opened(Path(source)))
     told = read_config(source, **hub)
     config = EraserConfig.from_dict(told) if told is not None else None
-    commit = commit_of(source, CONFIG_NAME, **hub)
-    if commit:  # all files of one commit, whatever is pushed meanwhile
-        hub["revision"] = commit
+    hub = pinned(source, CONFIG_NAME, **hub)
     payloads = config.payloads if config else ("lora",)
     factors: dict[str, Factors] = {}
     story: dict[str, Any] = {}
@@ -134,6 +132,7 @@ def copied(source: str, folder: Path, **hub: Unpack[HubOptions]) -> None:
         ErasureError: it is no eraser, or a file of it cannot be had.
     """
     read(source, **hub)
+    hub = pinned(source, CONFIG_NAME, **hub)
     for name in files_of(source, **hub):
         if re.fullmatch(_FILES, name):
             path = fetch(source, name, **hub)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from diffusers_erase.errors import ErasureError
+from diffusers_erase.errors import ErasureError, first_line
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ def opened(path: Path, limits: Limits = ERASER) -> Opened:
             tensors = {name: file.get_tensor(name) for name in names}
             return Opened(path, tensors, file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
-        raise ErasureError(f"'{path}' is no readable safetensors file: {_first(error)}.") from error
+        raise ErasureError(
+            f"'{path}' is no readable safetensors file: {first_line(error)}."
+        ) from error
 
 
 def header_of(path: Path) -> dict[str, str]:
@@ -83,7 +85,9 @@ def shapes_in(path: Path) -> tuple[dict[str, list[int]], set[str]]:
             shapes = {name: list(part.get_shape()) for name, part in parts.items()}
             return shapes, {part.get_dtype() for part in parts.values()}
     except (SafetensorError, OSError, ValueError) as error:
-        raise ErasureError(f"'{path}' is no readable safetensors file: {_first(error)}.") from error
+        raise ErasureError(
+            f"'{path}' is no readable safetensors file: {first_line(error)}."
+        ) from error
 
 
 def serialized(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
@@ -118,7 +122,3 @@ def _measure(path: Path, limits: Limits) -> None:
         raise ErasureError(
             f"The header of '{path}' has {header:,} bytes; {limits.header:,} are read at most."
         )
-
-
-def _first(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

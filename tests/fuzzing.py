@@ -260,14 +260,9 @@ def fuzz(cases, seed, folder):
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for k in range(cases):
-            state = chance.getstate()
+        for _ in range(cases):
             started = time.perf_counter()
-            try:
-                done, outcome, why = one_case(chance, whole, folder / "spoilt", model, before)
-            except BaseException:
-                print(f"case {k} of seed {seed}: state {hash(state)}")
-                raise
+            done, outcome, why = one_case(chance, whole, folder / "spoilt", model, before)
             seconds = time.perf_counter() - started
             if seconds > report.slowest:
                 report.slowest, report.slowest_case = seconds, done

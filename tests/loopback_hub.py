@@ -81,10 +81,6 @@ class Hub:
     def files(self, repo):
         return self.repos[repo].commits[-1][1]
 
-    def asked(self, method, path):
-        """How many requests of that method and path there were."""
-        return sum(m == method and re.search(path, p) is not None for m, p in self.log)
-
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,13 @@ def test_what_is_pushed_comes_back(hub, untrained, make_eraser):
     untrained.load_erasure(REPO)
     loaded = untrained.list_erasures()["car"]
     assert (loaded.source, loaded.commit) == (REPO, sha)
+
+
+def test_a_name_alone_is_a_repository_of_ones_own(hub, untrained, make_eraser):
+    assert f"{hub.url}/{REPO}/commit/" in make_eraser(untrained.unet).push_to_hub("erase-car")
+    with pytest.raises(ErasureError, match="'no/such/name' cannot be published"):
+        make_eraser(untrained.unet).push_to_hub("no/such/name")
+    assert list(hub.repos) == [REPO]
 
 
 def test_pushed_again_it_is_the_same_commit(hub, untrained, make_eraser):
@@ -255,8 +263,13 @@ def patient(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
-@pytest.mark.parametrize("kind", ["cut", "hang up", "429", "503", "other bytes", "short"])
-@pytest.mark.parametrize("method", ["HEAD", "GET"])
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        *(("HEAD", kind) for kind in ("hang up", "429", "503")),
+        *(("GET", kind) for kind in ("cut", "hang up", "429", "503", "other bytes", "short")),
+    ],
+)
 def test_a_download_that_fails_once_succeeds_or_is_refused(
     hub, patient, untrained, make_eraser, name, kind, method
 ):
@@ -295,8 +308,17 @@ def test_a_download_that_always_fails_is_refused_in_words_and_leaves_no_trace(
     assert same(EraserAdapter.from_pretrained(REPO), eraser)
 
 
-@pytest.mark.parametrize("kind", ["hang up", "cut upload", "429", "500"])
-@pytest.mark.parametrize("path", ["/create", "/tree", "/preupload", "/batch", "/lfs/", "/commit"])
+SENT = ("/create", "/preupload", "/batch", "/lfs/", "/commit")
+"""What a push asks for with a body; the list of files there are, "/tree", has none."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        *product(("hang up", "429", "500"), ("/tree", *SENT)),
+        *product(("cut upload",), SENT),
+    ],
+)
 @pytest.mark.parametrize("times", [1, 1000])
 def test_a_push_that_fails_is_whole_or_nothing(
     hub, patient, untrained, make_eraser, kind, path, times

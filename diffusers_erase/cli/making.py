@@ -6,9 +6,12 @@ from typing import Annotated
 import typer
 
 from diffusers_erase.cli.options import (
+    Kind,
     Model,
     Overwrite,
+    Protect,
     Seed,
+    Synonym,
     device,
     opened_model,
     own_words,
@@ -41,18 +44,12 @@ def train(
         Path | None,
         typer.Option(help="Words of other concepts, one a line; the playground has its own."),
     ] = None,
-    kind: Annotated[
-        str, typer.Option(help="'object', 'style', 'person' or 'attribute'.")
-    ] = "object",
-    synonym: Annotated[
-        list[str] | None, typer.Option(help="Another name of it; may be repeated.")
-    ] = None,
+    kind: Kind = "object",
+    synonym: Synonym = None,
     keep: Annotated[
         list[str] | None, typer.Option(help="A prompt that must stay; may be repeated.")
     ] = None,
-    protect: Annotated[
-        list[str] | None, typer.Option(help="A prompt that must not change at all; repeatable.")
-    ] = None,
+    protect: Protect = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -161,16 +158,10 @@ def edit(
         Path | None,
         typer.Option(help="Words to spare, one a line; else those the tokenizer knows."),
     ] = None,
-    kind: Annotated[
-        str, typer.Option(help="'object', 'style', 'person' or 'attribute'.")
-    ] = "object",
-    synonym: Annotated[
-        list[str] | None, typer.Option(help="Another name of it; may be repeated.")
-    ] = None,
+    kind: Kind = "object",
+    synonym: Synonym = None,
     captions: Annotated[Path | None, typer.Option(help="Prompts to spare, one a line.")] = None,
-    protect: Annotated[
-        list[str] | None, typer.Option(help="A prompt that must not change at all; repeatable.")
-    ] = None,
+    protect: Protect = None,
     recipe: Annotated[
         str,
         typer.Option(help="closed-form, uce, uce-tensor, rece, speed, mace-cfr, realera or leace."),
@@ -227,9 +218,7 @@ def stack(
     strength: Annotated[
         list[float] | None, typer.Option(help="One for each eraser, in their order; 1 if omitted.")
     ] = None,
-    protect: Annotated[
-        list[str] | None, typer.Option(help="A prompt that must not change at all; repeatable.")
-    ] = None,
+    protect: Protect = None,
     vocabulary: Annotated[
         Path | None, typer.Option(help="Words that fusion spares, one a line.")
     ] = None,

@@ -4,11 +4,16 @@ from typing import Annotated, Any
 
 import typer
 
-from diffusers_erase.errors import ErasureError
+from diffusers_erase.errors import ErasureError, first_line
 
 
 Model = Annotated[
     str, typer.Option(help="'playground', a folder, or a Hub id of a Stable Diffusion pipeline.")
+]
+Kind = Annotated[str, typer.Option(help="'object', 'style', 'person' or 'attribute'.")]
+Synonym = Annotated[list[str] | None, typer.Option(help="Another name of it; may be repeated.")]
+Protect = Annotated[
+    list[str] | None, typer.Option(help="A prompt that must not change at all; repeatable.")
 ]
 Seed = Annotated[int, typer.Option(help="Start of all chance.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
@@ -25,8 +30,8 @@ def opened_model(model: str, **parts: Any) -> Any:
     try:
         pipe = DiffusionPipeline.from_pretrained(model, use_safetensors=True, **parts)
     except (OSError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ErasureError(f"Cannot open the model '{model}': {reason}") from error
+        said = first_line(error)
+        raise ErasureError(f"Cannot open the model '{model}': {said}.") from error
     return pipe.to(device())
 
 
