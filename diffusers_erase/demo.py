@@ -11,7 +11,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from diffusers_erase.concepts import Concept
-from diffusers_erase.evaluation.metrics import Rate, difference, draw
+from diffusers_erase.evaluation.metrics import Rate, difference
+from diffusers_erase.evaluation.pictures import draw
 from diffusers_erase.folders import check_folder, whole_folder
 from diffusers_erase.making import erase
 from diffusers_erase.playground import (

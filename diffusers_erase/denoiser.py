@@ -1,7 +1,7 @@
 """One UNet, two voices: the teacher is the base model, the student has the eraser on."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,3 +106,22 @@ class Denoiser:
         with torch.autocast(there.type, self.precision, enabled=self.precision is not None):
             output: Tensor = self.unet(seen, t, states, return_dict=False)[0]
         return self.schedule.epsilon(output.float(), z.to(there).float(), t)
+
+
+@contextmanager
+def counted(unet: Any) -> Iterator[Callable[[], int]]:
+    """UNet evaluations inside the block so far, whoever asks for them.
+
+    A forward of one latent counts one, and two more if it has a graph to go back along.
+    """
+    total = [0]
+
+    def count(module: Any, arguments: Any, output: Any) -> None:
+        score = output[0] if isinstance(output, tuple) else output.sample
+        total[0] += len(score) * (3 if score.requires_grad else 1)
+
+    handle = unet.register_forward_hook(count)
+    try:
+        yield lambda: total[0]
+    finally:
+        handle.remove()

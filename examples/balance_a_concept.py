@@ -3,7 +3,7 @@
 import argparse
 
 from diffusers_erase import debias
-from diffusers_erase.evaluation.metrics import draw
+from diffusers_erase.evaluation.pictures import draw
 from diffusers_erase.playground import OBJECTS, load_judge, load_pipeline
 
 

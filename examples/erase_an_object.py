@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from diffusers_erase import Concept, erase
-from diffusers_erase.evaluation.metrics import draw
+from diffusers_erase.evaluation.pictures import draw
 from diffusers_erase.playground import OBJECTS, SYNONYMS, load_judge, load_pipeline
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from diffusers_erase import Concept, erase, stack
-from diffusers_erase.evaluation.metrics import draw, row
+from diffusers_erase.evaluation.pictures import draw, row
 from diffusers_erase.playground import OBJECTS, load_judge, load_pipeline
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from diffusers_erase import erase
 from diffusers_erase.editing.recipes import CLOSED_FORM
-from diffusers_erase.evaluation.metrics import draw
+from diffusers_erase.evaluation.pictures import draw
 from diffusers_erase.playground import COLOURS, FAMILIES, OBJECTS, load_judge, load_pipeline
 
 

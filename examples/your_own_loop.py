@@ -6,7 +6,7 @@ from diffusers_erase import Concept, train
 from diffusers_erase.attachment import attached
 from diffusers_erase.concepts import encode
 from diffusers_erase.denoiser import Denoiser, NoiseSchedule
-from diffusers_erase.evaluation.metrics import draw
+from diffusers_erase.evaluation.pictures import draw
 from diffusers_erase.playground import load_judge, load_pipeline
 from diffusers_erase.training.objectives import Steer
 from diffusers_erase.training.trainer import Pace

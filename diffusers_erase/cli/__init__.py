@@ -1,4 +1,4 @@
-"""The command line: diffusers-erase demo | train | edit | stack | generate | push | pull | ...
+"""The command line: diffusers-erase demo | train | edit | generate | evaluate | push | pull | ...
 
 Heavy imports wait inside the commands, so that help is there at once.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from diffusers_erase.cli import drawing, making, sharing
+from diffusers_erase.cli import drawing, making, measuring, sharing
 from diffusers_erase.errors import ErasureError
 
 
@@ -26,6 +26,9 @@ for command in (
     making.edit,
     making.stack,
     drawing.generate,
+    measuring.evaluate,
+    measuring.attack,
+    measuring.graph,
     sharing.info,
     sharing.verify,
     sharing.push,

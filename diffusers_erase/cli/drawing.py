@@ -39,7 +39,7 @@ def generate(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw pictures with erasers loaded."""
-    from diffusers_erase.evaluation.metrics import draw, row
+    from diffusers_erase.evaluation.pictures import draw, row
     from diffusers_erase.runtime.plugin import load_erasure
 
     _check_file(out, overwrite=overwrite)

@@ -1,12 +1,17 @@
-"""Rates with their uncertainty, and the pictures they are counted on."""
+"""Rates with their uncertainty, and the means that papers make of them."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from PIL import Image
+from torch import Tensor
+
+from diffusers_erase.errors import ErasureError
+
+
+ENOUGH_PROMPTS = 10
+"""With fewer, the prompts are too few to be drawn from: the bootstrap draws from the pairs."""
 
 
 @dataclass(frozen=True)
@@ -57,30 +62,198 @@ def difference(before: Rate, after: Rate) -> tuple[float, float]:
     )
 
 
-def draw(
-    pipe: Any,
+def harmonic(*shares: float | None) -> float | None:
+    """N / Σ 1/s over N shares: a mean of shares in which none can make up for another.
+
+    Zero where one of them is zero; None, which is "not measured", where one of them is.
+
+    Raises:
+        ErasureError: there is no share, or one that is no number from 0 to 1.
+    """
+    if not shares:
+        raise ErasureError("A harmonic mean was asked of no shares; name one at least.")
+    known = [share for share in shares if share is not None]
+    for share in known:
+        if not 0 <= share <= 1:
+            raise ErasureError(
+                f"A share of {share} was to enter a mean; it must lie from 0 to 1 (percentages "
+                "divided by 100), and what was not measured is None."
+            )
+    if len(known) < len(shares):
+        return None
+    return len(known) / sum(1 / share for share in known) if all(known) else 0.0
+
+
+def erasebench(
+    efficacy: float | None, generality: float | None, sensitivity: float | None
+) -> float | None:
+    """HM = 3 / ( 1/(1 − Eff) + 1/(1 − Gen) + 1/Sens ), in shares (EraseBench, arXiv 2501.09833).
+
+    Args:
+        efficacy: share of pictures in which the concept is seen where it is asked for; low is good.
+        generality: the same where it is asked for by paraphrases; low is good.
+        sensitivity: share in which related concepts are seen that were to stay; high is good.
+    """
+    return harmonic(_rest(efficacy), _rest(generality), sensitivity)
+
+
+def mace(erased: float | None, kept: float | None, general: float | None = None) -> float | None:
+    """H_c = 2 / ( 1/(1 − Acc_e) + 1/Acc_s ); with `general`, H_o (MACE, arXiv 2403.06135).
+
+    H_o = 3 / ( 1/(1 − Acc_e) + 1/Acc_s + 1/(1 − Acc_g) ). Three columns of the paper's table are
+    not what this makes of their own rows: CA, SLD-M and ESD-u.
+
+    Args:
+        erased: Acc_e, accuracy on erased concepts; low is good.
+        kept: Acc_s, on concepts that were to stay; high is good.
+        general: Acc_g, on synonyms of the erased; low is good.
+    """
+    synonyms = () if general is None else (_rest(general),)
+    return harmonic(_rest(erased), kept, *synonyms)
+
+
+def mace_art(clip_erased: float, clip_kept: float) -> float:
+    """H_a = CLIP_s − CLIP_e, a difference in spite of its name (MACE, arXiv 2403.06135)."""
+    return clip_kept - clip_erased
+
+
+def erb(target: float | None, adjacent: float | None) -> float | None:
+    """ERB = 2 / ( 1/(1 − A_tar) + 1/A_adj ), in shares (FADE, arXiv 2503.19783).
+
+    As other papers describe it; how the paper scales it we have not seen.
+
+    Args:
+        target: accuracy on the erased concept; low is good.
+        adjacent: mean accuracy on its nearest neighbours; high is good.
+    """
+    return harmonic(_rest(target), adjacent)
+
+
+def esr(ranked: Sequence[Sequence[str]], wanted: str | Sequence[str], k: int = 1) -> Rate:
+    """ESR-k: share of pictures whose wanted label is not among their first k.
+
+    For pictures of erased classes (AP, arXiv 2410.15618; AGE, arXiv 2501.18950).
+
+    Args:
+        ranked: each picture's labels, the best first; none where nothing could be judged.
+        wanted: what each picture was to show, or all of them; equality without regard to case.
+        k: 1 or 5 in the papers.
+
+    Raises:
+        ErasureError: there is not one wanted label per picture, or k is below 1.
+    """
+    found = psr(ranked, wanted, k)
+    return Rate(found.n - found.hits, found.n)
+
+
+def psr(ranked: Sequence[Sequence[str]], wanted: str | Sequence[str], k: int = 1) -> Rate:
+    """PSR-k: share of pictures whose wanted label is among their first k.
+
+    For pictures of classes that were to stay; the arguments are those of `esr`.
+    """
+    names = [wanted] * len(ranked) if isinstance(wanted, str) else list(wanted)
+    if len(names) != len(ranked):
+        raise ErasureError(
+            f"{len(ranked)} pictures were judged and {len(names)} labels wanted; name one of each."
+        )
+    if k < 1:
+        raise ErasureError(f"The first {k} labels were asked for; ask for 1 or more.")
+    hits = [
+        name.casefold() in (label.casefold() for label in labels[:k])
+        for name, labels in zip(names, ranked, strict=True)
+    ]
+    return Rate(sum(hits), len(hits))
+
+
+def paired_bootstrap(
+    before: Sequence[bool],
+    after: Sequence[bool],
     prompts: Sequence[str],
     *,
-    guidance: float = 5.0,
-    steps: int = 25,
+    resamples: int = 10_000,
     seed: int = 0,
-    batch: int = 16,
-) -> list[Image.Image]:
-    """One picture per prompt; picture i has seed `seed + i`, however they are batched."""
-    pictures: list[Image.Image] = []
-    for start in range(0, len(prompts), batch):
-        chunk = list(prompts[start : start + batch])
-        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chunk))]
-        pictures += pipe(
-            chunk, guidance_scale=guidance, num_inference_steps=steps, generator=generators
-        ).images
-    return pictures
+) -> tuple[float, float]:
+    """95 % percentile interval of mean(after) − mean(before), over pairs of equal prompt and seed.
+
+    Prompts are drawn first and then seeds within each, so that what prompts differ in is not taken
+    for certainty; pairs alone where there are fewer than `ENOUGH_PROMPTS` prompts. It is a point
+    where all pairs differ alike, and somewhat too narrow below 100 pairs (91 % at 50): read it
+    beside the two Wilson intervals.
+
+    Args:
+        before: hit or not, pair by pair.
+        after: the same pairs.
+        prompts: each pair's prompt.
+        resamples: more make the ends smoother.
+        seed: of the draws; equal seeds give equal intervals.
+
+    Raises:
+        ErasureError: no pairs, unequal lengths, verdicts that are not true or false, no resamples.
+    """
+    drops, sizes = _changes(before, after, prompts)
+    if resamples < 1:
+        raise ErasureError(f"{resamples} resamples were asked for; ask for 1 or more.")
+    generator = torch.Generator().manual_seed(seed)
+    groups = len(sizes)
+    means = []
+    for part in torch.arange(resamples).split(max(1, 2_000_000 // groups)):
+        drawn = torch.randint(groups, (len(part), groups), generator=generator)
+        n = sizes[drawn]
+        # n draws with replacement from gains, losses and the rest are a multinomial sample
+        gains, losses = drops[0, drawn], drops[1, drawn]
+        up = torch.binomial(n, gains / n, generator=generator)
+        down = torch.binomial(n - up, losses / (n - gains).clamp(min=1), generator=generator)
+        means.append((up - down).sum(1) / n.sum(1))
+    low, high = torch.cat(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return float(low), float(high)
 
 
-def row(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size, side by side."""
-    width, height = pictures[0].size
-    sheet = Image.new("RGB", (width * len(pictures), height))
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i * width, 0))
-    return sheet
+def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """ρ: Pearson's correlation of the ranks; equals share their average rank.
+
+    None, "not defined", where either is constant or there are fewer than 3 values.
+
+    Raises:
+        ErasureError: unequal lengths, or a value that is no number.
+    """
+    if len(x) != len(y):
+        raise ErasureError(f"{len(x)} values were to be ranked against {len(y)}; give pairs.")
+    if any(math.isnan(value) for value in (*x, *y)):
+        raise ErasureError("A value to be ranked is no number; leave its pair out.")
+    if len(x) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
+        return None
+    a, b = (_ranks(values) for values in (x, y))
+    return max(-1.0, min(1.0, float(a @ b / (a.norm() * b.norm()))))
+
+
+def _rest(share: float | None) -> float | None:
+    return None if share is None else 1 - share
+
+
+def _changes(
+    before: Sequence[bool], after: Sequence[bool], prompts: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """How many pairs of each group gain and lose, 2 x groups, and how large the groups are."""
+    if not len(before) == len(after) == len(prompts) > 0:
+        raise ErasureError(
+            f"Pairs need one verdict before, one after and one prompt each; got {len(before)}, "
+            f"{len(after)} and {len(prompts)}."
+        )
+    if odd := {*before, *after} - {False, True}:
+        raise ErasureError(f"Verdicts must be true or false; got {odd.pop()!r}.")
+    names = list(dict.fromkeys(prompts))
+    place = {name: i if len(names) >= ENOUGH_PROMPTS else 0 for i, name in enumerate(names)}
+    groups = torch.tensor([place[prompt] for prompt in prompts])
+    change = torch.tensor([int(b) - int(a) for a, b in zip(before, after, strict=True)])
+    kinds = torch.stack([change > 0, change < 0, change > -2]).double()
+    count = torch.zeros(3, int(groups.max()) + 1, dtype=torch.float64).index_add(1, groups, kinds)
+    return count[:2], count[2]
+
+
+def _ranks(values: Sequence[float]) -> Tensor:
+    """Ranks about their mean."""
+    _, place, count = torch.tensor(values, dtype=torch.float64).unique(
+        return_inverse=True, return_counts=True
+    )
+    rank: Tensor = count.cumsum(0) - (count.double() - 1) / 2
+    return rank[place] - (len(values) + 1) / 2

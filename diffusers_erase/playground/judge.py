@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from diffusers_erase.playground.corpus import to_tensor
 from diffusers_erase.playground.drawing import PICTURE_SIZE
 from diffusers_erase.playground.model import WEIGHTS
-from diffusers_erase.playground.world import BACKGROUNDS, COLOURS, OBJECTS, STYLES
+from diffusers_erase.playground.world import ARTISTS, BACKGROUNDS, COLOURS, OBJECTS, STYLES
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,17 @@ class Verdict:
     style: str
     colour: str
     background: str
+    ranked: tuple[str, ...] = ()
+    """The five most certain objects."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Everything by the name it is asked for: objects, painter, colour, background.
+
+        A painter's manner is seen also where there is no whole object.
+        """
+        painter = ARTISTS.get(self.style, self.style)
+        return (*self.objects, painter, *((self.colour, self.background) if self.valid else ()))
 
 
 class JudgeNetwork(nn.Module):
@@ -118,7 +129,10 @@ class Judge:
             whole = bool(valid[i]) and bool(seen)
             rest = {head: known[best[head][i]] for head, known in names.items()}
             label, score = OBJECTS[order[0]], scores[order[0]].item()
-            verdicts.append(Verdict(label, score, whole, seen if whole else (), **rest))
+            first = tuple(OBJECTS[k] for k in order[:5])
+            verdicts.append(
+                Verdict(label, score, whole, seen if whole else (), **rest, ranked=first)
+            )
         return verdicts
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusers_erase.adapter import EraserAdapter
+from diffusers_erase.cache import digest
 from diffusers_erase.crossattention import Factors
 
 
@@ -55,3 +56,12 @@ def factors_of(force: Active, path: str, layer: nn.Linear, pristine: Tensor | No
     dtype = layer.weight.dtype if layer.weight.dtype.is_floating_point else torch.float32
     said = layer.forward(asked.to(dtype)).float().cpu()
     return V.T.contiguous(), (said[1:] - said[:1]).T.contiguous()
+
+
+def content(force: Active) -> list[str | float]:
+    """What it does to the weights: its numbers' digest, and the strength."""
+    adapter = force.adapter
+    T = adapter.text_map
+    mapped = [T.U, T.V] if T is not None else []
+    factors = [x for path in sorted(adapter.factors) for x in adapter.factors[path]]
+    return [digest(*mapped, *factors), force.strength]

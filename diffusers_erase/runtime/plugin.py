@@ -22,7 +22,7 @@ from diffusers_erase.runtime.adapting import SILENCED_BY
 from diffusers_erase.runtime.baking import Keep, rewritable
 from diffusers_erase.runtime.disturbance import disturbed, interferences
 from diffusers_erase.runtime.erasures import Erasures
-from diffusers_erase.runtime.force import Active, Mode
+from diffusers_erase.runtime.force import Active, Mode, content
 
 
 _ATTRIBUTE = "_erasures"
@@ -249,6 +249,14 @@ def export_erased(pipe: Any, folder: str | Path, *, overwrite: bool = False) -> 
     with whole_folder(there) as draft:
         pipe.save_pretrained(draft, safe_serialization=True)
     return there
+
+
+def erasures_key(pipe: Any) -> list[list[str | float]]:
+    """The content of all erasers with their strengths, whatever they are called and in any order.
+
+    Empty while they are disabled: two pipelines with the same base and the same key draw alike.
+    """
+    return sorted(content(force) for force in _erasures(denoiser_of(pipe)).loaded.values())
 
 
 @contextmanager

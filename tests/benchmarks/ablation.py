@@ -17,9 +17,9 @@ from typing import Any
 
 from erasure import Counts, Pictures, concept_of, measured, table, vocabulary
 from journal import write, written
-from peers import counted
 
 from diffusers_erase.concepts import Vocabulary
+from diffusers_erase.denoiser import counted
 from diffusers_erase.making import erase
 from diffusers_erase.playground import FAMILY_OF, load_pipeline
 from diffusers_erase.training.adaptive import Adaptive

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from erasure import KEPT, Pictures, concept_of, measured, neighbours, vocabulary
-from peers import Loop, age, counted, esd, uce
+from peers import Loop, age, esd, uce
 
+from diffusers_erase.denoiser import counted
 from diffusers_erase.making import erase
 from diffusers_erase.playground import load_pipeline
 from diffusers_erase.training.recipes import RECIPES, Recipe

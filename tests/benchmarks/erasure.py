@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from journal import write, written
-from peers import counted, uce
+from peers import uce
 from torch import Tensor
 
 from diffusers_erase.concepts import Concept, encode
 from diffusers_erase.crossattention import PARTS, denoiser_of
-from diffusers_erase.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.denoiser import Denoiser, NoiseSchedule, counted
 from diffusers_erase.editing.recipes import EDITS
 from diffusers_erase.evaluation.metrics import Rate
 from diffusers_erase.evaluation.probe import probe

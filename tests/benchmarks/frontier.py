@@ -15,9 +15,10 @@ from typing import Any
 
 from erasure import Pictures, asked, concept_of, damage, hits, neighbours, vocabulary
 from journal import write, written
-from peers import counted, uce
+from peers import uce
 
 from diffusers_erase.concepts import Vocabulary
+from diffusers_erase.denoiser import counted
 from diffusers_erase.making import erase
 from diffusers_erase.playground import load_pipeline
 from diffusers_erase.training.recipes import RECIPES, Recipe

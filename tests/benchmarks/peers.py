@@ -4,7 +4,7 @@ Each ends in an `EraserAdapter`, also where full weights were trained. UNet eval
 by a hook: a forward of one latent is one, its backward two.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,22 +17,6 @@ from diffusers_erase.concepts import Concept, encode
 from diffusers_erase.config import EraserConfig
 from diffusers_erase.crossattention import fingerprint, projections, text_weights
 from diffusers_erase.textmap import TextMap
-
-
-@contextmanager
-def counted(unet: Any) -> Iterator[Callable[[], int]]:
-    """UNet evaluations so far: forwards of one latent, and two for each that has a graph."""
-    total = [0]
-
-    def count(module: Any, arguments: Any, output: Any) -> None:
-        score = output[0] if isinstance(output, tuple) else output.sample
-        total[0] += len(score) * (3 if score.requires_grad else 1)
-
-    handle = unet.register_forward_hook(count)
-    try:
-        yield lambda: total[0]
-    finally:
-        handle.remove()
 
 
 @torch.no_grad()

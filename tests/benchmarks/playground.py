@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffusers_erase.evaluation.metrics import Rate, draw
+from diffusers_erase.evaluation.metrics import Rate
+from diffusers_erase.evaluation.pictures import draw
 from diffusers_erase.playground import (
     ARTISTS,
     COLOURS,

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from peers import counted
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from diffusers_erase.denoiser import counted
 from diffusers_erase.making import erase
 from diffusers_erase.playground import OBJECTS, model
 from diffusers_erase.training.recipes import RECIPES

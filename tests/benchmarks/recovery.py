@@ -22,7 +22,7 @@ from journal import write, written
 
 from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.evaluation.attacks.inversion import invert
-from diffusers_erase.evaluation.metrics import draw
+from diffusers_erase.evaluation.pictures import draw
 from diffusers_erase.making import erase
 from diffusers_erase.playground import COLOURS, OBJECTS, load_pipeline
 from diffusers_erase.playground.world import with_article

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, constants, metadata_update
 from PIL import Image
 
 from diffusers_erase import EraserAdapter, erase
-from diffusers_erase.evaluation.metrics import draw
+from diffusers_erase.evaluation.pictures import draw
 from diffusers_erase.hub import find_erasers
 from diffusers_erase.playground import OBJECTS, load_pipeline
 

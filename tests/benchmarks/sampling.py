@@ -11,7 +11,7 @@ import torch
 from diffusers_erase.concepts import Concept, encode
 from diffusers_erase.crossattention import denoiser_of
 from diffusers_erase.denoiser import Denoiser, NoiseSchedule
-from diffusers_erase.evaluation.metrics import draw
+from diffusers_erase.evaluation.pictures import draw
 from diffusers_erase.making import erase
 from diffusers_erase.playground import load_judge, load_pipeline
 from diffusers_erase.training.recipes import REPLACE

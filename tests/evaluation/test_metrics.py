@@ -1,9 +1,22 @@
 import math
+import random
 
-import numpy as np
 import pytest
 
-from diffusers_erase.evaluation.metrics import Rate, difference, draw
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.evaluation.metrics import (
+    Rate,
+    difference,
+    erasebench,
+    erb,
+    esr,
+    harmonic,
+    mace,
+    mace_art,
+    paired_bootstrap,
+    psr,
+    spearman,
+)
 
 
 @pytest.mark.parametrize(
@@ -13,6 +26,13 @@ from diffusers_erase.evaluation.metrics import Rate, difference, draw
         (32, 64, 0.3810, 0.6190),
         (64, 64, 0.9434, 1.0),
         (8, 10, 0.4902, 0.9433),
+        (38, 50, 0.6259, 0.8570),
+        (0, 50, 0.0, 0.0713),
+        (25, 50, 0.5 - 0.1336, 0.5 + 0.1336),
+        (100, 200, 0.5 - 0.0686, 0.5 + 0.0686),
+        (0, 200, 0.0, 0.0188),
+        (12, 200, 0.0347, 0.1019),
+        (50, 142, 0.2784, 0.4336),
     ],
 )
 def test_the_interval_is_wilsons(hits, n, low, high):
@@ -36,19 +56,260 @@ def test_rates_add_up_and_nothing_is_not_zero():
         Rate(5, 4)
 
 
-def test_a_picture_depends_on_its_seed_and_not_on_its_batch(untrained):
-    prompts = ["a car", "an oak", "a cat"]
-    together = draw(untrained, prompts, steps=2, seed=5)
-    alone = draw(untrained, prompts, steps=2, seed=5, batch=1)
-    other = draw(untrained, prompts, steps=2, seed=6)
-    for one, two, three in zip(together, alone, other, strict=True):
-        one, two, three = (np.asarray(p, dtype=int) for p in (one, two, three))
-        assert abs(one - two).max() <= 1
-        assert abs(one - three).max() > 1
-
-
 def test_a_difference_has_newcombes_interval():
     """56 of 70 against 48 of 80, his table II(a)."""
     assert difference(Rate(48, 80), Rate(56, 70)) == pytest.approx((0.0524, 0.3339), abs=5e-5)
     low, high = difference(Rate(64, 64), Rate(0, 64))
     assert -1 <= low < high < -0.9
+
+
+def test_a_harmonic_mean_is_the_reciprocal_of_the_mean_reciprocal():
+    assert harmonic(0.5) == 0.5
+    assert harmonic(0.5, 1.0) == pytest.approx(2 / 3)
+    assert harmonic(0.2, 0.3, 0.6) == pytest.approx(0.3)
+
+
+def test_one_share_of_zero_makes_the_harmonic_mean_zero():
+    assert harmonic(0.0, 1.0) == 0.0
+    assert harmonic(0.0, 0.0) == 0.0
+    assert erasebench(1.0, 0.0, 1.0) == 0.0
+
+
+def test_what_was_not_measured_makes_the_mean_not_measured():
+    assert harmonic(0.9, None) is None
+    assert harmonic(0.0, None) is None
+    assert erasebench(0.1, None, 0.9) is None
+    assert erasebench(None, 0.1, 0.9) is None
+    assert mace(0.1, None) is None
+    assert erb(None, 0.5) is None
+
+
+@pytest.mark.parametrize("share", [-0.01, 1.01, 86.5, math.nan, math.inf])
+def test_a_share_outside_0_and_1_has_no_mean(share):
+    with pytest.raises(ErasureError, match="0 to 1"):
+        harmonic(0.5, share, None)
+    with pytest.raises(ErasureError, match="0 to 1"):
+        erasebench(share, 0.5, 0.5)
+
+
+def test_no_shares_have_no_mean():
+    with pytest.raises(ErasureError, match="name one"):
+        harmonic()
+
+
+@pytest.mark.parametrize(
+    ("efficacy", "generality", "sensitivity", "printed"),
+    [
+        (86.5, 90.2, 85.0, 15.97),  # Stable Diffusion 1.4 itself, visual similarity
+        (24.5, 50.5, 65.9, 61.70),  # ESD
+        (41.8, 68.3, 82.7, 49.32),  # UCE
+        (8.1, 20.0, 65.4, 77.58),  # Receler
+        (15.6, 37.7, 66.4, 69.83),  # MACE
+        (8.7, 39.1, 64.3, 69.88),  # AdvUnlearn
+        (18.9, 31.4, 86.1, 77.88),  # UCE, binomial
+        (10.3, 12.6, 57.5, 75.04),  # Receler, binomial
+    ],
+)
+def test_erasebench_prints_what_its_formula_makes(efficacy, generality, sensitivity, printed):
+    found = erasebench(efficacy / 100, generality / 100, sensitivity / 100)
+    assert 100 * found == pytest.approx(printed, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("erased", "kept", "printed"),
+    [
+        (0.9648, 0.9388, 0.0679),  # Stable Diffusion 1.4; computed, the paper prints none
+        (0.9223, 0.9076, 0.1431),  # FMN
+        (0.2784, 0.2793, 0.4027),  # ESD-x
+        (0.0012, 0.3790, 0.5495),  # UCE
+        (0.0243, 0.2371, 0.3815),  # RECE
+        (0.0587, 0.8554, 0.8963),  # SPEED
+        (0.0430, 0.8456, 0.8979),  # MACE
+        (0.0430, 0.8807, 0.9173),  # ANT
+    ],
+)
+def test_maces_table_prints_what_its_formula_makes(erased, kept, printed):
+    assert mace(erased, kept) == pytest.approx(printed, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("erased", "kept", "printed", "computed"),
+    [
+        (0.8913, 0.9096, 0.1977, 0.1942),  # CA
+        (0.8706, 0.7946, 0.2237, 0.2226),  # SLD-M
+        (0.0406, 0.3909, 0.4598, 0.5555),  # ESD-u
+    ],
+)
+def test_three_rows_of_maces_table_are_not_made_of_themselves(erased, kept, printed, computed):
+    assert mace(erased, kept) == pytest.approx(computed, abs=1e-4)
+    assert abs(mace(erased, kept) - printed) > 1e-3
+
+
+def test_synonyms_turn_h_c_into_h_o():
+    assert mace(0.1, 0.8) == pytest.approx(2 / (1 / 0.9 + 1 / 0.8))
+    assert mace(0.1, 0.8, 0.4) == pytest.approx(3 / (1 / 0.9 + 1 / 0.8 + 1 / 0.6))
+    assert mace(0.1, 0.8, 1.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("erased", "kept", "printed"),
+    [
+        (29.63, 28.90, -0.73),  # FMN
+        (29.26, 28.54, -0.72),  # CA
+        (28.49, 27.89, -0.60),  # SLD
+        (20.89, 21.21, 0.32),  # ESD-x
+        (19.66, 19.55, -0.11),  # ESD-u
+        (21.31, 25.70, 4.39),  # UCE
+        (22.59, 28.58, 5.99),  # MACE
+        (20.6, 26.78, 6.18),  # ANT
+    ],
+)
+def test_maces_h_a_is_a_difference(erased, kept, printed):
+    assert mace_art(erased, kept) == pytest.approx(printed, abs=1e-9)
+
+
+def test_erb_is_harmonic_in_what_is_gone_and_what_is_near():
+    assert erb(0.1, 0.6) == pytest.approx(0.72)
+    assert erb(0.0, 0.0) == 0.0
+
+
+RANKED = [
+    ["tench", "golf ball", "church"],
+    ["church", "Tench", "golf ball"],
+    ["English Springer", "church", "tench"],
+    [],
+]
+
+
+def test_esr_counts_what_is_missing_among_the_first_k():
+    assert esr(RANKED, "tench") == Rate(3, 4)
+    assert esr(RANKED, "tench", 2) == Rate(2, 4)
+    assert esr(RANKED, "tench", 5) == Rate(1, 4)
+
+
+def test_psr_counts_what_is_there_among_the_first_k():
+    wanted = ["tench", "church", "english springer", "church"]
+    assert psr(RANKED, wanted, 1) == Rate(3, 4)
+    assert psr(RANKED, "golf ball", 2) == Rate(1, 4)
+
+
+def test_labels_match_whole_and_without_regard_to_case():
+    """Never a part of one: a ball is no golf ball."""
+    assert psr([["English springer"]], "English Springer") == Rate(1, 1)
+    assert psr([["golf ball"]], "ball") == Rate(0, 1)
+
+
+def test_esr_and_psr_of_the_same_pictures_make_one():
+    for k in (1, 2, 3):
+        assert esr(RANKED, "church", k).hits + psr(RANKED, "church", k).hits == len(RANKED)
+
+
+def test_top_k_rates_refuse_what_cannot_be_counted():
+    with pytest.raises(ErasureError, match="4 pictures were judged and 2 labels wanted"):
+        psr(RANKED, ["tench", "church"])
+    with pytest.raises(ErasureError, match="ask for 1 or more"):
+        esr(RANKED, "tench", 0)
+
+
+def drawn(n, share, seed):
+    dice = random.Random(seed)
+    return [dice.random() < share for _ in range(n)]
+
+
+def test_the_bootstrap_is_the_same_each_time_and_moves_with_its_seed():
+    before, after = drawn(60, 0.8, 1), drawn(60, 0.3, 2)
+    prompts = [f"prompt {i // 5}" for i in range(60)]
+    low, high = found = paired_bootstrap(before, after, prompts, resamples=50)
+    assert found == paired_bootstrap(before, after, prompts, resamples=50)
+    assert found != paired_bootstrap(before, after, prompts, resamples=50, seed=1)
+    assert -1 <= low < sum(after) / 60 - sum(before) / 60 < high < 0
+
+
+def test_the_bootstrap_is_a_point_where_all_pairs_change_alike():
+    for n, prompts in ((8, ["a"] * 8), (40, [f"{i // 2}" for i in range(40)])):
+        assert paired_bootstrap([True] * n, [False] * n, prompts) == (-1.0, -1.0)
+        assert paired_bootstrap([True] * n, [True] * n, prompts) == (0.0, 0.0)
+
+
+def test_few_prompts_leave_the_pairs_to_draw_from():
+    """Nine prompts say what one says; the tenth makes them count."""
+    before, after = drawn(90, 0.8, 3), drawn(90, 0.5, 4)
+    one, nine, ten = (
+        paired_bootstrap(before, after, [f"{i % groups}" for i in range(90)])
+        for groups in (1, 9, 10)
+    )
+    assert one == nine
+    assert one != ten
+
+
+def test_pairs_alone_have_the_binomials_interval():
+    """One prompt, half of the pairs lost: the ends are near 1.96 standard errors away."""
+    before, after = [True] * 400, [i % 2 == 0 for i in range(400)]
+    low, high = paired_bootstrap(before, after, ["a"] * 400)
+    assert (low, high) == pytest.approx((-0.5 - 0.049, -0.5 + 0.049), abs=0.004)
+
+
+def test_prompts_that_differ_make_the_interval_wider():
+    """Half of 200 are lost both times: all seeds of half of the prompts, or half of each's.
+
+    The first is a share of 20, whose ends at 2.5 % are 6 and 14.
+    """
+    prompts = [f"{i // 10}" for i in range(200)]
+    before = [True] * 200
+    by_prompt = paired_bootstrap(before, [i // 10 % 2 == 0 for i in range(200)], prompts)
+    scattered = paired_bootstrap(before, [i % 2 == 0 for i in range(200)], prompts)
+    width = [high - low for low, high in (by_prompt, scattered)]
+    assert width[0] == pytest.approx(8 / 20)
+    assert width[0] > 2 * width[1]
+
+
+def test_prompts_may_have_unequal_numbers_of_seeds():
+    prompts = [f"{i}" for i in range(12) for _ in range(i + 1)]
+    before, after = drawn(len(prompts), 0.9, 5), drawn(len(prompts), 0.2, 6)
+    low, high = paired_bootstrap(before, after, prompts, resamples=2000)
+    assert low < (sum(after) - sum(before)) / len(prompts) < high
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says():
+    hits, trials, n = 0, 200, 60
+    for trial in range(trials):
+        before, after = drawn(n, 0.8, 2 * trial), drawn(n, 0.4, 2 * trial + 1)
+        low, high = paired_bootstrap(before, after, ["a"] * n, resamples=500)
+        hits += low <= -0.4 <= high
+    assert 0.89 <= hits / trials <= 0.99
+
+
+def test_the_bootstrap_refuses_what_are_no_pairs():
+    with pytest.raises(ErasureError, match="one verdict before"):
+        paired_bootstrap([], [], [])
+    with pytest.raises(ErasureError, match="got 2, 1 and 2"):
+        paired_bootstrap([True, True], [True], ["a", "b"])
+    with pytest.raises(ErasureError, match=r"true or false; got 0\.5"):
+        paired_bootstrap([True], [0.5], ["a"])
+    with pytest.raises(ErasureError, match="resamples"):
+        paired_bootstrap([True], [True], ["a"], resamples=0)
+
+
+def test_spearman_looks_at_ranks_only():
+    x = [0.1, 2.0, 3.0, 40.0]
+    assert spearman(x, [math.exp(value) for value in x]) == pytest.approx(1)
+    assert spearman(x, [-(value**3) for value in x]) == pytest.approx(-1)
+    assert spearman([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(0.8)  # 1 - 6·4/(5·24)
+
+
+def test_equals_share_their_average_rank():
+    """Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: 4.5 / √(4.5 · 5)."""
+    assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(22.5))
+
+
+def test_spearman_is_not_defined_of_a_constant_or_of_two():
+    assert spearman([1, 1, 1], [1, 2, 3]) is None
+    assert spearman([1, 2, 3], [0, 0, 0]) is None
+    assert spearman([1, 2], [1, 2]) is None
+
+
+def test_spearman_refuses_what_are_no_pairs():
+    with pytest.raises(ErasureError, match="give pairs"):
+        spearman([1, 2, 3], [1, 2])
+    with pytest.raises(ErasureError, match="no number"):
+        spearman([1, 2, math.nan], [1, 2, 3])

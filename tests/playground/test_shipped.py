@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_erase.evaluation.metrics import draw
+from diffusers_erase.evaluation.pictures import draw
 from diffusers_erase.playground import (
     ARTISTS,
     COLOURS,

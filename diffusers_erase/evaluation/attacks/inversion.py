@@ -2,17 +2,33 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusers_erase.concepts import states_of, whole_words
-from diffusers_erase.crossattention import denoiser_of
-from diffusers_erase.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.cache import digest
+from diffusers_erase.concepts import Concept, states_of, whole_words
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.evaluation.attacks.attempts import Access, Attempt, concept_of
+from diffusers_erase.evaluation.attacks.loss import (
+    denoiser_in,
+    denoising_loss,
+    latents_of,
+    precision_of,
+)
+from diffusers_erase.evaluation.attacks.record import (
+    GIVEN,
+    another,
+    drawn_from,
+    originals,
+    recorded,
+)
+from diffusers_erase.evaluation.studio import Studio
+from diffusers_erase.evaluation.suites import Asked
 
 
 @dataclass(frozen=True)
@@ -28,7 +44,75 @@ class Word:
     @torch.no_grad()
     def states(self, pipe: Any, templates: Sequence[str]) -> Tensor:
         """Text states of prompts with the word for `{}`, P x tokens x width: `prompt_embeds`."""
-        return _said(pipe, templates, self.vector)
+        return _said(pipe, templates, self.vector, _stand_in(pipe.tokenizer, templates))
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """One word for all prompts, learnt from what the base draws for them, in the concept's place.
+
+    Circumventing Concept Erasure (arXiv 2308.01508), by `invert`. Its controls: a model that never
+    knew the concept, and one that lost nothing; inversion draws much that no model ever lost.
+    """
+
+    concept: Concept | None = None
+    """Its names are replaced by the word; the first label that is wanted, if omitted."""
+    steps: int = 300
+    """Updates; 5,000 with 16 pictures each as released."""
+    batch: int = 8
+    pictures: int = 16
+    """Of the base, to learn from; prompts take turns."""
+    learning_rate: float = 0.05
+    seed: int = 0
+
+    name: ClassVar[str] = "inversion"
+    access: ClassVar[Access] = "white box"
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch, self.pictures) < 1:
+            raise ErasureError(
+                "Concept inversion takes 1 update, latent each and picture or more; got "
+                f"{self.steps}, {self.batch} and {self.pictures}."
+            )
+
+    def __call__(self, studio: Studio, asked: Sequence[Asked]) -> list[Attempt]:
+        """One picture a prompt, with the word in it."""
+        denoiser_in(studio.pipe)
+        with recorded(studio, asked) as record:
+            concept = concept_of(asked, self.concept)
+            templates = [template_of(a.prompt, concept) for a in asked]
+            given = originals(studio, self._shown(asked))
+            with record.paid_by(record.rows):
+                word = invert(
+                    studio.pipe,
+                    given,
+                    templates,
+                    steps=self.steps,
+                    batch=self.batch,
+                    learning_rate=self.learning_rate,
+                    seed=self.seed,
+                    precision=precision_of(studio.sampling),
+                    paired=True,
+                )
+            states = word.states(studio.pipe, templates)
+            draw = partial(drawn_from, studio, states, [a.seed for a in asked])
+            for row, hit in enumerate(record.tried(record.rows, draw)):
+                record.artefacts[row] = f"embedding {digest(word.vector)}" if hit else ""
+            return record.attempts()
+
+    def _shown(self, asked: Sequence[Asked]) -> list[Asked]:
+        """What the base draws to be learnt from; with other seeds than those that are asked for."""
+        turns = (asked[i % len(asked)] for i in range(self.pictures))
+        return [
+            replace(a, seed=another(a.seed + self.seed + i, GIVEN)) for i, a in enumerate(turns)
+        ]
+
+
+def template_of(prompt: str, concept: Concept) -> str:
+    """The prompt with `{}` for the concept's first name in it, or after it where it has none."""
+    first, *rest = concept.replaced(prompt, "{}").split("{}")
+    said = " ".join(f"{first}{{}}{''.join(rest)}".split())
+    return said if rest else f"{prompt} {{}}".strip()
 
 
 def invert(
@@ -41,6 +125,7 @@ def invert(
     learning_rate: float = 0.05,
     seed: int = 0,
     precision: torch.dtype | None = None,
+    paired: bool = False,
 ) -> Word:
     """argmin_v  E | eps(z_t, t, c(v)) - eps |^2,   z_t = √ᾱ_t x_0 + √(1-ᾱ_t) eps
 
@@ -58,6 +143,7 @@ def invert(
         learning_rate: in units of the spread of the text encoder's own embeddings.
         seed: of noise, times and pictures.
         precision: autocast's, if any.
+        paired: whether the pictures show the templates, in turns; else any is said of any.
 
     Raises:
         ErasureError: no picture, a template without `{}`, or another kind of pipeline.
@@ -67,29 +153,28 @@ def invert(
     for template in templates:
         if template.count("{}") != 1:
             raise ErasureError(f"The prompt {template!r} needs one '{{}}', for the word.")
-    schedule = NoiseSchedule.of(pipe.scheduler)
-    denoiser = Denoiser(denoiser_of(pipe), schedule, precision=precision)
-    clean = _latents(pipe, pictures)
+    denoiser = denoiser_in(pipe, precision)
+    clean = latents_of(pipe, pictures)
     known = pipe.text_encoder.get_input_embeddings().weight.detach().float()
     vector = known.mean(0).clone().requires_grad_()
     spread = (known - known.mean(0)).square().mean().sqrt().item()
     optimiser = torch.optim.Adam([vector], learning_rate * spread)
     generator = torch.Generator().manual_seed(seed)
+    stand_in = _stand_in(pipe.tokenizer, templates)
     losses = []
     for step in range(steps):
         rows = torch.randint(len(clean), (batch,), generator=generator)
-        t = torch.randint(len(schedule.alphas), (batch,), generator=generator)
+        t = torch.randint(len(denoiser.schedule.alphas), (batch,), generator=generator)
         noise = torch.randn((batch, *clean.shape[1:]), generator=generator).to(clean)
-        alpha = schedule.alpha(t).to(clean)
-        z = alpha.sqrt() * clean[rows] + (1 - alpha).sqrt() * noise
-        several = [templates[(step * batch + i) % len(templates)] for i in range(batch)]
-        said = denoiser.teacher(z, t, _said(pipe, several, vector))
-        loss = (said - noise).square().mean()
-        optimiser.zero_grad()
-        (vector.grad,) = torch.autograd.grad(loss, [vector])
+        turns = rows.tolist() if paired else range(step * batch, (step + 1) * batch)
+        several = [templates[turn % len(templates)] for turn in turns]
+        with torch.enable_grad():
+            states = _said(pipe, several, vector, stand_in)
+            loss = denoising_loss(denoiser, clean[rows], states, t, noise).mean()
+            (vector.grad,) = torch.autograd.grad(loss, [vector])
         optimiser.step()
         losses.append(loss.item())
-    return Word(vector.detach(), tuple(losses), 3 * denoiser.evaluations)
+    return Word(vector.detach(), tuple(losses), denoiser.cost)
 
 
 @contextmanager
@@ -106,11 +191,11 @@ def meaning(encoder: Any, token: int, vector: Tensor) -> Iterator[None]:
         hook.remove()
 
 
-def _said(pipe: Any, templates: Sequence[str], vector: Tensor) -> Tensor:
+def _said(pipe: Any, templates: Sequence[str], vector: Tensor, stand_in: tuple[str, int]) -> Tensor:
     """States of the templates about a word that means `vector`."""
-    stand_in, token = _stand_in(pipe.tokenizer, templates)
+    word, token = stand_in
     with meaning(pipe.text_encoder, token, vector):
-        return states_of(pipe, [template.format(stand_in) for template in templates])
+        return states_of(pipe, [template.replace("{}", word) for template in templates])
 
 
 def _stand_in(tokenizer: Any, templates: Sequence[str]) -> tuple[str, int]:
@@ -121,13 +206,3 @@ def _stand_in(tokenizer: Any, templates: Sequence[str]) -> tuple[str, int]:
         if word.isalpha() and len(tokens) == 1 and tokens[0] not in there:
             return word, tokens[0]
     raise ErasureError("The tokenizer has no word that could stand for a new one.")
-
-
-@torch.no_grad()
-def _latents(pipe: Any, pictures: Sequence[Image.Image]) -> Tensor:
-    """Means of the VAE, scaled as the denoiser knows them, N x C x h x w."""
-    pixels = pipe.image_processor.preprocess(list(pictures))
-    weights = next(pipe.vae.parameters())
-    encoded = pipe.vae.encode(pixels.to(weights.device, weights.dtype)).latent_dist.mean
-    latents: Tensor = encoded.float() * pipe.vae.config.scaling_factor
-    return latents

@@ -1,0 +1,259 @@
+"""Commands that measure: evaluate, attack and graph."""
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from diffusers_erase.cli.options import Model, Overwrite, Seed, opened_model
+from diffusers_erase.errors import ErasureError
+
+
+Erasers = Annotated[list[str], typer.Argument(help="Folders or Hub ids; measured together.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the report.")]
+SuiteName = Annotated[
+    str, typer.Option(help="'card', 'ripple' (on the playground), or a YAML file of your own.")
+]
+DetectorName = Annotated[
+    str | None,
+    typer.Option(
+        help="'judge' (the playground's), 'classifier:<Hub id>', or 'clip:<Hub id>' with the "
+        "suite's labels."
+    ),
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="Of the sampler.")]
+Guidance = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")]
+Batch = Annotated[int, typer.Option(min=1, help="Pictures at once.")]
+Pictures = Annotated[
+    int | None, typer.Option(min=1, help="Of the target, or of each concept of a graph.")
+]
+Attempts = Annotated[int, typer.Option(min=1, help="Pictures that an attack tries to get back.")]
+
+
+def evaluate(
+    erasers: Erasers,
+    out: Out = Path("evaluation"),
+    suite: SuiteName = "card",
+    model: Model = "playground",
+    attack: Annotated[
+        list[str] | None, typer.Option(help="Also try this attack; may be repeated.")
+    ] = None,
+    detector: DetectorName = None,
+    pictures: Pictures = None,
+    attempts: Attempts = 16,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    batch: Batch = 32,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure an eraser: what is gone, what is kept, how far scores drift, what attacks get back.
+
+    A run that was stopped goes on where it was if it is called again.
+    """
+    _measure(
+        erasers,
+        out,
+        suite,
+        model,
+        attacks=attack or [],
+        detector=detector,
+        pictures=pictures,
+        attempts=attempts,
+        sampling=_sampling(model, steps, guidance, batch),
+        seed=seed,
+        overwrite=overwrite,
+    )
+
+
+def attack(
+    erasers: Erasers,
+    out: Out = Path("attacks"),
+    name: Annotated[
+        list[str] | None, typer.Option("--attack", help="May be repeated; all if left out.")
+    ] = None,
+    suite: SuiteName = "card",
+    model: Model = "playground",
+    detector: DetectorName = None,
+    pictures: Pictures = None,
+    attempts: Attempts = 16,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    batch: Batch = 32,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Try to get an erased concept back: every attack beside its control on the bare base.
+
+    What is kept is measured too: a broken model resists every attack. Found prompts are not
+    written down.
+    """
+    from diffusers_erase.evaluation.attacks import ATTACKS
+
+    _measure(
+        erasers,
+        out,
+        suite,
+        model,
+        attacks=name or list(ATTACKS),
+        detector=detector,
+        pictures=pictures,
+        attempts=attempts,
+        sampling=_sampling(model, steps, guidance, batch),
+        seed=seed,
+        overwrite=overwrite,
+    )
+
+
+def graph(
+    out: Out = Path("graph"),
+    protocol: Annotated[
+        Path | None, typer.Option(help="YAML with `families`; the playground's if left out.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="How each concept is erased.")] = "closed-form",
+    model: Model = "playground",
+    detector: DetectorName = None,
+    pictures: Pictures = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    batch: Batch = 32,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Erase each concept and look at all of them: who is hurt by whom.
+
+    A run that was stopped goes on where it was if it is called again.
+    """
+    from dataclasses import replace
+
+    from diffusers_erase.concepts import Concept, Vocabulary
+    from diffusers_erase.evaluation.graph import Field, concept_graph
+    from diffusers_erase.evaluation.graph_report import KNOWN, RESULTS, SUMMARY, write_graph
+    from diffusers_erase.folders import check_folder
+    from diffusers_erase.making import erase
+    from diffusers_erase.playground import SYNONYMS
+    from diffusers_erase.playground.protocols import graph_protocol, likeness
+
+    check_folder(out, overwrite=overwrite, marker=RESULTS, known=KNOWN)
+    if protocol is None and model != "playground":
+        raise ErasureError(
+            "Name a `--protocol` with the concepts to look at; see docs/measuring.md."
+        )
+    field = Field.read(protocol) if protocol else Field.of(graph_protocol())
+    field = replace(field, pictures=pictures or field.pictures)
+    own = model == "playground"
+    concepts = [Concept(w, synonyms=SYNONYMS.get(w, ()) if own else ()) for w in field.concepts]
+    sampling = _sampling(model, steps, guidance, batch)
+    runner = _runner(model, detector, field.concepts, out, sampling)
+
+    def make(concept: Concept) -> Any:
+        words = Vocabulary(tuple(w for w in field.concepts if w != concept.name))
+        return erase(
+            runner.studio.pipe, concept, recipe=recipe, vocabulary=words, seed=seed, progress=False
+        )
+
+    found = concept_graph(runner, field, make, concepts=concepts, seed=seed)
+    near = likeness() if own and set(field.concepts) <= set(likeness()) else None
+    if runner.main:
+        write_graph(found, out, likeness=near)
+        typer.echo((out / SUMMARY).read_text(encoding="utf-8").split("| erased |")[0].rstrip())
+        typer.echo(f"Everything is in {out}/; {_work(out)} may go, or make the next run quicker.")
+
+
+def _measure(
+    erasers: list[str],
+    out: Path,
+    suite: str,
+    model: str,
+    *,
+    attacks: list[str],
+    detector: str | None,
+    pictures: int | None,
+    attempts: int,
+    sampling: Any,
+    seed: int,
+    overwrite: bool,
+) -> None:
+    from diffusers_erase.adapter import EraserAdapter
+    from diffusers_erase.concepts import Concept, Kind
+    from diffusers_erase.evaluation.attacks import attack_named
+    from diffusers_erase.evaluation.evidence import evaluate as measure
+    from diffusers_erase.evaluation.report import KNOWN, RESULTS, TABLE, sheets_of, write_report
+    from diffusers_erase.folders import check_folder
+    from diffusers_erase.runtime.plugin import load_erasure
+
+    check_folder(out, overwrite=overwrite, marker=RESULTS, known=KNOWN)
+    config = EraserAdapter.from_pretrained(erasers[0]).config
+    concept = Concept(config.concept.split(", ")[0], cast(Kind, config.kind), config.synonyms)
+    several = [attack_named(name, concept) for name in attacks]
+    asked = _suite(suite, concept.name, model, pictures)
+    labels = {label for g in asked.groups for _, wanted in g.prompts for label in wanted}
+    runner = _runner(model, detector, tuple(sorted(labels)), out, sampling)
+    for source in erasers:
+        load_erasure(runner.studio.pipe, source, name=source)
+    evidence = measure(runner, asked, attacks=several, attempts=attempts, seed=seed)
+    if runner.main:
+        write_report(evidence, out, sheets_of(runner, asked, seed))
+        typer.echo((out / TABLE).read_text(encoding="utf-8").rstrip())
+        typer.echo(f"Everything is in {out}/; {_work(out)} may go, or make the next run quicker.")
+
+
+def _suite(name: str, concept: str, model: str, pictures: int | None) -> Any:
+    from diffusers_erase.evaluation.suites import Suite, unknown
+    from diffusers_erase.playground.protocols import PROTOCOLS, protocol
+
+    if Path(name).suffix in (".yaml", ".yml"):
+        return Suite.read(name)
+    if name not in PROTOCOLS:
+        raise ErasureError(f"{unknown('suite', name, PROTOCOLS)} Or name a YAML file.")
+    if model != "playground":
+        raise ErasureError(
+            f"The suite '{name}' is about the playground; for '{model}' name a YAML file, see "
+            "docs/measuring.md."
+        )
+    try:
+        return Suite.of(protocol(name, concept, pictures=pictures or 64))
+    except ValueError as error:
+        raise ErasureError(str(error)) from error
+
+
+def _sampling(model: str, steps: int | None, guidance: float | None, batch: int) -> Any:
+    """The playground needs fewer steps, and has the time for no more."""
+    from diffusers_erase.evaluation.studio import Sampling
+
+    if model == "playground":
+        return Sampling(steps or 10, 5.0 if guidance is None else guidance, "bfloat16", batch)
+    return Sampling(steps or 25, 7.5 if guidance is None else guidance, batch=batch)
+
+
+def _runner(
+    model: str, detector: str | None, labels: tuple[str, ...], out: Path, sampling: Any
+) -> Any:
+    from accelerate import Accelerator
+
+    from diffusers_erase.evaluation.runner import Runner
+    from diffusers_erase.evaluation.studio import Studio
+
+    seen_by = _detector(detector or ("judge" if model == "playground" else ""), labels)
+    return Runner(Studio(opened_model(model), seen_by, sampling), _work(out), Accelerator())
+
+
+def _detector(name: str, labels: tuple[str, ...]) -> Any:
+    from diffusers_erase.evaluation.classifiers import ClipZeroShot, ImageClassifier
+    from diffusers_erase.evaluation.suites import unknown
+    from diffusers_erase.playground import load_judge
+
+    kind, _, source = name.partition(":")
+    if kind == "judge":
+        return load_judge()
+    if kind == "clip" and source:
+        return ClipZeroShot.from_pretrained(source, labels)
+    if kind == "classifier" and source:
+        return ImageClassifier.from_pretrained(source)
+    known = ("judge", "classifier:<Hub id>", "clip:<Hub id>")
+    raise ErasureError(unknown("detector", name, known))
+
+
+def _work(out: Path) -> Path:
+    """Where a run keeps what it has seen."""
+    return out.with_name(f"{out.name}.run")

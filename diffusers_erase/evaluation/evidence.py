@@ -1,0 +1,225 @@
+"""Everything that was seen of one eraser, as it is written down: one raw line per picture."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from diffusers_erase.config import versions
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.evaluation.attacks.attempts import Access, Attack, Attempt, Recovery
+from diffusers_erase.evaluation.detectors import told_of
+from diffusers_erase.evaluation.drift import bank, drift
+from diffusers_erase.evaluation.journal import Journal, key_of
+from diffusers_erase.evaluation.metrics import Rate, difference
+from diffusers_erase.evaluation.runner import Look, Runner, Side, voice
+from diffusers_erase.evaluation.suites import RELATIONS, Suite
+from diffusers_erase.evaluation.summary import Summary
+from diffusers_erase.runtime.plugin import list_erasures
+
+
+FORMAT = "diffusers-erase/evidence-1"
+
+DRIFT_PROMPTS = 8
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Raw verdicts with what one needs to count them anew; aggregates are never stored alone."""
+
+    suite: str
+    concepts: tuple[str, ...]
+    relations: Mapping[str, str]
+    """Group -> its relation to the concept."""
+    looks: tuple[Look, ...]
+    drift: Mapping[str, float] | None = None
+    recoveries: tuple[tuple[Side, Recovery], ...] = ()
+    """What attacks got back: `erased`, and `base` for the control, the same on the bare base."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Erasers, sampling, detector, versions."""
+
+    @property
+    def summary(self) -> Summary:
+        """Counted now."""
+        return Summary.of(self.looks, self.relations, self.drift)
+
+    def recovered(self, attack: str, side: Side = "erased") -> Recovery | None:
+        """What that attack got back, if it was tried."""
+        found = (r for s, r in self.recoveries if s == side and r.attack == attack)
+        return next(found, None)
+
+    def card(self) -> dict[str, Any]:
+        """What `push_to_hub(results=...)` takes; `attacks` is the one that got most back."""
+        found, most = self.summary.card(), -1.0
+        for side, recovery in self.recoveries:
+            control = self.recovered(recovery.attack, "base")
+            if side == "erased" and control is not None:
+                row = _result(control.post, recovery.post)
+                found[f"attack {recovery.attack}"] = row
+                if recovery.post.value > most:
+                    found["attacks"], most = row, recovery.post.value
+        return found
+
+    def lines(self) -> Iterator[str]:
+        """JSON: a header, then a line for each picture and each attempt."""
+        header = {
+            "format": FORMAT,
+            "suite": self.suite,
+            "concepts": list(self.concepts),
+            "relations": dict(self.relations),
+            "drift": None if self.drift is None else dict(self.drift),
+            **self.about,
+        }
+        yield json.dumps({"header": header})
+        for look in self.looks:
+            yield json.dumps(asdict(look))
+        for side, recovery in self.recoveries:
+            for attempt in recovery.attempts:
+                told = {"attack": recovery.attack, "access": recovery.access, "side": side}
+                yield json.dumps({**told, **asdict(attempt)})
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Evidence":
+        """From a `results.jsonl`.
+
+        Raises:
+            ErasureError: it is none, or cut off.
+        """
+        try:
+            several = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
+            header = dict(several[0]["header"])
+            known = {"format", "suite", "concepts", "relations", "drift"}
+            if header["format"] != FORMAT:
+                raise ErasureError(f"'{path}' is of format {header['format']!r}, not {FORMAT!r}.")
+            found: dict[tuple[Side, str, Access], list[Attempt]] = {}
+            for entry in several[1:]:
+                if "attack" in entry:
+                    key = entry.pop("side"), entry.pop("attack"), entry.pop("access")
+                    found.setdefault(key, []).append(Attempt(**_tuples(entry)))
+            return cls(
+                header["suite"],
+                tuple(header["concepts"]),
+                header["relations"],
+                tuple(Look(**_tuples(entry)) for entry in several[1:] if "group" in entry),
+                header["drift"],
+                tuple(
+                    (side, Recovery(name, access, tuple(attempts)))
+                    for (side, name, access), attempts in found.items()
+                ),
+                {k: v for k, v in header.items() if k not in known},
+            )
+        except ErasureError:
+            raise
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise ErasureError(f"'{path}' holds no results of an evaluation: {error}.") from error
+
+
+def evaluate(
+    runner: Runner,
+    suite: Suite,
+    *,
+    attacks: Sequence[Attack] = (),
+    attempts: int = 16,
+    seed: int = 0,
+) -> Evidence:
+    """Look at base and erased with the same prompts and seeds, measure drift, and attack.
+
+    Attacks are tried on the first prompts of the suite's `target` group, with other seeds; on the
+    erased model, and once more with the erasers off: an attack that finds nothing there says
+    nothing.
+
+    Args:
+        runner: with a pipeline that has the erasers to be measured.
+        suite: what to ask.
+        attacks: what to try; what was not tried is not measured.
+        attempts: pictures that an attack tries to get back.
+        seed: of all pictures.
+
+    Raises:
+        ErasureError: no eraser is loaded, attacks are asked for and nothing that is to be kept is
+            (a broken model resists every attack), or a detector or folder fails; what was found
+            until then is kept.
+    """
+    pipe = runner.studio.pipe
+    loaded = list_erasures(pipe)
+    if not loaded:
+        raise ErasureError("No eraser is loaded; call `pipe.load_erasure(...)`, then measure.")
+    if attacks and not any(RELATIONS[g.relation].expected == "kept" for g in suite.groups):
+        raise ErasureError(
+            f"The suite '{suite.name}' looks at nothing that is to be kept. What attacks get back "
+            "means nothing without it: a broken model resists them all. Add such a group."
+        )
+    asked = suite.asked(seed)
+    looks = (*runner(asked, "base"), *runner(asked, "erased"))
+    about = {
+        "erasers": {
+            name: {"concept": e.concept, "target": e.target, "strength": e.strength}
+            for name, e in loaded.items()
+        },
+        "seed": seed,
+        "sampling": asdict(runner.studio.sampling),
+        "detector": told_of(runner.studio.detector),
+        "model": str(getattr(pipe, "name_or_path", "") or ""),
+        "versions": versions(),
+    }
+    relations = {group.name: group.relation for group in suite.groups}
+    evidence = Evidence(suite.name, suite.concepts, relations, looks, about=about)
+    return replace(
+        evidence,
+        drift=_drift(runner, suite),
+        recoveries=tuple(_attacked(runner, suite, attacks, attempts, seed)),
+    )
+
+
+def _drift(runner: Runner, suite: Suite) -> Mapping[str, float] | None:
+    """Of prompts of the suite; None if it has none of one kind, or no schedule is known."""
+    target = _prompts(suite, "gone")
+    keep = _prompts(suite, "kept")
+    if not target or not keep:
+        return None
+    try:
+        return drift(runner.studio.pipe, bank(runner.studio.pipe, target, keep)).plain()
+    except ErasureError:
+        return None  # such as flow matching: not measured
+
+
+def _prompts(suite: Suite, expected: str) -> list[str]:
+    said = [
+        p for g in suite.groups if RELATIONS[g.relation].expected == expected for p, _ in g.prompts
+    ]
+    several = list(dict.fromkeys(said))
+    return several[:: max(1, len(several) // DRIFT_PROMPTS)][:DRIFT_PROMPTS]
+
+
+def _attacked(
+    runner: Runner, suite: Suite, attacks: Sequence[Attack], attempts: int, seed: int
+) -> Iterator[tuple[Side, Recovery]]:
+    targets = [group for group in suite.groups if group.relation == "target"]
+    if attacks and not targets:
+        raise ErasureError(f"The suite '{suite.name}' has no group of relation `target` to attack.")
+    journal = Journal(runner.work, "attacks")
+    for attack in attacks:
+        asked = replace(targets[0], pictures=attempts).asked(seed + 500_000)
+        for side in get_args(Side):
+            key = key_of(identity=runner.identity(side), attack=repr(attack), asked=asked)
+            if key not in journal and runner.main:
+                with voice(runner.studio.pipe, side):
+                    found = attack(runner.studio, asked)
+                journal.add({key: [asdict(attempt) for attempt in found]})
+            if runner.accelerator is not None:
+                runner.accelerator.wait_for_everyone()
+                journal.refresh()
+            known = tuple(Attempt(**_tuples(entry)) for entry in journal[key])
+            yield side, Recovery(attack.name, attack.access, known)
+
+
+def _result(base: Rate, erased: Rate) -> dict[str, float]:
+    low, high = difference(base, erased)
+    shares = {"base": base.value, "erased": erased.value, "low": low, "high": high}
+    return {**{name: round(share, 4) for name, share in shares.items()}, "n": erased.n}
+
+
+def _tuples(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists of JSON as the tuples they were."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}

@@ -1,0 +1,124 @@
+import pytest
+
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.evaluation.suites import RELATIONS, Suite
+from diffusers_erase.playground import ARTISTS, OBJECTS
+from diffusers_erase.playground.protocols import PROTOCOLS, alike, likeness, protocol
+
+
+YAML = """\
+suite: mine
+concept: car
+groups:
+  target:
+    prompts: [a photo of a red car, a blue car]
+    show: car
+    pictures: 3
+  near:
+    relation: neighbour
+    words: [truck, bus]
+    templates: ["a {}", "two {}"]
+  beside:
+    relation: company
+    prompts:
+      a car and a tree: [oak, pine]
+  "null":
+    prompts: [""]
+    show: car
+"""
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text):
+        path = tmp_path / "suite.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_a_file_says_what_is_asked_and_what_is_looked_for(written):
+    suite = Suite.read(written(YAML))
+    target, near, beside, null = suite.groups
+    assert (suite.name, suite.concepts) == ("mine", ("car",))
+    assert [a.prompt for a in target.asked(7)] == [
+        "a photo of a red car",
+        "a blue car",
+        "a photo of a red car",
+    ]
+    assert [a.seed for a in target.asked(7)] == [7, 8, 9]
+    assert near.prompts == (
+        ("a truck", ("truck",)),
+        ("a bus", ("bus",)),
+        ("two truck", ("truck",)),
+        ("two bus", ("bus",)),
+    )
+    assert beside.prompts == (("a car and a tree", ("oak", "pine")),)
+    assert null.prompts == (("", ("car",)),)
+    assert suite.relation_of("near") is RELATIONS["neighbour"]
+    assert [g.name for g in suite.only("target").groups] == ["target"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "complaint"),
+    [
+        ("concept: car\n", "", "line 1: `concept` is missing"),
+        ("relation: neighbour", "relation: neighbor", "line 9 .*Did you mean 'neighbour'"),
+        ("pictures: 3", "pictures: 0", "line 7 .*1 or more; got 0"),
+        ("pictures: 3", "picture: 3", "line 7 .*Did you mean 'pictures'"),
+        ('"a {}"', '"a"', "line 11 .*needs one '{}'"),
+        ("[truck, bus]", "[]", "line 10 .*got \\[\\]"),
+        ("prompts: [a photo of a red car, a blue car]", "prompts: []", "line 5"),
+        ("    show: car\n    pictures", "    pictures", "line 4 .*got None"),
+        ("concept: car", "concept: [car", "line 3"),
+        ("[a photo of a red car, a blue car]", "[1, 2]", "line 5 .*should be a text; got 1"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(written, before, after, complaint):
+    assert before in YAML
+    with pytest.raises(ErasureError, match=complaint):
+        Suite.read(written(YAML.replace(before, after, 1)))
+
+
+def test_a_file_that_is_not_there_or_no_mapping_is_refused(written, tmp_path):
+    with pytest.raises(ErasureError, match="Cannot read"):
+        Suite.read(tmp_path / "none.yaml")
+    for text in ("", "just words", "- a\n- b"):
+        with pytest.raises(ErasureError, match="keys and values"):
+            Suite.read(written(text))
+
+
+def test_no_object_is_made_from_a_file(written):
+    with pytest.raises(ErasureError, match="could not determine a constructor"):
+        Suite.read(written("concept: !!python/object/apply:os.getcwd []\ngroups: {}"))
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("concept", [*OBJECTS, *ARTISTS.values()])
+def test_the_playground_has_protocols_for_all_it_knows(name, concept):
+    suite = Suite.of(protocol(name, concept, pictures=8))
+    assert suite.groups[0].relation == "target"
+    for group in suite.groups:
+        relation = RELATIONS[group.relation]
+        named = [concept in wanted for _, wanted in group.prompts]
+        if relation.expected == "gone":
+            assert all(named), group.name
+        elif relation.expected == "kept":
+            assert not any(named), group.name
+
+
+def test_unknown_protocols_and_concepts_are_refused():
+    with pytest.raises(ValueError, match="Known: card, ripple"):
+        protocol("cards", "car")
+    with pytest.raises(ValueError, match="no object or painter 'unicorn'"):
+        protocol("card", "unicorn")
+
+
+def test_likeness_is_symmetric_and_largest_with_oneself():
+    near = likeness()
+    for name in OBJECTS:
+        assert near[name][name] == 1
+        assert all(0 <= near[name][w] < 1 for w in OBJECTS if w != name)
+        assert all(near[name][w] == pytest.approx(near[w][name]) for w in OBJECTS)
+    assert alike("car").index("van") < alike("car").index("cactus")

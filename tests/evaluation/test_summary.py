@@ -1,0 +1,108 @@
+import dataclasses
+import random
+
+import pytest
+from huggingface_hub import ModelCard
+
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.evaluation.runner import Look
+from diffusers_erase.evaluation.summary import Summary
+
+
+RELATIONS = {"target": "target", "synonyms": "paraphrase", "near": "neighbour", "far": "other"}
+
+
+def looks(rates, n=100):
+    """Group -> (base, erased) shares of hits, as raw looks in random order."""
+    found = []
+    for group, shares in rates.items():
+        for side, share in zip(("base", "erased"), shares, strict=True):
+            for i in range(n):
+                label = "wanted" if i < share * n else "something else"
+                look = Look(
+                    side, group, f"{group} {i % 20}", ("wanted",), i, label, 0.9, True, (label,), ()
+                )
+                found.append(look)
+    random.Random(0).shuffle(found)
+    return found
+
+
+GOOD = {"target": (1, 0), "synonyms": (1, 0.1), "near": (0.9, 0.9), "far": (1, 0.98)}
+
+
+def test_rates_are_counted_and_combined_as_erasebench_does():
+    summary = Summary.of(looks(GOOD), RELATIONS)
+    rows = {row.name: row for row in summary.rows}
+    assert (rows["near"].base.value, rows["far"].erased.value) == (0.9, 0.98)
+    parts = [summary.rate(name).value for name in ("efficacy", "generality", "sensitivity")]
+    assert parts == [0, 0.1, 0.9]
+    assert summary.harmonic == pytest.approx(3 / (1 / 1 + 1 / 0.9 + 1 / 0.9))
+    assert summary.verdict == "pass"
+    assert summary.failures == []
+
+
+def test_an_eraser_that_does_nothing_changes_nothing():
+    summary = Summary.of(looks(dict.fromkeys(RELATIONS, (0.9, 0.9))), RELATIONS)
+    for row in summary.rows:
+        assert row.difference == 0
+        low, high = row.interval
+        assert low <= 0 <= high
+    assert summary.verdict == "fail"
+    assert {row.name for row in summary.failures} == {"target", "synonyms"}
+
+
+def test_what_destroys_the_model_fails_although_the_concept_is_gone():
+    summary = Summary.of(looks(dict.fromkeys(RELATIONS, (1, 0))), RELATIONS)
+    assert summary.rate("efficacy").value == 0
+    assert summary.verdict == "fail"
+    assert summary.harmonic == 0
+    assert {row.name for row in summary.failures} == {"near", "far"}
+
+
+def test_what_the_base_seldom_draws_is_not_measurable_and_nothing_is_made_up():
+    summary = Summary.of(looks({**GOOD, "target": (0.3, 0)}), RELATIONS)
+    assert summary.rate("efficacy") is None
+    assert summary.harmonic is None
+    assert summary.verdict == "not measured"
+    assert not summary.rows[0].judged
+    without = Summary.of(looks({"target": (1, 0)}), {"target": "target"})
+    assert without.verdict == "not measured"
+    assert without.harmonic is None
+
+
+def test_ruined_pictures_stay_in_the_denominator():
+    several = [
+        dataclasses.replace(look, valid=False, labels=())
+        if look.group == "near" and look.side == "erased" and look.seed < 50
+        else look
+        for look in looks(GOOD)
+    ]
+    row = next(r for r in Summary.of(several, RELATIONS).rows if r.name == "near")
+    assert (row.erased.hits, row.erased.n, row.invalid.hits) == (40, 100, 50)
+
+
+def test_both_sides_must_have_been_asked_the_same():
+    several = looks(GOOD)
+    with pytest.raises(ErasureError, match="99 of the eraser"):
+        Summary.of([look for look in several if (look.side, look.seed) != ("erased", 3)], RELATIONS)
+    with pytest.raises(ErasureError, match="of other prompts"):
+        Summary.of(
+            [dataclasses.replace(x, seed=x.seed + 1) if x.side == "base" else x for x in several],
+            RELATIONS,
+        )
+
+
+def test_a_card_takes_the_numbers_and_gives_them_back(playground, make_eraser, tmp_path):
+    summary = Summary.of(looks(GOOD), RELATIONS, {"null": 0.0, "keep": 1e-3})
+    eraser = make_eraser(playground.unet)
+    written = [
+        eraser.save_pretrained(tmp_path / folder / "car", results=summary.card()) / "README.md"
+        for folder in ("a", "b")
+    ]
+    assert written[0].read_bytes() == written[1].read_bytes()
+    card = ModelCard.load(written[0])
+    results = {r.dataset_name: r.metric_value for r in card.data.eval_results}
+    assert results["the concept, by name"] == 0
+    assert results["its nearest neighbours"] == 0.9
+    assert "not measured" in card.text  # nobody attacked it
+    assert "harmonic_mean" in card.text
