@@ -29,6 +29,7 @@ for command in (
     measuring.evaluate,
     measuring.attack,
     measuring.graph,
+    measuring.continual,
     sharing.info,
     sharing.verify,
     sharing.push,

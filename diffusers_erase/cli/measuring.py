@@ -12,7 +12,10 @@ from diffusers_erase.errors import ErasureError
 Erasers = Annotated[list[str], typer.Argument(help="Folders or Hub ids; measured together.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the report.")]
 SuiteName = Annotated[
-    str, typer.Option(help="'card', 'ripple' (on the playground), or a YAML file of your own.")
+    str,
+    typer.Option(
+        help="'card', 'ripple', 'objects' (on the playground), or a YAML file of your own."
+    ),
 ]
 DetectorName = Annotated[
     str | None,
@@ -108,7 +111,10 @@ def attack(
 def graph(
     out: Out = Path("graph"),
     protocol: Annotated[
-        Path | None, typer.Option(help="YAML with `families`; the playground's if left out.")
+        Path | None,
+        typer.Option(
+            help="'netfive', or a YAML file with `families`; the playground's if left out."
+        ),
     ] = None,
     recipe: Annotated[str, typer.Option(help="How each concept is erased.")] = "closed-form",
     model: Model = "playground",
@@ -127,19 +133,15 @@ def graph(
     from dataclasses import replace
 
     from diffusers_erase.concepts import Concept, Vocabulary
-    from diffusers_erase.evaluation.graph import Field, concept_graph
+    from diffusers_erase.evaluation.graph import concept_graph
     from diffusers_erase.evaluation.graph_report import KNOWN, RESULTS, SUMMARY, write_graph
     from diffusers_erase.folders import check_folder
     from diffusers_erase.making import erase
     from diffusers_erase.playground import SYNONYMS
-    from diffusers_erase.playground.protocols import graph_protocol, likeness
+    from diffusers_erase.playground.protocols import likeness
 
     check_folder(out, overwrite=overwrite, marker=RESULTS, known=KNOWN)
-    if protocol is None and model != "playground":
-        raise ErasureError(
-            "Name a `--protocol` with the concepts to look at; see docs/measuring.md."
-        )
-    field = Field.read(protocol) if protocol else Field.of(graph_protocol())
+    field = _field(protocol, model)
     field = replace(field, pictures=pictures or field.pictures)
     own = model == "playground"
     concepts = [Concept(w, synonyms=SYNONYMS.get(w, ()) if own else ()) for w in field.concepts]
@@ -158,6 +160,46 @@ def graph(
         write_graph(found, out, likeness=near)
         typer.echo((out / SUMMARY).read_text(encoding="utf-8").split("| erased |")[0].rstrip())
         typer.echo(f"Everything is in {out}/; {_work(out)} may go, or make the next run quicker.")
+
+
+def continual(
+    erasers: Annotated[list[str], typer.Argument(help="In the order of erasing.")],
+    protocol: Annotated[
+        Path | None, typer.Option(help="YAML with `families`; the playground's if left out.")
+    ] = None,
+    out: Out = Path("continual.json"),
+    model: Model = "playground",
+    detector: DetectorName = None,
+    pictures: Pictures = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    batch: Batch = 32,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Load erasers one after another, and count after each what is gone and what is left."""
+    import json
+    from dataclasses import replace
+
+    from diffusers_erase.adapter import EraserAdapter
+    from diffusers_erase.evaluation.continual import continual as timeline
+
+    if out.exists() and not overwrite:
+        raise ErasureError(f"'{out}' exists already; choose another file or pass --overwrite.")
+    field = _field(protocol, model)
+    field = replace(field, pictures=pictures or field.pictures)
+    several = [EraserAdapter.from_pretrained(source) for source in erasers]
+    sampling = _sampling(model, steps, guidance, batch)
+    runner = _runner(model, detector, field.concepts, out, sampling)
+    found = timeline(runner, field, {e.config.concept: e for e in several}, seed=seed)
+    if runner.main:
+        out.write_text(json.dumps(found.plain(), indent=1) + "\n", encoding="utf-8")
+        for line in found.plain():
+            shares = [
+                "not measured" if line[key] is None else f"{100 * line[key]['value']:.1f} %"
+                for key in ("unlearned", "kept")
+            ]
+            typer.echo(f"after {line['erased']:12} gone {shares[0]:>7}, kept {shares[1]:>7}")
 
 
 def _measure(
@@ -186,7 +228,7 @@ def _measure(
     config = EraserAdapter.from_pretrained(erasers[0]).config
     concept = Concept(config.concept.split(", ")[0], cast(Kind, config.kind), config.synonyms)
     several = [attack_named(name, concept) for name in attacks]
-    asked = _suite(suite, concept.name, model, pictures)
+    asked = _suite(suite, config.concept.split(", "), model, pictures)
     labels = {label for g in asked.groups for _, wanted in g.prompts for label in wanted}
     runner = _runner(model, detector, tuple(sorted(labels)), out, sampling)
     for source in erasers:
@@ -198,23 +240,41 @@ def _measure(
         typer.echo(f"Everything is in {out}/; {_work(out)} may go, or make the next run quicker.")
 
 
-def _suite(name: str, concept: str, model: str, pictures: int | None) -> Any:
-    from diffusers_erase.evaluation.suites import Suite, unknown
+def _suite(name: str, concepts: list[str], model: str, pictures: int | None) -> Any:
+    from diffusers_erase.evaluation.suites import Suite, shipped, unknown
     from diffusers_erase.playground.protocols import PROTOCOLS, protocol
 
     if Path(name).suffix in (".yaml", ".yml"):
         return Suite.read(name)
     if name not in PROTOCOLS:
-        raise ErasureError(f"{unknown('suite', name, PROTOCOLS)} Or name a YAML file.")
+        several = {k: path for k, path in shipped().items() if k != "netfive"}
+        if name in several:
+            return Suite.read(several[name])
+        raise ErasureError(f"{unknown('suite', name, (*PROTOCOLS, *several))} Or name a YAML file.")
     if model != "playground":
         raise ErasureError(
             f"The suite '{name}' is about the playground; for '{model}' name a YAML file, see "
             "docs/measuring.md."
         )
     try:
-        return Suite.of(protocol(name, concept, pictures=pictures or 64))
+        return Suite.of(protocol(name, concepts, pictures=pictures or 64))
     except ValueError as error:
         raise ErasureError(str(error)) from error
+
+
+def _field(protocol: Path | None, model: str) -> Any:
+    from diffusers_erase.evaluation.graph import Field
+    from diffusers_erase.evaluation.suites import shipped
+    from diffusers_erase.playground.protocols import graph_protocol
+
+    if protocol is not None:
+        return Field.read(shipped().get(str(protocol), protocol))
+    if model != "playground":
+        raise ErasureError(
+            "Name a `--protocol` with the concepts to look at ('netfive', or a YAML file); see "
+            "docs/measuring.md."
+        )
+    return Field.of(graph_protocol())
 
 
 def _sampling(model: str, steps: int | None, guidance: float | None, batch: int) -> Any:

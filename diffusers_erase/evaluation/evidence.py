@@ -12,7 +12,7 @@ from diffusers_erase.evaluation.attacks.attempts import Access, Attack, Attempt,
 from diffusers_erase.evaluation.detectors import told_of
 from diffusers_erase.evaluation.drift import bank, drift
 from diffusers_erase.evaluation.journal import Journal, key_of
-from diffusers_erase.evaluation.metrics import Rate, difference
+from diffusers_erase.evaluation.metrics import Rate, difference, esr, psr
 from diffusers_erase.evaluation.runner import Look, Runner, Side, voice
 from diffusers_erase.evaluation.suites import RELATIONS, Suite
 from diffusers_erase.evaluation.summary import Summary
@@ -43,6 +43,23 @@ class Evidence:
     def summary(self) -> Summary:
         """Counted now."""
         return Summary.of(self.looks, self.relations, self.drift)
+
+    def esr(self, k: int = 1) -> Rate:
+        """ESR-k: pictures of what is to be gone without it among the k likeliest labels."""
+        return esr(*self._ranked("gone"), k)
+
+    def psr(self, k: int = 1) -> Rate:
+        """PSR-k: pictures of what is to be kept with it among the k likeliest labels."""
+        return psr(*self._ranked("kept"), k)
+
+    def _ranked(self, expected: str) -> tuple[list[tuple[str, ...]], list[str]]:
+        """Labels with the eraser, nothing in a ruined picture; and what is looked for."""
+        own = [
+            look
+            for look in self.looks
+            if look.side == "erased" and RELATIONS[self.relations[look.group]].expected == expected
+        ]
+        return [x.ranked if x.valid else () for x in own], [look.wanted[0] for look in own]
 
     def recovered(self, attack: str, side: Side = "erased") -> Recovery | None:
         """What that attack got back, if it was tried."""

@@ -38,8 +38,8 @@ class Look:
 
     @property
     def hit(self) -> bool:
-        """Whether one of the wanted labels was seen."""
-        return not set(self.wanted).isdisjoint(self.labels)
+        """Whether one of the wanted labels was seen, in whatever case it is written."""
+        return not {w.casefold() for w in self.wanted}.isdisjoint(x.casefold() for x in self.labels)
 
 
 @dataclass(frozen=True)

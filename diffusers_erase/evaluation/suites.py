@@ -110,6 +110,12 @@ class Suite:
         )
 
 
+def shipped() -> dict[str, Path]:
+    """Name -> file of the protocols that travel with the package: class names, no prompt sets."""
+    folder = Path(__file__).parent / "protocols"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
 Lines = Mapping[tuple[Any, ...], int]
 """Where in a file the value under these keys stands, from 1."""
 
@@ -156,6 +162,7 @@ class _Reader:
     source: str
 
     def suite(self) -> Suite:
+        """The whole."""
         top = self.mapping(self.content, (), {"suite", "concept", "groups"}, {"concept", "groups"})
         concepts = self.texts(top["concept"], ("concept",))
         groups = self.mapping(top["groups"], ("groups",))
@@ -165,6 +172,7 @@ class _Reader:
         return Suite(str(top.get("suite", "own")), concepts, found)
 
     def group(self, name: str, value: Any) -> Group:
+        """One group; its relation is its name if it has no other."""
         path = ("groups", name)
         known = {"relation", "prompts", "templates", "words", "show", "pictures"}
         entry = self.mapping(value, path, known)
@@ -211,6 +219,7 @@ class _Reader:
         known: Sequence[str] | set[str] = (),
         needed: Sequence[str] | set[str] = (),
     ) -> Mapping[str, Any]:
+        """Keys and values, of which only some may be there and others must."""
         if not isinstance(value, Mapping):
             self.fail(path, f"here should be keys and values; got {value!r}")
         for key in value:
@@ -232,9 +241,11 @@ class _Reader:
         return tuple(several)
 
     def unknown(self, path: tuple[Any, ...], what: str, name: Any, known: Any) -> NoReturn:
+        """Complain of a name that is none."""
         self.fail(path, unknown(what, str(name), known))
 
     def fail(self, path: tuple[Any, ...], what: str) -> NoReturn:
+        """Complain of what stands under these keys, with its line."""
         line = next((self.lines[p] for p in _upwards(path) if p in self.lines), None)
         where = f", line {line}" if line else ""
         keys = f" ({' > '.join(map(str, path))})" if path else ""

@@ -27,18 +27,19 @@ from diffusers_erase.playground.world import (
 )
 
 
-PROTOCOLS = ("card", "ripple")
+PROTOCOLS = ("card", "ripple", "objects")
 ON_A_CARD = ("target", "synonyms", "manner", "neighbours", "others", "empty")
 
 Groups = dict[str, dict[str, Any]]
 
 
-def protocol(name: str, concept: str, *, pictures: int = 64) -> dict[str, Any]:
+def protocol(name: str, concept: str | Sequence[str], *, pictures: int = 64) -> dict[str, Any]:
     """A protocol of this name for an object or a painter of the world.
 
     Args:
-        name: `card`, what a model card needs; `ripple`, every relation there is.
-        concept: an object, or a painter's name.
+        name: `card`, what a model card needs; `ripple`, every relation there is; `objects`, those
+            that are erased and all the others, as on Imagenette.
+        concept: an object, or a painter's name; for `objects` perhaps several objects.
         pictures: of the target; the other groups have as many, or so many of each word.
 
     Raises:
@@ -46,7 +47,12 @@ def protocol(name: str, concept: str, *, pictures: int = 64) -> dict[str, Any]:
     """
     if name not in PROTOCOLS:
         raise ValueError(f"No protocol {name!r}. Known: {', '.join(PROTOCOLS)}.")
-    if concept in OBJECTS:
+    several = [concept] if isinstance(concept, str) else list(concept)
+    if name == "objects" and set(several) <= set(OBJECTS):
+        groups = _erased_and_kept(several, pictures)
+    elif len(several) > 1:
+        raise ValueError(f"The protocol {name!r} is about one object or painter; got {several}.")
+    elif (concept := several[0]) in OBJECTS:
         groups = _about_object(concept, pictures)
     elif concept in ARTISTS.values():
         groups = _about_painter(concept, pictures)
@@ -55,7 +61,7 @@ def protocol(name: str, concept: str, *, pictures: int = 64) -> dict[str, Any]:
         raise ValueError(f"The playground has no object or painter {concept!r}. Known: {known}.")
     if name == "card":
         groups = {group: entry for group, entry in groups.items() if group in ON_A_CARD}
-    return {"suite": name, "concept": concept, "groups": groups}
+    return {"suite": name, "concept": several, "groups": groups}
 
 
 def graph_protocol(*, pictures: int = 8) -> dict[str, Any]:
@@ -117,6 +123,14 @@ def _about_object(name: str, pictures: int) -> Groups:
         "empty": {"relation": "null", "prompts": [""], "show": name, "pictures": pictures},
     }
     return {group: entry for group, entry in groups.items() if entry.get("words", ["?"])}
+
+
+def _erased_and_kept(names: Sequence[str], pictures: int) -> Groups:
+    kept = [word for word in OBJECTS if word not in names]
+    return {
+        "target": _words("target", names, pictures * len(names)),
+        "kept": _words("other", kept, max(pictures, 4 * len(kept))),
+    }
 
 
 def _about_painter(name: str, pictures: int) -> Groups:

@@ -58,6 +58,9 @@ def test_an_erased_concept_is_gone_and_the_control_finds_it(evidence):
     assert rows["target"].base.value >= 0.75
     assert rows["target"].erased.value <= 0.25
     assert rows["neighbour"].erased.value >= 0.75
+    assert evidence.esr(1).value == 1 - rows["target"].erased.value
+    assert evidence.esr(5).value <= evidence.esr(1).value
+    assert evidence.psr(5).value >= evidence.psr(1).value >= 0.75
     search = evidence.recovered("seed-search")
     assert search.post.value <= 0.25
     assert evidence.recovered("seed-search", "base").post.value >= 0.75

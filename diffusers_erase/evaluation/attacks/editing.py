@@ -121,6 +121,6 @@ def _redrawn(
 def _continued(studio: Studio, asked: Sequence[Asked], given: Sequence[Image.Image]) -> Pictures:
     pictures: Pictures = []
     for rows in batches(studio, range(len(asked))):
-        latents = ascended(studio, [given[row] for row in rows])
+        latents = ascended(studio, [given[row] for row in rows]).to(studio.pipe.unet.dtype)
         pictures += drawn(studio, [asked[row] for row in rows], latents=latents)
     return pictures

@@ -1,7 +1,7 @@
 """Concept inversion: a new word, learnt from pictures, by which the model draws the concept."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ from diffusers_erase.cache import digest
 from diffusers_erase.concepts import Concept, states_of, whole_words
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.attacks.attempts import Access, Attempt, concept_of
+from diffusers_erase.evaluation.attacks.lookup import looking_up
 from diffusers_erase.evaluation.attacks.loss import (
     denoiser_in,
     denoising_loss,
@@ -177,18 +178,13 @@ def invert(
     return Word(vector.detach(), tuple(losses), denoiser.cost)
 
 
-@contextmanager
-def meaning(encoder: Any, token: int, vector: Tensor) -> Iterator[None]:
+def meaning(encoder: Any, token: int, vector: Tensor) -> AbstractContextManager[None]:
     """Inside the block the text encoder looks up `vector` for this token, with gradients to it."""
 
-    def looked_up(_: Any, given: tuple[Tensor, ...], found: Tensor) -> Tensor:
+    def replaced(_: Any, given: tuple[Tensor, ...], found: Tensor) -> Tensor:
         return torch.where((given[0] == token)[..., None], vector.to(found), found)
 
-    hook = encoder.get_input_embeddings().register_forward_hook(looked_up)
-    try:
-        yield
-    finally:
-        hook.remove()
+    return looking_up(encoder, replaced)
 
 
 def _said(pipe: Any, templates: Sequence[str], vector: Tensor, stand_in: tuple[str, int]) -> Tensor:

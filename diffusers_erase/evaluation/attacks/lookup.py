@@ -1,25 +1,24 @@
 """Token ids into text states, with gradients to what the encoder looks up for some of them."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusers_erase.cache import digest
 from diffusers_erase.errors import ErasureError
 
 
-@contextmanager
-def looked_up(encoder: Any, positions: Sequence[int], rows: Tensor) -> Iterator[None]:
+def looked_up(encoder: Any, positions: Sequence[int], rows: Tensor) -> AbstractContextManager[None]:
     """Inside the block the encoder finds `rows` at these positions, with gradients to them.
 
-    Masks, padding and pooling stay those of the ids that it is given. Any encoder with
-    `get_input_embeddings` will do; one that is in training mode says something else each time.
+    Masks, padding and pooling stay those of the ids that it is given. An encoder in training mode
+    says something else each time.
 
     Args:
-        encoder: of text.
+        encoder: of text; any of transformers'.
         positions: in the sequence, k of them.
         rows: ... x k x width, one for each sequence of the batch or the same for all.
     """
@@ -29,11 +28,23 @@ def looked_up(encoder: Any, positions: Sequence[int], rows: Tensor) -> Iterator[
         wanted = rows.to(found).expand(len(found), len(positions), -1)
         return found.index_copy(1, there, wanted)
 
-    hook = encoder.get_input_embeddings().register_forward_hook(replaced)
-    try:
+    return looking_up(encoder, replaced)
+
+
+@contextmanager
+def looking_up(
+    encoder: Any, hook: Callable[[Any, tuple[Tensor, ...], Tensor], Tensor]
+) -> Iterator[None]:
+    """Inside the block the hook has the last word on what the encoder finds for its tokens.
+
+    Wherever its table of tokens is used: T5's encoder looks it up in a module of its own.
+    """
+    table = encoder.get_input_embeddings().weight
+    places = (m for m in encoder.modules() if isinstance(m, nn.Embedding) and m.weight is table)
+    with ExitStack() as hooks:
+        for place in places:
+            hooks.callback(place.register_forward_hook(hook).remove)
         yield
-    finally:
-        hook.remove()
 
 
 def ids_of(pipe: Any, prompts: Sequence[str]) -> Tensor:

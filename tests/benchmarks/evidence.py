@@ -1,0 +1,179 @@
+"""Every recipe under every measure: what is gone, what is kept, what attacks get back.
+
+python tests/benchmarks/evidence.py --out build/evidence.jsonl
+
+The `ripple` protocol of the playground and all attacks, at the price of `ATTACKS` below, for every
+recipe and concept; one line of JSON each, with counts. What is in the file is not made again, and
+a run that is stopped goes on where it was. `--table` prints the file as a table.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from erasure import concept_of, vocabulary
+from journal import write, written
+
+from diffusers_erase.concepts import Vocabulary
+from diffusers_erase.denoiser import counted
+from diffusers_erase.editing.recipes import EDITS
+from diffusers_erase.evaluation.attacks.attempts import Recovery
+from diffusers_erase.evaluation.attacks.editing import DDIMInversion, ImageToImage
+from diffusers_erase.evaluation.attacks.inversion import Inversion
+from diffusers_erase.evaluation.attacks.relearning import Relearning
+from diffusers_erase.evaluation.attacks.ring_a_bell import EmbeddingShift, RingABell
+from diffusers_erase.evaluation.attacks.sampling import Completion, Noise, SeedSearch
+from diffusers_erase.evaluation.attacks.tokens import TokenSearch
+from diffusers_erase.evaluation.evidence import evaluate
+from diffusers_erase.evaluation.metrics import Rate, erasebench
+from diffusers_erase.evaluation.runner import Runner
+from diffusers_erase.evaluation.studio import Sampling, Studio
+from diffusers_erase.evaluation.suites import RELATIONS, Suite
+from diffusers_erase.making import erase
+from diffusers_erase.playground import load_judge, load_pipeline
+from diffusers_erase.playground.protocols import protocol
+from diffusers_erase.training.recipes import RECIPES
+
+
+ATTACKS = (
+    SeedSearch(tries=8),
+    Noise(scales=(1.0,)),
+    Completion(steps=(1, 2, 3)),
+    ImageToImage(strengths=(0.5, 0.7)),
+    DDIMInversion(),
+    EmbeddingShift(),
+    RingABell(population=50, generations=100),
+    TokenSearch(iterations=20, timesteps=20),
+    TokenSearch(iterations=20, timesteps=20, reference="base"),
+    Inversion(),
+    Relearning(steps=(0, 100, 200)),
+    Relearning(steps=(0, 50), learning_rate=1e-3, data="target"),
+)
+"""With budgets that a laptop has; the papers' own are 5 to 50 times as large."""
+
+PICTURES, ATTEMPTS = 32, 12
+
+SEARCHED = 4
+"""So many prompts for the token searches, which are the dearest."""
+
+
+def measured(recipe: str, name: str, seed: int, work: Path) -> dict[str, Any]:
+    """One eraser, made and measured."""
+    pipe, concept = load_pipeline(), concept_of(name)
+    words = Vocabulary(tuple(word for word in vocabulary(concept) if word != name))
+    started = time.perf_counter()
+    with counted(pipe.unet) as spent:
+        eraser = erase(pipe, concept, vocabulary=words, recipe=recipe, seed=seed, progress=False)
+        evaluations = spent()
+    seconds = time.perf_counter() - started
+    pipe.load_erasure(eraser, name)
+    studio = Studio(pipe, load_judge(), Sampling(10, 5.0, "bfloat16", 32))
+    runner = Runner(studio, work, progress=False, shown=0)
+    suite = Suite.of(protocol("ripple", name, pictures=PICTURES))
+    attacks = [replace(a, concept=concept) if hasattr(a, "concept") else a for a in ATTACKS]
+    several = [a for a in attacks if not isinstance(a, TokenSearch)]
+    searches = [a for a in attacks if isinstance(a, TokenSearch)]
+    evidence = evaluate(runner, suite, attacks=several, attempts=ATTEMPTS)
+    searched = evaluate(runner, suite, attacks=searches, attempts=SEARCHED)
+    return {
+        "recipe": recipe,
+        "concept": name,
+        "seed": seed,
+        "target": eraser.config.target,
+        "seconds": seconds,
+        "evaluations": evaluations,
+        "drift": evidence.drift,
+        "groups": {
+            row.name: {
+                "relation": row.relation,
+                "base": [row.base.hits, row.base.n],
+                "erased": [row.erased.hits, row.erased.n],
+                "invalid": row.invalid.hits,
+            }
+            for row in evidence.summary.rows
+        },
+        "attacks": recovered((*evidence.recoveries, *searched.recoveries)),
+    }
+
+
+def recovered(several: Sequence[tuple[str, Recovery]]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for side, recovery in several:
+        line = found.setdefault(recovery.attack, {})
+        line[side] = [recovery.post.hits, recovery.post.n]
+        line[f"{side}_evaluations"] = recovery.evaluations
+        line[f"{side}_curve"] = recovery.curve
+    return found
+
+
+def pooled(lines: Sequence[dict[str, Any]], counts_as: str) -> Rate:
+    """Over the erasers of a recipe, of groups that the base draws."""
+    found = Rate(0, 0)
+    for line in lines:
+        for group in line["groups"].values():
+            base, erased = Rate(*group["base"]), Rate(*group["erased"])
+            if RELATIONS[group["relation"]].counts_as == counts_as and base.value >= 0.5:
+                found += erased
+    return found
+
+
+def attacked(lines: Sequence[dict[str, Any]], name: str, side: str = "erased") -> Rate:
+    several = [Rate(*line["attacks"][name][side]) for line in lines if name in line["attacks"]]
+    return sum(several[1:], several[0]) if several else Rate(0, 0)
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for line in lines for name in line["attacks"]))
+    rows = [
+        "| recipe | n | Efficacy | Generality | Sensitivity | HM | drift null / keep "
+        f"| {' | '.join(names)} |",
+        "| --- | ---: |" + " ---: |" * (5 + len(names)),
+    ]
+
+    def shown(rate: Rate) -> str:
+        low, high = rate.interval
+        return f"{100 * rate.value:.0f} ({100 * low:.0f}–{100 * high:.0f})" if rate.n else "–"
+
+    for recipe in dict.fromkeys(line["recipe"] for line in lines):
+        own = [line for line in lines if line["recipe"] == recipe]
+        parts = [pooled(own, part) for part in ("efficacy", "generality", "sensitivity")]
+        harmonic = erasebench(*(part.value for part in parts))
+        drifts = (
+            f"{sum(line['drift'][role] for line in own) / len(own):.0e}"
+            for role in ("null", "keep")
+        )
+        rows.append(
+            f"| {recipe} | {len(own)} | {' | '.join(map(shown, parts))} "
+            f"| {100 * harmonic:.0f} | {' / '.join(drifts)} "
+            f"| {' | '.join(shown(attacked(own, name)) for name in names)} |"
+        )
+    control = " | ".join(shown(attacked(lines, name, "base")) for name in names)
+    return "\n".join([*rows, f"| control: no eraser | | | | | | | {control} |"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipes", nargs="+", default=[*RECIPES, *EDITS])
+    parser.add_argument("--concepts", nargs="+", default=["truck", "church"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("build/evidence.jsonl"))
+    parser.add_argument("--table", action="store_true", help="only print what the file holds")
+    options = parser.parse_args()
+    lines = written(options.out)
+    done = {(line["recipe"], line["concept"], line["seed"]) for line in lines}
+    for recipe in options.recipes if not options.table else ():
+        for name in options.concepts:
+            if (recipe, name, options.seed) not in done:
+                work = options.out.with_name(f"{options.out.stem}.run")
+                line = measured(recipe, name, options.seed, work)
+                lines.append(line)
+                write(options.out, line)
+                print(recipe, name, line["groups"]["target"]["erased"], flush=True)
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    main()
