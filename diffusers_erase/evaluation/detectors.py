@@ -1,7 +1,7 @@
 """What a detector is: pictures in, one verdict each out, and what the base lets it see."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -96,6 +96,11 @@ class FromFunction:
                 label, score = (said, 1.0) if isinstance(said, str) else said
                 found.append(Seen(label, score))
         return found
+
+
+def is_seen(wanted: Iterable[str], labels: Iterable[str]) -> bool:
+    """Whether one of the wanted labels is there, in whatever case it is written."""
+    return not {w.casefold() for w in wanted}.isdisjoint(label.casefold() for label in labels)
 
 
 def looked(detector: Detector, pictures: Sequence[Image.Image]) -> list[Verdict]:

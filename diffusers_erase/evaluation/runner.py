@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.evaluation.detectors import Verdict
+from diffusers_erase.evaluation.detectors import Verdict, is_seen
 from diffusers_erase.evaluation.journal import Journal, key_of
 from diffusers_erase.evaluation.studio import Studio
 from diffusers_erase.evaluation.suites import Asked
@@ -39,7 +39,7 @@ class Look:
     @property
     def hit(self) -> bool:
         """Whether one of the wanted labels was seen, in whatever case it is written."""
-        return not {w.casefold() for w in self.wanted}.isdisjoint(x.casefold() for x in self.labels)
+        return is_seen(self.wanted, self.labels)
 
 
 @dataclass(frozen=True)

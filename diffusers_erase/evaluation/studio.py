@@ -10,7 +10,7 @@ from PIL import Image
 from diffusers_erase.cache import digest
 from diffusers_erase.crossattention import denoiser_of
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.evaluation.detectors import Detector, Verdict, looked, told_of
+from diffusers_erase.evaluation.detectors import Detector, Verdict, is_seen, looked, told_of
 from diffusers_erase.evaluation.pictures import draw
 from diffusers_erase.runtime.plugin import erasures_disabled, erasures_key
 
@@ -75,7 +75,7 @@ class Studio:
 
     def shows(self, pictures: Sequence[Image.Image], wanted: Sequence[str]) -> list[bool]:
         """Whether any of the labels is seen, picture by picture."""
-        return [not set(wanted).isdisjoint(verdict.labels) for verdict in self.look(pictures)]
+        return [is_seen(wanted, verdict.labels) for verdict in self.look(pictures)]
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from diffusers_erase.crossattention import denoiser_of
 from diffusers_erase.denoiser import counted
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.attacks.attempts import Attempt
+from diffusers_erase.evaluation.detectors import is_seen
 from diffusers_erase.evaluation.studio import Studio
 from diffusers_erase.evaluation.suites import Asked
 from diffusers_erase.runtime.plugin import erasures_disabled, erasures_key
@@ -68,12 +69,10 @@ class Record:
         self, rows: Sequence[int], pictures: Sequence[Image.Image], at: str | None = None
     ) -> list[bool]:
         """The same of pictures that are no success of the attack: a control's."""
-        verdicts = self.studio.look(pictures)
-        shown = []
-        for row, verdict in zip(rows, verdicts, strict=True):
-            hit = not set(self.asked[row].wanted).isdisjoint(verdict.labels)
-            shown.append(hit)
-            if at is not None:
+        verdicts = zip(rows, self.studio.look(pictures), strict=True)
+        shown = [is_seen(self.asked[row].wanted, verdict.labels) for row, verdict in verdicts]
+        if at is not None:
+            for row, hit in zip(rows, shown, strict=True):
                 self.curves[row][at] = float(hit)
         return shown
 
