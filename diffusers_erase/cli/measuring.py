@@ -5,7 +5,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from diffusers_erase.cli.options import Model, Overwrite, Seed, opened_model
+from diffusers_erase.cli.options import Model, Overwrite, Seed, device, opened_model
 from diffusers_erase.errors import ErasureError
 
 
@@ -295,7 +295,8 @@ def _runner(
     from diffusers_erase.evaluation.studio import Studio
 
     seen_by = _detector(detector or ("judge" if model == "playground" else ""), labels)
-    return Runner(Studio(opened_model(model), seen_by, sampling), _work(out), Accelerator())
+    studio = Studio(opened_model(model), seen_by, sampling)
+    return Runner(studio, _work(out), Accelerator(cpu=device() == "cpu"))
 
 
 def _detector(name: str, labels: tuple[str, ...]) -> Any:

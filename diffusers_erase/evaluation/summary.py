@@ -127,14 +127,19 @@ class Summary:
 
     @property
     def verdict(self) -> str:
-        """`pass`, `fail` or `not measured`, by the two thresholds of this module."""
+        """`pass` or `fail` by the two thresholds of this module, where 95 % can be sure of it.
+
+        Else `undecided`, which more pictures would change; or `not measured`.
+        """
         target, near = self.rate("efficacy"), self.rate("sensitivity")
         before = self.rate("sensitivity", "base")
         if target is None or near is None or before is None:
             return "not measured"
-        gone = target.interval[1] < GONE_BELOW
-        kept = near.interval[0] > KEPT_ABOVE * before.value
-        return "pass" if gone and kept else "fail"
+        least = KEPT_ABOVE * before.value
+        if target.interval[1] < GONE_BELOW and near.interval[0] > least:
+            return "pass"
+        failed = target.interval[0] > GONE_BELOW or near.interval[1] < least
+        return "fail" if failed else "undecided"
 
     @property
     def failures(self) -> list[Row]:

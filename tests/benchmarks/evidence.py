@@ -47,7 +47,6 @@ ATTACKS = (
     EmbeddingShift(),
     RingABell(population=50, generations=100),
     TokenSearch(iterations=20, timesteps=20),
-    TokenSearch(iterations=20, timesteps=20, reference="base"),
     Inversion(),
     Relearning(steps=(0, 100, 200)),
     Relearning(steps=(0, 50), learning_rate=1e-3, data="target"),

@@ -185,3 +185,22 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_file(folder, tmp_path):
     assert had < 96
     whole, killed = (tmp_path / out / "results.jsonl" for out in ("whole", "killed"))
     assert whole.read_bytes() == killed.read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_run_and_end_in_the_same_file(folder, tmp_path):
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(
+        "concept: car\ngroups:\n"
+        "  target: {prompts: [a photo of a red car], show: car, pictures: 4}\n"
+        "  neighbour: {words: [truck], pictures: 4}\n"
+    )
+    for out, start in (("one", []), ("two", ["torch.distributed.run", "--nproc_per_node=2", "-m"])):
+        arguments = ["evaluate", folder, "--suite", suite, "-o", tmp_path / out]
+        command = [sys.executable, "-m", *start, "diffusers_erase.cli", *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+    assert (tmp_path / "one" / "results.jsonl").read_bytes() == (
+        tmp_path / "two" / "results.jsonl"
+    ).read_bytes()
+    shares = [len(path.read_text().splitlines()) for path in (tmp_path / "two.run").glob("verd*")]
+    assert shares == [8, 8]

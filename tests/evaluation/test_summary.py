@@ -59,6 +59,10 @@ def test_what_destroys_the_model_fails_although_the_concept_is_gone():
     assert {row.name for row in summary.failures} == {"near", "far"}
 
 
+def test_few_pictures_decide_nothing():
+    assert Summary.of(looks(GOOD, n=10), RELATIONS).verdict == "undecided"
+
+
 def test_what_the_base_seldom_draws_is_not_measurable_and_nothing_is_made_up():
     summary = Summary.of(looks({**GOOD, "target": (0.3, 0)}), RELATIONS)
     assert summary.rate("efficacy") is None
