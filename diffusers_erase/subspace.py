@@ -1,5 +1,7 @@
 """Directions that are held, and the solutions that leave them alone."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -34,26 +36,62 @@ def free(x: Tensor, Q: Tensor) -> Tensor:
     return twice
 
 
+@dataclass(frozen=True)
+class Inverse:
+    """N = F (F^T M F)^-1 F^T,  F an orthonormal basis of what is free of Q; factorised once.
+
+    N = Z Z^T,  Z^T = (I - B B^T) L^-1,  L L^T = M + c Q Q^T,  B an orthonormal basis of L^-1 Q:
+    what is held costs as many rows as it has directions, and no product of width x width.
+    """
+
+    L: Tensor
+    """Lower triangle, width x width, float64."""
+    B: Tensor
+    """Orthonormal columns, width x h."""
+    Q: Tensor
+    """What is held, width x h."""
+
+    @classmethod
+    def of(cls, M: Tensor, hold: Tensor | None = None) -> "Inverse":
+        """One Cholesky.
+
+        Args:
+            M: width x width, positive definite, float64.
+            hold: Q, orthonormal columns, width x h, that N answers with exactly nothing.
+
+        Raises:
+            ErasureError: M is too ill-conditioned outside Q.
+        """
+        Q = M.new_zeros(len(M), 0) if hold is None else hold.to(M)
+        # held directions are answered by nothing, any way: M may be anything there
+        L, failed = torch.linalg.cholesky_ex(torch.addmm(M, Q * M.diagonal().mean(), Q.T))
+        pivots = L.diagonal()
+        condition = float("inf") if failed else float((pivots.max() / pivots.min()).square())
+        if not condition < WORST_CONDITION:
+            raise ErasureError(
+                f"The system is too ill-conditioned to be solved (condition number at least "
+                f"{condition:.0e}): raise the ridge, or leave out prompts that repeat one another."
+            )
+        return cls(L, torch.linalg.qr(torch.linalg.solve_triangular(L, Q, upper=False))[0], Q)
+
+    def half(self, E: Tensor) -> Tensor:
+        """E Z, n x width: E N E^T is its Gram."""
+        rows = torch.linalg.solve_triangular(self.L.T, E, upper=True, left=False)
+        return free(rows, self.B)
+
+    def __call__(self, E: Tensor) -> Tensor:
+        """E N, n x width."""
+        return self.whole(self.half(E))
+
+    def whole(self, half: Tensor) -> Tensor:
+        """E Z Z^T = E N."""
+        return free(torch.linalg.solve_triangular(self.L, half, upper=False, left=False), self.Q)
+
+
 def inverted(E: Tensor, M: Tensor, hold: Tensor | None = None) -> Tensor:
     """E F (F^T M F)^-1 F^T, n x width, with F an orthonormal basis of what is free of `hold`.
 
-    Args:
-        E: rows, n x width, float64.
-        M: width x width, positive definite.
-        hold: Q, orthonormal columns, width x h, that the result answers with exactly nothing.
-
     Raises:
-        ErasureError: M is too ill-conditioned there.
+        ErasureError: as `Inverse.of`.
     """
-    Q = torch.zeros(E.shape[1], 0, dtype=E.dtype) if hold is None else hold.to(E)
-    inside = free(free(M, Q).T, Q)
-    inside += Q @ Q.T * M.diagonal().mean()  # held directions are answered by nothing, any way
-    L, failed = torch.linalg.cholesky_ex((inside + inside.T) / 2)
-    pivots = L.diagonal()
-    condition = float("inf") if failed else float((pivots.max() / pivots.min()).square())
-    if not condition < WORST_CONDITION:
-        raise ErasureError(
-            f"The system is too ill-conditioned to be solved (condition number at least "
-            f"{condition:.0e}): raise the ridge, or leave out prompts that repeat one another."
-        )
-    return free(torch.cholesky_solve(free(E, Q).T, L).T, Q)
+    return Inverse.of(M, hold)(E)

@@ -83,16 +83,20 @@ class TextMap:
             met: S, width x width, positive definite: second moments of the states that are met.
             read: G, width x width, positive definite: sum of W^T W over the layers.
         """
-        U = self.U if read is None else _root(read).T @ self.U
-        V = self.V if met is None else _root(met).T @ self.V
-        Qu, Ru = torch.linalg.qr(U)
-        across = Ru @ (V.T @ V) @ Ru.T  # squares of the singular values of U V^T
+        root = None if read is None else torch.linalg.cholesky(read.double().cpu()).T
+        U = self.U if root is None else root @ self.U
+        moved = self.V if met is None else met.double().cpu() @ self.V
+        reflections, scales = torch.geqrf(U)  # U = Q R, and Q is never written out
+        R = reflections.triu()[: self.rank]
+        across = R @ (self.V.T @ moved) @ R.T  # squares of the singular values of G^1/2 P S^1/2
         energy, left = torch.linalg.eigh(across)
         energy, left = energy.flip(0).clamp(min=0), left.flip(1)
-        X = Qu @ left[:, :rank]
+        largest = U.new_zeros(self.width, min(rank, len(left)))
+        largest[: len(left)] = left[:, :rank]
+        X = torch.ormqr(reflections, scales, largest)
         # P' = G^-1/2 X X^T G^1/2 P: what P answers with nothing, P' does too
         best = TextMap(
-            X if read is None else torch.linalg.solve_triangular(_root(read).T, X, upper=True),
+            X if root is None else torch.linalg.solve_triangular(root, X, upper=True),
             self.V @ (U.T @ X),
         )
         return best, float(energy[:rank].sum() / energy.sum()) if energy.any() else 1.0
@@ -117,9 +121,3 @@ class TextMap:
             path: (A.clone(), (W.detach().double().cpu() @ self.U).float())
             for path, W in weights.items()
         }
-
-
-def _root(M: Tensor) -> Tensor:
-    """L with L L^T = M."""
-    root: Tensor = torch.linalg.cholesky(M.double().cpu())
-    return root

@@ -102,6 +102,17 @@ def test_a_rank_that_is_there_already_changes_nothing():
     assert TextMap.of(torch.zeros(WIDTH, WIDTH)).truncated(2)[1] == 1
 
 
+def test_truncation_is_that_of_the_weighted_singular_values():
+    for T in (some_map(5), some_map(WIDTH + 4)):
+        S, G = positive(5), positive(6)
+        right, left = torch.linalg.cholesky(S), torch.linalg.cholesky(G).T
+        u, s, v = torch.linalg.svd(left @ T.change @ right)
+        expected = torch.linalg.inv(left) @ u[:, :3] * s[:3] @ v[:3] @ torch.linalg.inv(right)
+        best, kept = T.truncated(3, met=S, read=G)
+        assert torch.allclose(best.change, expected, atol=1e-9)
+        assert kept == pytest.approx(float(s[:3].square().sum() / s.square().sum()))
+
+
 def test_states_keep_their_precision():
     e = rows(3, 0)
     assert some_map(2)(e.half()).dtype is torch.float16

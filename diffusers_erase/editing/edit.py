@@ -13,10 +13,10 @@ from diffusers_erase.config import Choice
 from diffusers_erase.editing.prior import own_words, spared
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.rows import Texts, paired, shell, unshared
-from diffusers_erase.editing.solvers import Problem, reading_gram
-from diffusers_erase.editing.solving import reader
+from diffusers_erase.editing.solvers import Problem, reading_gram, solved_within
+from diffusers_erase.editing.solving import reader_beside
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.subspace import row_space
+from diffusers_erase.subspace import Inverse, row_space
 from diffusers_erase.textmap import TextMap
 
 
@@ -122,10 +122,9 @@ def edit(
         V = unshared(E, V, G)
     each = recipe.spare / len(concepts)
     problem = Problem.of(E, V, S, spare=each, ridge=recipe.ridge, hold=hold, G=G)
-    solved = recipe.solver(problem)
     rank = recipe.rank * len(concepts) * texts.several
-    map, kept = solved.truncated(rank, met=problem.met)
-    return Edited(map, tuple(choices), solved.rank, kept)
+    map, kept, whole = solved_within(recipe.solver, problem, rank)
+    return Edited(map, tuple(choices), whole, kept)
 
 
 def rows(
@@ -219,15 +218,19 @@ def _chosen(
     prompts = concept.written(brief.prompts)
     said_instead = [_answered(concept, p, word) for word in candidates for p in prompts]
     texts = texts.recalling([*prompts, *said_instead])
+    pairs = [rows(texts, [concept], [word], brief) for word in candidates]
+    E, V = pairs[0]
+    first = Problem.of(E, V, S, spare=recipe.spare, ridge=recipe.ridge, hold=hold)
+    N = Inverse.of(first.dear / len(E), hold)  # what is spared, in means, is the same for all
     hurt = {}
     recognised = seen = torch.empty(0)
-    for k, word in enumerate(candidates):
-        E, V = rows(texts, [concept], [word], brief)
+    for k, (word, (E, V)) in enumerate(zip(candidates, pairs, strict=True)):
         if not torch.equal(E, recognised):  # what is recognised is mostly the same
             recognised = E
-            problem = Problem.of(E, V, S, spare=recipe.spare, ridge=recipe.ridge, hold=hold)
-            seen = reader(problem.E, problem.dear, hold) @ said_of.flatten(0, 1).T
-        moved = size(((V - E).T @ seen).T) / apart_from_nothing
+            seen = reader_beside(E / len(E) ** 0.5, N) @ said_of.flatten(0, 1).T / len(E) ** 0.5
+        D = V - E
+        # |D^T A e|^2 = (A e)^T D D^T (A e): as many numbers as rows, not as the width
+        moved = (seen * (D @ D.T @ seen)).sum(0).view(len(rivals), -1).sum(1) / apart_from_nothing
         moved[k] = 0
         hurt[word] = float(moved.sum() / (len(rivals) - 1))
     return Choice(concept.name, min(hurt, key=hurt.__getitem__), "least-damage", hurt)

@@ -47,6 +47,21 @@ class Texts:
 
         return replace(self, encode=encode)
 
+    def padded(self, prompts: Sequence[str], length: int) -> Tensor:
+        """Which of `length` states come after a prompt's own tokens, prompts x length.
+
+        Where a segment's tokenizer is not known, none do.
+        """
+        found, start = torch.zeros(len(prompts), length, dtype=torch.bool), 0
+        for tokenizer, own in self.segments or ((self.tokenizer, None),):
+            size = length - start if own is None else own
+            if tokenizer is not None:
+                tokens = tokenizer(list(prompts), truncation=True).input_ids
+                ends = torch.tensor([len(each) for each in tokens])
+                found[:, start : start + size] = torch.arange(size) >= ends[:, None]
+            start += size
+        return found
+
     def aligned(self, prompt: str, answer: str, length: int) -> list["Alignment"]:
         """Both prompts' positions, within every segment of states of this length."""
         found, start = [], 0

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from diffusers_erase.editing.solving import remove, solve
+from diffusers_erase.editing.solving import remove, solve, solve_within
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.recovery import Reading
 from diffusers_erase.subspace import row_space
@@ -58,17 +58,20 @@ class Problem:
         """
         E, V = (x.detach().double().cpu().reshape(-1, x.shape[-1]) for x in (E, V))
         K = spare * len(E) * spared.double().cpu()
-        return cls(E, V, K, ridge * float((E.T @ E + K).diagonal().mean()), hold, G)
+        mean = float(E.square().sum() / len(K) + K.diagonal().mean())
+        return cls(E, V, K, ridge * mean, hold, G)
 
     @property
     def dear(self) -> Tensor:
         """K + λ I."""
-        return self.K + self.ridge * torch.eye(len(self.K), dtype=self.K.dtype)
+        dear = self.K.clone()
+        dear.diagonal().add_(self.ridge)
+        return dear
 
     @property
     def met(self) -> Tensor:
         """E^T E + K + λ I: second moments of the states that matter."""
-        return self.E.T @ self.E + self.dear
+        return torch.addmm(self.dear, self.E.T, self.E)
 
     @property
     def reading(self) -> Tensor:
@@ -174,6 +177,18 @@ class Remove:
         between = (problem.E.mean(0) - problem.V.mean(0))[None] / 4
         K = covariance + problem.dear / len(problem.E)
         return remove(between, K, hold=problem.hold)
+
+
+def solved_within(solver: Solver, problem: Problem, rank: int) -> tuple[TextMap, float, int]:
+    """The solution's best map of a rank, the share of its energy that this keeps, and its own rank.
+
+    Energy is that of the change on the states that matter (`Problem.met`).
+    """
+    if isinstance(solver, Replace):
+        E, V, dear = problem.E, problem.V, problem.dear
+        return *solve_within(E, V, dear, rank, hold=problem.hold), min(E.shape)
+    solved = solver(problem)
+    return *solved.truncated(rank, met=problem.met), solved.rank
 
 
 def read_through(T: TextMap, G: Tensor) -> Reading:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.subspace import WORST_CONDITION, inverted
+from diffusers_erase.subspace import WORST_CONDITION, Inverse, inverted
 from diffusers_erase.textmap import TextMap
 
 
@@ -29,15 +29,41 @@ def solve(E: Tensor, V: Tensor, K: Tensor, *, hold: Tensor | None = None) -> Tex
     Raises:
         ErasureError: a state is not finite, or the system is too ill-conditioned to be solved.
     """
-    E, V, K = (x.detach().double().cpu() for x in (E, V, K))
-    if not all(torch.isfinite(x).all() for x in (E, V, K)):
-        raise ErasureError(
-            "Text states hold values that are not finite numbers; run the text encoder in float32."
-        )
-    A = reader(E, K, hold)
+    E, V, K = _finite(E, V, K)
+    return _read_as(E, V, reader(E, K, hold))
+
+
+def solve_within(
+    E: Tensor, V: Tensor, K: Tensor, rank: int, *, hold: Tensor | None = None
+) -> tuple[TextMap, float]:
+    """The best map of a rank, and what it keeps: `solve(...).truncated(rank, met=E^T E + K)`.
+
+    |P S^1/2| = |(V - E)^T E Z|,  S = E^T E + K,  Z Z^T = F (F^T S F)^-1 F^T
+
+    What is cut off is seen before the second half of the solution, which is left to the few
+    columns that stay. Arguments and errors are those of `solve`.
+    """
+    E, V, K = _finite(E, V, K)
+    N = Inverse.of(torch.addmm(K, E.T, E), hold)
+    best, kept = _read_as(E, V, N.half(E)).truncated(rank)
+    return TextMap(best.U, N.whole(best.V.T).T), kept
+
+
+def _read_as(E: Tensor, V: Tensor, A: Tensor) -> TextMap:
+    """I + (V - E)^T A, in as few columns as there are rows or directions."""
     if len(E) <= E.shape[1]:
         return TextMap((V - E).T, A.T)
     return TextMap((V - E).T @ A, torch.eye(E.shape[1], dtype=E.dtype))
+
+
+def _finite(*several: Tensor) -> list[Tensor]:
+    """The same in float64 on the CPU, or an error."""
+    found = [x.detach().double().cpu() for x in several]
+    if not all(torch.isfinite(x).all() for x in found):
+        raise ErasureError(
+            "Text states hold values that are not finite numbers; run the text encoder in float32."
+        )
+    return found
 
 
 def reader(E: Tensor, K: Tensor, hold: Tensor | None = None) -> Tensor:
@@ -45,7 +71,14 @@ def reader(E: Tensor, K: Tensor, hold: Tensor | None = None) -> Tensor:
 
     The part of `solve` that does not depend on what the rows are to be read as.
     """
-    return inverted(E, E.T @ E + K, hold)
+    return inverted(E, torch.addmm(K, E.T, E), hold)
+
+
+def reader_beside(E: Tensor, N: Inverse) -> Tensor:
+    """A = (I + E N E^T)^-1 E N,  N = F (F^T K F)^-1 F^T: `reader`, where many E share one K."""
+    half = N.half(E)
+    inner = torch.eye(len(E), dtype=E.dtype) + half @ half.T
+    return N.whole(torch.cholesky_solve(half, torch.linalg.cholesky(inner)))
 
 
 def remove(X: Tensor, K: Tensor, *, hold: Tensor | None = None) -> TextMap:

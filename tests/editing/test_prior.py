@@ -1,10 +1,22 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from diffusers_erase.cache import TensorCache
-from diffusers_erase.editing.prior import gram, own_prompts, own_words, spared
+from diffusers_erase.concepts import said
+from diffusers_erase.editing.prior import (
+    gram,
+    lower_gram,
+    mirrored,
+    own_prompts,
+    own_words,
+    spared,
+    thinned,
+)
 from diffusers_erase.editing.rows import Texts, texts_of
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.playground import OBJECTS
 
 
 def test_second_moments_are_those_of_all_tokens(untrained):
@@ -21,9 +33,47 @@ def test_long_lists_are_taken_in_pieces(untrained):
         asked.append(len(prompts))
         return texts.encode(prompts)
 
-    whole = gram(Texts(watched, texts.tokenizer), ["a car", "a van"] * 100)
+    whole = gram(Texts(watched, texts.tokenizer), ["a car", "a van"] * 50)
     assert max(asked) < 100
     assert torch.allclose(whole, gram(texts, ["a car", "a van"]), rtol=1e-4, atol=1e-5)
+
+
+def every_state(texts, prompts):
+    rows = texts.encode(prompts).flatten(0, 1).double()
+    return rows.T @ rows / len(rows)
+
+
+def test_of_a_long_lists_padding_a_part_stands_for_all(playground):
+    texts = texts_of(playground)
+    for prompts in (own_prompts(texts.tokenizer), said(OBJECTS, "object", 8)):
+        whole = every_state(texts, prompts)
+        assert (gram(texts, prompts) - whole).norm() < 0.02 * whole.norm()
+        rows, count = thinned(texts, prompts[:64], 8)
+        assert count == texts.encode(prompts[:64]).shape[:2].numel()
+        assert len(rows) < 0.7 * count
+
+
+@pytest.mark.parametrize("every", [1, 2, 5, 100])
+def test_nothing_is_lost_of_padding_that_goes_with_its_position_and_its_prompt(untrained, every):
+    prompts, known = ["a car", "a van", "an oak", "a cat"], texts_of(untrained)
+    generator = torch.Generator().manual_seed(0)
+    own, places, rest = (
+        torch.randn(*shape, 16, generator=generator) for shape in ((4,), (24,), (4, 24))
+    )
+    padded = known.padded(prompts, 24)[..., None]
+
+    def encode(_):
+        return torch.where(padded, places[None] + own[:, None], rest)
+
+    texts = replace(known, encode=encode)
+    rows, count = thinned(texts, prompts, every)
+    assert torch.allclose(rows.T @ rows / count, every_state(texts, prompts).float(), atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [5, 512, 1100])
+def test_half_of_a_gram_is_enough(width):
+    rows = torch.randn(30, width, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(mirrored(lower_gram(rows)), (rows.T @ rows).double(), atol=1e-4)
 
 
 def test_they_are_kept_for_this_text_encoder_and_these_prompts(untrained, tmp_path):

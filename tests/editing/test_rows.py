@@ -101,6 +101,17 @@ def test_what_is_not_shared_is_read_orthogonally_by_all_layers_together():
         unshared(E, V, None)
 
 
+def test_padding_is_what_follows_a_prompts_own_tokens_in_every_text(untrained):
+    texts = texts_of(untrained)
+    assert texts.padded(["a car", ""], 6).tolist() == [
+        [False] * 4 + [True] * 2,
+        [False] * 2 + [True] * 4,
+    ]
+    several = replace(texts, segments=((texts.tokenizer, 5), (None, 2), (texts.tokenizer, None)))
+    (found,) = several.padded(["a car"], 12).tolist()
+    assert found == [False] * 4 + [True] + [False] * 2 + [False] * 4 + [True]
+
+
 def test_what_is_recalled_is_what_would_be_encoded(untrained):
     texts, calls = texts_of(untrained), []
 

@@ -10,6 +10,7 @@ from diffusers_erase.editing.solvers import (
     drift,
     read_through,
     reading_gram,
+    solved_within,
 )
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.subspace import row_space
@@ -42,6 +43,15 @@ def problem(**changes):
     options = {"spare": 1.0, "ridge": 1e-3, "G": G} | changes
     spared = options.pop("spared", R.T @ R / len(R))
     return Problem.of(E, V, spared, **options)
+
+
+@pytest.mark.parametrize("solver", [Replace(), Regenerate(), NullSpace(threshold=0.5), Remove()])
+def test_a_solution_within_a_rank_is_the_best_of_it(solver):
+    whole = solver(problem())
+    expected, kept = whole.truncated(2, met=problem().met)
+    best, share, rank = solved_within(solver, problem(), 2)
+    assert torch.allclose(best.change, expected.change, atol=1e-9)
+    assert (share, rank) == (pytest.approx(kept), whole.rank)
 
 
 def test_the_number_of_prompts_is_no_weight():

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from diffusers_erase.editing.solving import reader, remove, solve
+from diffusers_erase.editing.solving import reader, reader_beside, remove, solve, solve_within
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.subspace import row_space
+from diffusers_erase.subspace import Inverse, inverted, row_space
 
 
 WIDTH = 12
@@ -73,6 +73,35 @@ def test_one_recognition_serves_all_targets():
     A = reader(E, K)
     for target in (V, states(9, 8)):
         assert torch.allclose(solve(E, target, K).change, (target - E).T @ A, atol=1e-12)
+
+
+@pytest.mark.parametrize("held", [0, 3])
+def test_one_factorisation_serves_all_that_is_recognised(held):
+    hold = row_space(states(held, 4)) if held else None
+    N = Inverse.of(K, hold)
+    for rows in (E, V, states(40, 8)):
+        assert torch.allclose(reader_beside(rows, N), reader(rows, K, hold), atol=1e-9)
+        half = N.half(rows)
+        assert torch.allclose(half @ half.T, rows @ N(rows).T, atol=1e-9)
+
+
+def test_an_inverse_is_that_of_what_is_free():
+    Q = row_space(states(3, 4))
+    F = torch.linalg.svd(I - Q @ Q.T)[0][:, : WIDTH - 3]
+    expected = E @ F @ torch.linalg.inv(F.T @ K @ F) @ F.T
+    assert torch.allclose(inverted(E, K, Q), expected, atol=1e-10)
+    blind = K - 0.9 * Q @ (Q.T @ K @ Q) @ Q.T  # whatever M is in what is held
+    assert torch.allclose(inverted(E, F @ F.T @ blind @ F @ F.T, Q), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("held", [0, 3])
+@pytest.mark.parametrize("count", [5, 9, 30])
+def test_what_is_cut_off_is_seen_before_the_solution_is_whole(count, held):
+    E, V, hold = states(count, 6), states(count, 7), row_space(states(3, 4)) if held else None
+    whole, kept = solve(E, V, K, hold=hold).truncated(4, met=E.T @ E + K)
+    best, share = solve_within(E, V, K, 4, hold=hold)
+    assert torch.allclose(best.change, whole.change, atol=1e-9)
+    assert share == pytest.approx(kept, abs=1e-9)
 
 
 def test_what_is_removed_cannot_be_told_by_any_linear_reader():
