@@ -157,8 +157,15 @@ class Graph:
 
     @property
     def asymmetry(self) -> float | None:
-        """Σ |Δ_ij - Δ_ji| / Σ (|Δ_ij| + |Δ_ji|): 0 if harm is mutual, 1 if it goes one way."""
-        both = [(e, w) for e, w in self.pairs() if w in self.erased and e < w]
+        """Σ |Δ_ij - Δ_ji| / Σ (|Δ_ij| + |Δ_ji|): 0 if harm is mutual, 1 if it goes one way.
+
+        Over pairs in which one is certain; of nothing but chance it is not defined.
+        """
+        both = [
+            (e, w)
+            for e, w in self.pairs()
+            if w in self.erased and e < w and (self.certain(e, w) or self.certain(w, e))
+        ]
         there, back = ([self.damage(*p) for p in ps] for ps in (both, [(w, e) for e, w in both]))
         total = sum(abs(a) + abs(b) for a, b in zip(there, back, strict=True))
         apart = sum(abs(a - b) for a, b in zip(there, back, strict=True))

@@ -25,7 +25,7 @@ def write_graph(graph: Graph, folder: Path, *, likeness: Likeness | None = None)
     """`graph.json`, `graph.csv`, `table.md`, figures and `index.html`, all or nothing."""
     with whole_folder(folder) as draft:
         plain = graph.plain(likeness)
-        (draft / RESULTS).write_text(json.dumps(plain, indent=1) + "\n", "utf-8")
+        (draft / RESULTS).write_text(json.dumps(plain) + "\n", "utf-8")
         (draft / TABLE).write_text(graph.csv(), "utf-8")
         table = graph_markdown(graph, likeness)
         (draft / SUMMARY).write_text(table, "utf-8")

@@ -76,7 +76,7 @@ def wheel(graph: Graph, path: Path, *, title: str = "") -> None:
                 "",
                 place[word],
                 place[erased],
-                arrowprops={"arrowstyle": "->", "linewidth": 3 * damage, "color": "firebrick"},
+                arrowprops={"arrowstyle": "->", "linewidth": 2 * damage, "color": "firebrick"},
             )
     axes.set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4))
     axes.set_aspect("equal")
@@ -123,6 +123,5 @@ def _pyplot() -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    figure.tight_layout()
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
     _pyplot().close(figure)
