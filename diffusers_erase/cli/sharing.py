@@ -63,10 +63,14 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="If it is a new one.")] = False,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="As a pull request.")] = False,
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="`results.jsonl` of an evaluation, for the card.")
+    ] = None,
     token: Token = None,
 ) -> None:
     """Publish an eraser on the Hub."""
     from diffusers_erase.adapter import EraserAdapter
+    from diffusers_erase.evaluation.evidence import Evidence
     from diffusers_erase.repository import images_in
 
     if not folder.is_dir():
@@ -77,6 +81,7 @@ def push(
         create_pr=create_pr,
         commit_message=message,
         token=token,
+        results=Evidence.read(results).card() if results else None,
         images=images_in(folder),
     )
     typer.echo(f"Pushed {folder}: {address}")

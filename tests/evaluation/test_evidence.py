@@ -6,9 +6,11 @@ import sys
 import time
 
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 from typer.testing import CliRunner
 
+from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.cli import app
 from diffusers_erase.concepts import Concept
 from diffusers_erase.crossattention import denoiser_of
@@ -87,6 +89,18 @@ def test_it_is_written_and_counted_anew_from_the_raw_file(evidence, runner, tmp_
     assert page.count("data:image/png;base64,") == 3
     assert "://" not in page
     assert "<script" not in page
+
+
+def test_its_numbers_go_onto_the_card(evidence, eraser, hub, tmp_path):
+    results = write_report(evidence, tmp_path / "report") / "results.jsonl"
+    folder = eraser.save_pretrained(tmp_path / "erase-car")
+    pushed = CliRunner().invoke(app, ["push", str(folder), "user/car", "--results", str(results)])
+    assert pushed.exit_code == 0, pushed.exception
+    card = ModelCard.load("user/car")
+    told = {result.dataset_name: result.metric_value for result in card.data.eval_results}
+    assert told["the concept, by name"] == evidence.card()["target"]["erased"]
+    assert told["attack seed-search"] == evidence.card()["attack seed-search"]["erased"]
+    assert EraserAdapter.from_pretrained("user/car").config.results == evidence.card()
 
 
 def test_what_was_not_measured_is_said(runner):
