@@ -32,6 +32,8 @@ class TextMap:
             )
         if not (torch.isfinite(self.U).all() and torch.isfinite(self.V).all()):
             raise ErasureError("A text map holds values that are not finite numbers.")
+        for name in ("U", "V"):  # products round by how numbers lie in memory: as in a file
+            object.__setattr__(self, name, getattr(self, name).contiguous())
 
     @classmethod
     def of(cls, P: Tensor) -> "TextMap":

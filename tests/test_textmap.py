@@ -125,3 +125,11 @@ def test_what_is_no_map_is_refused():
         TextMap(torch.full((4, 2), float("nan")), torch.zeros(4, 2))
     with pytest.raises(ErasureError, match="another text encoder"):
         some_map(2).factors({"up.attn2.to_k": torch.zeros(3, WIDTH + 1)})
+
+
+def test_its_numbers_lie_as_in_a_file_however_they_were_made():
+    U = torch.randn(4, 8, dtype=torch.float64).T
+    map = TextMap(U, U)
+    assert map.U.is_contiguous()
+    assert map.V.is_contiguous()
+    assert map.U.equal(U)
