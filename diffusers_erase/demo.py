@@ -8,11 +8,11 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from diffusers_erase.concepts import Concept
-from diffusers_erase.evaluation.metrics import Rate, difference
-from diffusers_erase.evaluation.pictures import draw
+from diffusers_erase.evaluation.metrics import Rate, compared
+from diffusers_erase.evaluation.pictures import draw, sheet
 from diffusers_erase.folders import check_folder, whole_folder
 from diffusers_erase.making import erase
 from diffusers_erase.playground import (
@@ -204,7 +204,7 @@ def _run_case(
     ]
     _sheet(case.groups, before, after).save(folder / f"{path.name}.png")
     shown = {g.prompts[0]: drawn[0] for g, drawn in zip(case.groups, after, strict=True)}
-    results = {row.group: _result(row) for row in rows}
+    results = {row.group: compared(row.base, row.erased) for row in rows}
     eraser.save_pretrained(path, overwrite=True, results=results, images=shown)
     return (
         rows,
@@ -227,12 +227,6 @@ def _counts(row: Row) -> dict[str, Any]:
         which: {"hits": rate.hits, "n": rate.n, "interval": rate.interval}
         for which, rate in (("base", row.base), ("erased", row.erased))
     }
-
-
-def _result(row: Row) -> dict[str, float]:
-    low, high = difference(row.base, row.erased)
-    shares = {"base": row.base.value, "erased": row.erased.value, "low": low, "high": high}
-    return {**{name: round(share, 4) for name, share in shares.items()}, "n": row.erased.n}
 
 
 def _table(case: Case, rows: Sequence[Row]) -> str:
@@ -261,18 +255,9 @@ def _sheet(
     groups: Sequence[Group], before: Sequence[list[Image.Image]], after: Sequence[list[Image.Image]]
 ) -> Image.Image:
     """Per group two rows of the same prompts and seeds: base above, erased below."""
-    size, label, gap = before[0][0].height, 14, 8
-    block = label + 2 * size + gap
-    sheet = Image.new("RGB", (SHEET_COLUMNS * (size + 2), len(groups) * block), "white")
-    canvas = ImageDraw.Draw(sheet)
-    for k, (group, old, new) in enumerate(zip(groups, before, after, strict=True)):
-        canvas.text(
-            (2, k * block + 1),
-            f"{group.name}: base above, erased below (same prompts and seeds)",
-            "black",
-        )
-        stride = max(1, len(old) // SHEET_COLUMNS)
-        for column, i in enumerate(range(0, min(len(old), stride * SHEET_COLUMNS), stride)):
-            for row, picture in enumerate((old[i], new[i])):
-                sheet.paste(picture, (column * (size + 2), k * block + label + row * size))
-    return sheet
+    rows = []
+    for group, old, new in zip(groups, before, after, strict=True):
+        shown = slice(0, None, max(1, len(old) // SHEET_COLUMNS))
+        title = f"{group.name}: base above, erased below (same prompts and seeds)"
+        rows += [(title, old[shown][:SHEET_COLUMNS]), ("", new[shown][:SHEET_COLUMNS])]
+    return sheet(rows)

@@ -1,4 +1,4 @@
-"""Commands that measure: evaluate, attack and graph."""
+"""Commands that measure: evaluate, attack, graph and continual."""
 
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -154,7 +154,8 @@ def graph(
             runner.studio.pipe, concept, recipe=recipe, vocabulary=words, seed=seed, progress=False
         )
 
-    found = concept_graph(runner, field, make, concepts=concepts, seed=seed)
+    way = f"{recipe}, seed {seed}, told of {', '.join(field.concepts)}"
+    found = concept_graph(runner, field, make, concepts=concepts, way=way, seed=seed)
     near = likeness() if own and set(field.concepts) <= set(likeness()) else None
     if runner.main:
         write_graph(found, out, likeness=near)
@@ -188,12 +189,19 @@ def continual(
         raise ErasureError(f"'{out}' exists already; choose another file or pass --overwrite.")
     field = _field(protocol, model)
     field = replace(field, pictures=pictures or field.pictures)
-    several = [EraserAdapter.from_pretrained(source) for source in erasers]
+    several = {}
+    for source in erasers:
+        eraser = EraserAdapter.from_pretrained(source)
+        if eraser.config.concept in several:
+            raise ErasureError(f"'{source}' erases '{eraser.config.concept}' a second time.")
+        several[eraser.config.concept] = eraser
     sampling = _sampling(model, steps, guidance, batch)
     runner = _runner(model, detector, field.concepts, out, sampling)
-    found = timeline(runner, field, {e.config.concept: e for e in several}, seed=seed)
+    found = timeline(runner, field, several, seed=seed)
     if runner.main:
-        out.write_text(json.dumps(found.plain(), indent=1) + "\n", encoding="utf-8")
+        draft = out.with_name(f".{out.name}.draft")
+        draft.write_text(json.dumps(found.plain(), indent=1) + "\n", encoding="utf-8")
+        draft.replace(out)
         for line in found.plain():
             shares = [
                 "not measured" if line[key] is None else f"{100 * line[key]['value']:.1f} %"

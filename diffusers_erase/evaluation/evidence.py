@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from diffusers_erase.config import versions
+from diffusers_erase.denoiser import NoiseSchedule
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.attacks.attempts import Access, Attack, Attempt, Recovery
 from diffusers_erase.evaluation.detectors import told_of
 from diffusers_erase.evaluation.drift import bank, drift
 from diffusers_erase.evaluation.journal import Journal, key_of
-from diffusers_erase.evaluation.metrics import Rate, difference, esr, psr
+from diffusers_erase.evaluation.metrics import Rate, compared, esr, psr
 from diffusers_erase.evaluation.runner import Look, Runner, Side, voice
 from diffusers_erase.evaluation.suites import RELATIONS, Suite
 from diffusers_erase.evaluation.summary import Summary
@@ -72,7 +73,7 @@ class Evidence:
         for side, recovery in self.recoveries:
             control = self.recovered(recovery.attack, "base")
             if side == "erased" and control is not None:
-                row = _result(control.post, recovery.post)
+                row = compared(control.post, recovery.post)
                 found[f"attack {recovery.attack}"] = row
                 if recovery.post.value > most:
                     found["attacks"], most = row, recovery.post.value
@@ -191,14 +192,13 @@ def evaluate(
 
 def _drift(runner: Runner, suite: Suite) -> Mapping[str, float] | None:
     """Of prompts of the suite; None if it has none of one kind, or no schedule is known."""
-    target = _prompts(suite, "gone")
-    keep = _prompts(suite, "kept")
-    if not target or not keep:
-        return None
+    pipe = runner.studio.pipe
+    target, keep = _prompts(suite, "gone"), _prompts(suite, "kept")
     try:
-        return drift(runner.studio.pipe, bank(runner.studio.pipe, target, keep)).plain()
+        NoiseSchedule.of(pipe.scheduler)
     except ErasureError:
         return None  # such as flow matching: not measured
+    return drift(pipe, bank(pipe, target, keep)).plain() if target and keep else None
 
 
 def _prompts(suite: Suite, expected: str) -> list[str]:
@@ -229,12 +229,6 @@ def _attacked(
                 journal.refresh()
             known = tuple(Attempt(**_tuples(entry)) for entry in journal[key])
             yield side, Recovery(attack.name, attack.access, known)
-
-
-def _result(base: Rate, erased: Rate) -> dict[str, float]:
-    low, high = difference(base, erased)
-    shares = {"base": base.value, "erased": erased.value, "low": low, "high": high}
-    return {**{name: round(share, 4) for name, share in shares.items()}, "n": erased.n}
 
 
 def _tuples(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from diffusers_erase.concepts import Concept, articles_agree
 from diffusers_erase.config import CONFIG_NAME
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.detectors import measurable
+from diffusers_erase.evaluation.journal import key_of
 from diffusers_erase.evaluation.metrics import Rate, difference, spearman
 from diffusers_erase.evaluation.runner import Runner, Side
+from diffusers_erase.evaluation.studio import base_digest
 from diffusers_erase.evaluation.suites import Asked, read_yaml
 from diffusers_erase.runtime.plugin import erasures_key, load_erasure, unload_erasures
 
@@ -177,14 +179,32 @@ class Graph:
         pairs = self.pairs()
         return _mean([float(self.certain(*p) and self.damage(*p) > 0) for p in pairs])
 
-    def hurt_by_all(self, least: float = 0.1) -> tuple[str, ...]:
-        """Concepts that the erasures of other families hurt by `least` on average."""
-        found = []
+    def hurt_by_all(self, least: float = 0.1) -> dict[str, float]:
+        """Concepts that the erasures of other families hurt by `least` on average, and how much."""
+        found = {}
         for word in self.concepts:
             far = [e for e in self.erased if self.family_of(e) != self.family_of(word)]
             mean = _mean([self.damage(e, word) for e in far])
-            found += [word] if mean is not None and mean >= least else []
-        return tuple(found)
+            if mean is not None and mean >= least:
+                found[word] = mean
+        return found
+
+    def by_family(self) -> dict[str, float]:
+        """Mean damage of each family's members to one another."""
+        pairs = {
+            name: [p for p in self.pairs() if p[0] in words and p[1] in words]
+            for name, words in self.families.items()
+        }
+        means = {name: _mean([self.damage(*p) for p in own]) for name, own in pairs.items()}
+        return {name: mean for name, mean in means.items() if mean is not None}
+
+    def one_way(self, least: float = 0.75, back: float = 0.125) -> list[tuple[str, str]]:
+        """Pairs in which the erasure of the first harms the second by `least`, and not so back."""
+        return [
+            (e, w)
+            for e, w in self.pairs()
+            if w in self.erased and self.damage(e, w) >= least and self.damage(w, e) <= back
+        ]
 
     def plain(self, likeness: Mapping[str, Mapping[str, float]] | None = None) -> dict[str, Any]:
         """For JSON."""
@@ -196,7 +216,9 @@ class Graph:
             "density": self.density,
             "asymmetry": self.asymmetry,
             "abnormal": list(self.abnormal),
-            "hurt_by_all": list(self.hurt_by_all()),
+            "hurt_by_all": self.hurt_by_all(),
+            "by_family": self.by_family(),
+            "one_way": [list(pair) for pair in self.one_way()],
         }
         if likeness is not None:
             told["locality"] = self.locality(likeness)
@@ -242,6 +264,7 @@ def concept_graph(
     make: Make,
     *,
     concepts: Sequence[Concept] = (),
+    way: str = "",
     seed: int = 0,
 ) -> Graph:
     """Erase one concept after the other, each on the bare base, and look at all.
@@ -254,6 +277,8 @@ def concept_graph(
         field: the concepts that are looked at.
         make: the way an eraser is made.
         concepts: those to erase, with synonyms if they have some; all of the field if empty.
+        way: everything that `make` depends on beside the concept and the pipeline, in words; an
+            eraser in the work folder that was made in another way is not taken for this one.
         seed: of the pictures.
 
     Raises:
@@ -269,7 +294,7 @@ def concept_graph(
     base = rates(runner, asked, "base")
     erased = {}
     for k, concept in enumerate(several):
-        load_erasure(pipe, _made(runner, make, concept))
+        load_erasure(pipe, _made(runner, make, concept, way))
         try:
             quiet = replace(runner, title=f"{k + 1}/{len(several)} {concept.name}")
             erased[concept.name] = rates(quiet, asked, "erased")
@@ -295,11 +320,12 @@ def rates(runner: Runner, asked: Sequence[Asked], side: Side) -> dict[str, Rate]
     return found
 
 
-def _made(runner: Runner, make: Make, concept: Concept) -> EraserAdapter:
-    """The eraser, from the work folder if it was made before."""
+def _made(runner: Runner, make: Make, concept: Concept, way: str) -> EraserAdapter:
+    """The eraser, from the work folder if it was made there before, in this way of this base."""
     if runner.work is None:
         return make(concept)
-    folder = runner.work / "erasers" / concept.name.replace(" ", "-")
+    key = key_of(concept=repr(concept), way=way, base=base_digest(runner.studio.pipe))
+    folder = runner.work / "erasers" / f"{concept.name.replace(' ', '-')}-{key[:8]}"
     if runner.main and not (folder / CONFIG_NAME).is_file():
         make(concept).save_pretrained(folder)
     if runner.accelerator is not None:

@@ -51,12 +51,16 @@ def graph_markdown(graph: Graph, likeness: Likeness | None = None) -> str:
     }
     lines = ["| | |", "| --- | ---: |"]
     lines += [
-        f"| {name} | {'not measured' if value is None else f'{value:.3f}'} |"
+        f"| {name} | {NOT_MEASURED if value is None else f'{value:.3f}'} |"
         for name, value in said.items()
     ]
     apart = ", ".join(graph.abnormal) or "none"
     lines += [f"| drawn badly by the base, left out | {apart} |"]
-    lines += [f"| hurt whatever is erased | {', '.join(graph.hurt_by_all()) or 'none'} |", ""]
+    hurt = _listed(graph.hurt_by_all())
+    lines += [f"| hurt whatever is erased | {hurt} |"]
+    lines += [f"| harm within each family | {_listed(graph.by_family())} |"]
+    one_way = ", ".join(f"{e} to {w}" for e, w in graph.one_way()) or "none"
+    lines += [f"| one way: three quarters there, an eighth back at most | {one_way} |", ""]
     edges = sorted(graph.pairs(), key=lambda pair: -graph.damage(*pair))
     edges = [pair for pair in edges if graph.damage(*pair) > 0 and graph.certain(*pair)]
     lines += ["| erased | harmed | base | after |", "| --- | --- | ---: | ---: |"]
@@ -65,6 +69,10 @@ def graph_markdown(graph: Graph, likeness: Likeness | None = None) -> str:
         for e, w in edges
     ]
     return "\n".join(lines) + "\n"
+
+
+def _listed(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {share:.2f}" for name, share in shares.items()) or "none"
 
 
 def read_graph(path: str | Path) -> Graph:

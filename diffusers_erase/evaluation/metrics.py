@@ -62,6 +62,13 @@ def difference(before: Rate, after: Rate) -> tuple[float, float]:
     )
 
 
+def compared(base: Rate, erased: Rate) -> dict[str, float]:
+    """A row of the model card: both rates, the interval of their difference, how many pictures."""
+    low, high = difference(base, erased)
+    shares = {"base": base.value, "erased": erased.value, "low": low, "high": high}
+    return {**{name: round(share, 4) for name, share in shares.items()}, "n": erased.n}
+
+
 def harmonic(*shares: float | None) -> float | None:
     """N / Σ 1/s over N shares: a mean of shares in which none can make up for another.
 

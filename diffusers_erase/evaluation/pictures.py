@@ -53,15 +53,15 @@ def row(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
-    """Rows of pictures, each below its title; pictures of one size."""
-    label, gap = 14, 4
+    """Rows of pictures of one size, each below its title if it has one."""
     width, height = rows[0][1][0].size
     columns = max(len(pictures) for _, pictures in rows)
-    whole = Image.new("RGB", (columns * (width + 2), len(rows) * (label + height + gap)), "white")
-    canvas = ImageDraw.Draw(whole)
-    for k, (title, pictures) in enumerate(rows):
-        top = k * (label + height + gap)
-        canvas.text((2, top + 1), title, "black")
+    heads = [22 if title else 2 for title, _ in rows]
+    whole = Image.new("RGB", (columns * (width + 2), sum(heads) + len(rows) * height), "white")
+    canvas, top = ImageDraw.Draw(whole), 0
+    for (title, pictures), head in zip(rows, heads, strict=True):
+        canvas.text((2, top + head - 15), title, "black")
         for i, picture in enumerate(pictures):
-            whole.paste(picture, (i * (width + 2), top + label))
+            whole.paste(picture, (i * (width + 2), top + head))
+        top += head + height
     return whole

@@ -61,6 +61,12 @@ class Runner:
     title: str = ""
     """What the progress bar says; the side if empty."""
 
+    def __post_init__(self) -> None:
+        if self.work is None and self._world > 1:
+            raise ErasureError(
+                f"{self._world} processes share what they see in a folder; name one as `work`."
+            )
+
     @property
     def main(self) -> bool:
         """Whether this is the process that writes what all have in common."""

@@ -99,10 +99,6 @@ class Suite:
         """All pictures; those of a group have seeds that follow one another."""
         return [asked for group in self.groups for asked in group.asked(seed)]
 
-    def relation_of(self, group: str) -> Relation:
-        """How that group is related to the concept."""
-        return RELATIONS[next(g.relation for g in self.groups if g.name == group)]
-
     def only(self, *relations: str) -> "Suite":
         """The same suite with the groups of these relations alone."""
         return Suite(

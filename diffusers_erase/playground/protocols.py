@@ -6,6 +6,7 @@ They are what a YAML file of one's own would hold; `evaluation.suites.Suite.of` 
 import random
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -111,16 +112,7 @@ def _about_object(name: str, pictures: int) -> Groups:
             "pictures": pictures,
         },
         "partners": _words("binomial", partners, 16 * len(partners)),
-        "others": _words("other", others, max(pictures, len(others))),
-        "colours": {
-            "relation": "attribute",
-            "prompts": {
-                f"a photo of {with_article(f'{c} {word}')}": c
-                for c, word in zip(COLOURS * 4, others, strict=False)
-            },
-            "pictures": pictures,
-        },
-        "empty": {"relation": "null", "prompts": [""], "show": name, "pictures": pictures},
+        **_elsewhere(name, others, pictures),
     }
     return {group: entry for group, entry in groups.items() if entry.get("words", ["?"])}
 
@@ -160,13 +152,18 @@ def _about_painter(name: str, pictures: int) -> Groups:
             "words": others,
             "pictures": 16 * len(others),
         },
-        "others": _words("other", OBJECTS, max(pictures, len(OBJECTS))),
+        **_elsewhere(name, OBJECTS, pictures),
+    }
+
+
+def _elsewhere(name: str, others: Sequence[str], pictures: int) -> Groups:
+    """What has nothing to do with the concept: others, their colours, no prompt at all."""
+    coloured = zip(cycle(COLOURS), others, strict=False)
+    return {
+        "others": _words("other", others, max(pictures, len(others))),
         "colours": {
             "relation": "attribute",
-            "prompts": {
-                f"a photo of {with_article(f'{c} {word}')}": c
-                for c, word in zip(COLOURS * 6, OBJECTS, strict=False)
-            },
+            "prompts": {f"a photo of {with_article(f'{c} {word}')}": c for c, word in coloured},
             "pictures": pictures,
         },
         "empty": {"relation": "null", "prompts": [""], "show": name, "pictures": pictures},

@@ -59,6 +59,10 @@ def test_erasers_one_after_another(field, tmp_path, shipped):
     assert result.exit_code == 0, result.exception
     assert [line["erased"] for line in json.loads(out.read_text())] == ["car", "bus"]
     assert "after bus" in result.stdout
+    twice = run(
+        "continual", *folders, folders[0], "--protocol", field, "-o", tmp_path / "x", *QUICK
+    )
+    assert "erases 'car' a second time" in str(twice.exception)
     assert "exists already" in str(
         run("continual", *folders, "--protocol", field, "-o", out, *QUICK).exception
     )

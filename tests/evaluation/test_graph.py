@@ -50,7 +50,7 @@ def test_harm_to_the_like_is_local_and_harm_to_all_is_not():
     assert everywhere.far_damage(LIKE) == pytest.approx(0.5)
     assert everywhere.density == 1
     nothing = made_up(lambda e, w: 0.0)
-    assert (nothing.density, nothing.asymmetry, nothing.hurt_by_all()) == (0, None, ())
+    assert (nothing.density, nothing.asymmetry, nothing.hurt_by_all()) == (0, None, {})
 
 
 def test_harm_one_way_is_told_from_harm_that_is_mutual():
@@ -58,6 +58,9 @@ def test_harm_one_way_is_told_from_harm_that_is_mutual():
     one_way = made_up(lambda e, w: 0.4 if family(e) == family(w) and e < w else 0)
     assert mutual.asymmetry == 0
     assert one_way.asymmetry == 1
+    strong = made_up(lambda e, w: 0.9 if (e, w) == ("car", "truck") else 0)
+    assert strong.one_way() == [("car", "truck")]
+    assert strong.by_family() == {"vehicle": pytest.approx(0.45), "animal": 0, "tree": 0}
 
 
 def test_what_the_base_draws_badly_is_set_apart():
@@ -65,7 +68,7 @@ def test_what_the_base_draws_badly_is_set_apart():
     assert graph.abnormal == ("pine",)
     assert all("pine" not in pair for pair in graph.pairs())
     hurt = made_up(lambda e, w: 0.3 if w == "dog" else 0.0)
-    assert hurt.hurt_by_all() == ("dog",)
+    assert hurt.hurt_by_all() == {"dog": pytest.approx(0.3)}
 
 
 def test_a_graph_is_written_whole_and_read_again(tmp_path):
@@ -134,6 +137,19 @@ def test_erasing_each_concept_hits_it_and_a_second_run_draws_nothing(runner):
     with counted(denoiser_of(runner.studio.pipe)) as spent:
         assert concept_graph(runner, SMALL, make) == graph
     assert (spent(), len(made)) == (0, 3)
+
+
+def test_an_eraser_that_was_made_in_another_way_is_not_taken_for_this_one(runner):
+    made = []
+
+    def make(concept):
+        made.append(concept.name)
+        return erase(runner.studio.pipe, concept, recipe="uce", target="fish", vocabulary=WORDS)
+
+    one = [Concept("car")]
+    for way in ("uce", "uce", "uce, other words"):
+        concept_graph(runner, SMALL, make, concepts=one, way=way)
+    assert made == ["car", "car"]
 
 
 def test_erasers_add_up_over_time(runner):

@@ -20,7 +20,7 @@ STEPS = 2
 
 
 def bright(picture):
-    mean = sum(picture.convert("L").resize((1, 1)).getpixel((0, 0)) for _ in range(1))
+    mean = picture.convert("L").resize((1, 1)).getpixel((0, 0))
     return ("bright" if mean > 127 else "dark", mean / 255)
 
 
@@ -138,6 +138,8 @@ def test_processes_share_the_pictures(erased, tmp_path):
         def wait_for_everyone(self):
             pass
 
+    with pytest.raises(ErasureError, match="2 processes share what they see in a folder"):
+        Runner(erased, None, Process(1))
     second = Runner(erased, tmp_path, Process(1), progress=False)
     with pytest.raises(KeyError):  # the first has not run yet
         second(ASKED, "erased")
