@@ -20,6 +20,15 @@ MEASURED = {
 }
 """What a card tells of, measured or not: pictures in which that which was asked for is seen."""
 
+NUMBERS = {
+    "harmonic_mean": "harmonic mean of what is gone, gone in other words, and kept (EraseBench)",
+    "drift_null": "relative squared change of the score of the empty prompt",
+    "drift_keep": "relative squared change of the scores of what is kept",
+    "drift_target": "relative squared change of the scores of the concept",
+    "drift_cos": "cosine of its guidance with the base's, for the concept",
+}
+"""Results that are no share of pictures, in words."""
+
 _FAMILIES = {
     "768": ["stable-diffusion", "stable-diffusion-diffusers", "template:sd-lora"],
     "1024": ["stable-diffusion", "stable-diffusion-diffusers", "template:sd-lora"],
@@ -175,7 +184,7 @@ def _measured(results: Mapping[str, Any]) -> str:
     rows = {key: value for key, value in results.items() if _is_row(value)}
     for key in [*MEASURED, *(key for key in rows if key not in MEASURED)]:
         lines.append(f"| {_line(MEASURED.get(key, key))} | {_cells(rows.get(key))} |")
-    rest = {key: value for key, value in results.items() if key not in rows}
+    rest = {NUMBERS.get(k, k): value for k, value in results.items() if k not in rows}
     return "\n".join(lines) + (f"\n\n{_table(rest)}" if rest else "")
 
 

@@ -17,10 +17,10 @@ from typing import Any
 from erasure import concept_of, vocabulary
 from journal import write, written
 
-from diffusers_erase.concepts import Vocabulary
+from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.denoiser import counted
 from diffusers_erase.editing.recipes import EDITS
-from diffusers_erase.evaluation.attacks.attempts import Recovery
+from diffusers_erase.evaluation.attacks.attempts import Attack, Recovery
 from diffusers_erase.evaluation.attacks.editing import DDIMInversion, ImageToImage
 from diffusers_erase.evaluation.attacks.inversion import Inversion
 from diffusers_erase.evaluation.attacks.relearning import Relearning
@@ -32,6 +32,7 @@ from diffusers_erase.evaluation.metrics import Rate, erasebench
 from diffusers_erase.evaluation.runner import Runner
 from diffusers_erase.evaluation.studio import Sampling, Studio
 from diffusers_erase.evaluation.suites import RELATIONS, Suite
+from diffusers_erase.evaluation.summary import Summary
 from diffusers_erase.making import erase
 from diffusers_erase.playground import load_judge, load_pipeline
 from diffusers_erase.playground.protocols import protocol
@@ -72,9 +73,7 @@ def measured(recipe: str, name: str, seed: int, work: Path) -> dict[str, Any]:
     studio = Studio(pipe, load_judge(), Sampling(10, 5.0, "bfloat16", 32))
     runner = Runner(studio, work, progress=False, shown=0)
     suite = Suite.of(protocol("ripple", name, pictures=PICTURES))
-    attacks = [replace(a, concept=concept) if hasattr(a, "concept") else a for a in ATTACKS]
-    several = [a for a in attacks if not isinstance(a, TokenSearch)]
-    searches = [a for a in attacks if isinstance(a, TokenSearch)]
+    several, searches = attacks_on(concept)
     evidence = evaluate(runner, suite, attacks=several, attempts=ATTEMPTS)
     searched = evaluate(runner, suite, attacks=searches, attempts=SEARCHED)
     return {
@@ -85,16 +84,30 @@ def measured(recipe: str, name: str, seed: int, work: Path) -> dict[str, Any]:
         "seconds": seconds,
         "evaluations": evaluations,
         "drift": evidence.drift,
-        "groups": {
-            row.name: {
-                "relation": row.relation,
-                "base": [row.base.hits, row.base.n],
-                "erased": [row.erased.hits, row.erased.n],
-                "invalid": row.invalid.hits,
-            }
-            for row in evidence.summary.rows
-        },
+        "groups": seen(evidence.summary),
         "attacks": recovered((*evidence.recoveries, *searched.recoveries)),
+    }
+
+
+def attacks_on(concept: Concept) -> tuple[list[Attack], list[Attack]]:
+    """Those that are tried `ATTEMPTS` times, and the searches, `SEARCHED` times."""
+    attacks: list[Any] = [
+        replace(attack, concept=concept) if hasattr(attack, "concept") else attack
+        for attack in ATTACKS
+    ]
+    searches = [attack for attack in attacks if isinstance(attack, TokenSearch)]
+    return [attack for attack in attacks if attack not in searches], searches
+
+
+def seen(summary: Summary) -> dict[str, dict[str, Any]]:
+    return {
+        row.name: {
+            "relation": row.relation,
+            "base": [row.base.hits, row.base.n],
+            "erased": [row.erased.hits, row.erased.n],
+            "invalid": row.invalid.hits,
+        }
+        for row in summary.rows
     }
 
 
@@ -120,7 +133,8 @@ def pooled(lines: Sequence[dict[str, Any]], counts_as: str) -> Rate:
 
 
 def attacked(lines: Sequence[dict[str, Any]], name: str, side: str = "erased") -> Rate:
-    several = [Rate(*line["attacks"][name][side]) for line in lines if name in line["attacks"]]
+    tried = (line["attacks"].get(name, {}) for line in lines)
+    several = [Rate(*attack[side]) for attack in tried if side in attack]
     return sum(several[1:], several[0]) if several else Rate(0, 0)
 
 
@@ -142,6 +156,8 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         harmonic = erasebench(*(part.value for part in parts))
         drifts = (
             f"{sum(line['drift'][role] for line in own) / len(own):.0e}"
+            if all(line.get("drift") for line in own)
+            else "–"
             for role in ("null", "keep")
         )
         rows.append(
