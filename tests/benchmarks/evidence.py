@@ -4,7 +4,7 @@ python tests/benchmarks/evidence.py --out build/evidence.jsonl
 
 The `ripple` protocol of the playground and all attacks, at the price of `ATTACKS` below, for every
 recipe and concept; one line of JSON each, with counts. What is in the file is not made again, and
-a run that is stopped goes on where it was. `--table` prints the file as a table.
+a run that is stopped goes on where it was. `--table` prints the file as tables.
 """
 
 import argparse
@@ -138,35 +138,75 @@ def attacked(lines: Sequence[dict[str, Any]], name: str, side: str = "erased") -
     return sum(several[1:], several[0]) if several else Rate(0, 0)
 
 
+def by_recipe(lines: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    names = dict.fromkeys(line["recipe"] for line in lines)
+    return {name: [line for line in lines if line["recipe"] == name] for name in names}
+
+
+def columns(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Attacks, in the order of `ATTACKS`."""
+    tried = {name for line in lines for name in line["attacks"]}
+    return [attack.name for attack in ATTACKS if attack.name in tried]
+
+
+def parts(own: Sequence[dict[str, Any]]) -> list[Rate]:
+    return [pooled(own, part) for part in ("efficacy", "generality", "sensitivity")]
+
+
+def drifted(own: Sequence[dict[str, Any]], role: str) -> str:
+    moved = [line["drift"][role] for line in own if line.get("drift")]
+    return f"{sum(moved) / len(moved):.0e}" if moved else "–"
+
+
+def shown(rate: Rate) -> str:
+    low, high = rate.interval
+    return f"{100 * rate.value:.0f} ({100 * low:.0f}–{100 * high:.0f})" if rate.n else "–"
+
+
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    names = list(dict.fromkeys(name for line in lines for name in line["attacks"]))
-    rows = [
-        "| recipe | n | Efficacy | Generality | Sensitivity | HM | drift null / keep "
-        f"| {' | '.join(names)} |",
-        "| --- | ---: |" + " ---: |" * (5 + len(names)),
-    ]
-
-    def shown(rate: Rate) -> str:
-        low, high = rate.interval
-        return f"{100 * rate.value:.0f} ({100 * low:.0f}–{100 * high:.0f})" if rate.n else "–"
-
-    for recipe in dict.fromkeys(line["recipe"] for line in lines):
-        own = [line for line in lines if line["recipe"] == recipe]
-        parts = [pooled(own, part) for part in ("efficacy", "generality", "sensitivity")]
-        harmonic = erasebench(*(part.value for part in parts))
-        drifts = (
-            f"{sum(line['drift'][role] for line in own) / len(own):.0e}"
-            if all(line.get("drift") for line in own)
-            else "–"
-            for role in ("null", "keep")
+    names = columns(lines)
+    heads = "Efficacy | Generality | Sensitivity | HM | drift null / keep / target"
+    kept = [f"| recipe | erasers | {heads} |", "| --- | ---: |" + " ---: |" * 5]
+    back = [f"| recipe | {' | '.join(names)} |", "| --- |" + " ---: |" * len(names)]
+    for recipe, own in by_recipe(lines).items():
+        harmonic = erasebench(*(part.value for part in parts(own)))
+        drifts = " / ".join(drifted(own, role) for role in ("null", "keep", "target"))
+        kept.append(
+            f"| {recipe} | {len(own)} | {' | '.join(map(shown, parts(own)))} "
+            f"| {100 * harmonic:.0f} | {drifts} |"
         )
-        rows.append(
-            f"| {recipe} | {len(own)} | {' | '.join(map(shown, parts))} "
-            f"| {100 * harmonic:.0f} | {' / '.join(drifts)} "
-            f"| {' | '.join(shown(attacked(own, name)) for name in names)} |"
-        )
+        back.append(f"| {recipe} | {' | '.join(shown(attacked(own, n)) for n in names)} |")
     control = " | ".join(shown(attacked(lines, name, "base")) for name in names)
-    return "\n".join([*rows, f"| control: no eraser | | | | | | | {control} |"])
+    return "\n".join([*kept, "", *back, f"| no eraser | {control} |"])
+
+
+def plot(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """The table at a glance: the darker, the less that row can be wished for."""
+    import matplotlib.pyplot as plt
+
+    heads = ["Efficacy", "Generality", "Sensitivity", *columns(lines)]
+    rows = {
+        recipe: [*parts(own), *(attacked(own, name) for name in columns(lines))]
+        for recipe, own in by_recipe(lines).items()
+    }
+    figure, axes = plt.subplots(figsize=(0.62 * len(heads) + 2.2, 0.32 * len(rows) + 1.6))
+    bad = [
+        [1 - rate.value if head == "Sensitivity" else rate.value for head, rate in both]
+        for both in (list(zip(heads, rates, strict=True)) for rates in rows.values())
+    ]
+    axes.imshow(bad, cmap="Reds", vmin=0, vmax=1, aspect="auto")
+    for i, rates in enumerate(rows.values()):
+        for j, rate in enumerate(rates):
+            if rate.n:
+                colour = "white" if bad[i][j] > 0.6 else "black"
+                told = f"{100 * rate.value:.0f}"
+                axes.text(j, i, told, ha="center", va="center", fontsize=8, color=colour)
+    axes.axvline(2.5, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(heads)), heads, rotation=40, ha="left", fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def main() -> None:
@@ -176,6 +216,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("build/evidence.jsonl"))
     parser.add_argument("--table", action="store_true", help="only print what the file holds")
+    parser.add_argument("--plot", type=Path, help="write the table as a picture here")
     options = parser.parse_args()
     lines = written(options.out)
     done = {(line["recipe"], line["concept"], line["seed"]) for line in lines}
@@ -188,6 +229,8 @@ def main() -> None:
                 write(options.out, line)
                 print(recipe, name, line["groups"]["target"]["erased"], flush=True)
     print(table(lines))
+    if options.plot:
+        plot(lines, options.plot)
 
 
 if __name__ == "__main__":
