@@ -56,7 +56,7 @@ def main() -> None:
         found[recipe] = continual(runner, field, erasers).plain()
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print("| erased | " + " | ".join(f"`{recipe}`, gone | left" for recipe in found) + " |")
-    print("| ---: | --- |" + " ---: | ---: |" * len(found))
+    print("| --- |" + " ---: | ---: |" * len(found))
     for lines in zip(*found.values(), strict=True):
         told = " | ".join(f"{share(line['unlearned'])} | {share(line['kept'])}" for line in lines)
         print(f"| {lines[0]['erased']} | {told} |")
