@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from erasure import concept_of, vocabulary
+from erasure import concept_of, neighbours, vocabulary
 from journal import write, written
 
 from diffusers_erase.concepts import Concept, Vocabulary
@@ -61,12 +61,15 @@ SEARCHED = 4
 
 
 def measured(recipe: str, name: str, seed: int, work: Path) -> dict[str, Any]:
-    """One eraser, made and measured."""
+    """One eraser, made and measured; of `uce:nearest` the target is the nearest word."""
     pipe, concept = load_pipeline(), concept_of(name)
     words = Vocabulary(tuple(word for word in vocabulary(concept) if word != name))
+    method, _, way = recipe.partition(":")
+    given = {"target": neighbours(concept)[0]} if way == "nearest" else {}
+    told = {"vocabulary": words, "recipe": method, "seed": seed, "progress": False, **given}
     started = time.perf_counter()
     with counted(pipe.unet) as spent:
-        eraser = erase(pipe, concept, vocabulary=words, recipe=recipe, seed=seed, progress=False)
+        eraser = erase(pipe, concept, **told)
         evaluations = spent()
     seconds = time.perf_counter() - started
     pipe.load_erasure(eraser, name)
