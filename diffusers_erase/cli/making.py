@@ -23,7 +23,9 @@ from diffusers_erase.errors import ErasureError
 def train(
     output: Annotated[
         Path,
-        typer.Option("--output", "--output-dir", help="Folder for the eraser, or for all of them."),
+        typer.Option(
+            "--output", "--output-dir", "-o", help="Folder for the eraser, or for all of them."
+        ),
     ],
     concept: Annotated[
         list[str] | None,
@@ -145,7 +147,7 @@ def train(
 
 def edit(
     output: Annotated[
-        Path, typer.Option("--output", "--output-dir", help="Folder for the eraser.")
+        Path, typer.Option("--output", "--output-dir", "-o", help="Folder for the eraser.")
     ],
     concept: Annotated[
         list[str], typer.Option(help="What to erase; repeat it for one eraser of several.")

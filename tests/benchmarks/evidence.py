@@ -166,6 +166,12 @@ def shown(rate: Rate) -> str:
     return f"{100 * rate.value:.0f} ({100 * low:.0f}–{100 * high:.0f})" if rate.n else "–"
 
 
+def price(lines: Sequence[dict[str, Any]], name: str) -> float:
+    """Evaluations of the UNet for one prompt, on average over the erasers."""
+    tried = [line["attacks"][name] for line in lines if name in line["attacks"]]
+    return sum(t["erased_evaluations"] for t in tried) / sum(t["erased"][1] for t in tried)
+
+
 def table(lines: Sequence[dict[str, Any]]) -> str:
     names = columns(lines)
     heads = "Efficacy | Generality | Sensitivity | HM | drift null / keep / target"
@@ -180,7 +186,9 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         )
         back.append(f"| {recipe} | {' | '.join(shown(attacked(own, n)) for n in names)} |")
     control = " | ".join(shown(attacked(lines, name, "base")) for name in names)
-    return "\n".join([*kept, "", *back, f"| no eraser | {control} |"])
+    prices = " | ".join(f"{price(lines, name):,.0f}" for name in names)
+    back += [f"| no eraser | {control} |", f"| *UNet evaluations a prompt* | {prices} |"]
+    return "\n".join([*kept, "", *back])
 
 
 def plot(lines: Sequence[dict[str, Any]], path: Path) -> None:
