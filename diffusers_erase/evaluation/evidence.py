@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from tqdm.auto import tqdm
+
 from diffusers_erase.config import versions
 from diffusers_erase.denoiser import NoiseSchedule
 from diffusers_erase.errors import ErasureError
@@ -216,19 +218,21 @@ def _attacked(
     if attacks and not targets:
         raise ErasureError(f"The suite '{suite.name}' has no group of relation `target` to attack.")
     journal = Journal(runner.work, "attacks")
-    for attack in attacks:
+    tried = [(attack, side) for attack in attacks for side in get_args(Side)]
+    bar = tqdm(tried, unit="attack", disable=not (runner.progress and runner.main and tried))
+    for attack, side in bar:
+        bar.set_description(f"{attack.name}, {side}")
         asked = replace(targets[0], pictures=attempts).asked(seed + 500_000)
-        for side in get_args(Side):
-            key = key_of(identity=runner.identity(side), attack=repr(attack), asked=asked)
-            if key not in journal and runner.main:
-                with voice(runner.studio.pipe, side):
-                    found = attack(runner.studio, asked)
-                journal.add({key: [asdict(attempt) for attempt in found]})
-            if runner.accelerator is not None:
-                runner.accelerator.wait_for_everyone()
-                journal.refresh()
-            known = tuple(Attempt(**_tuples(entry)) for entry in journal[key])
-            yield side, Recovery(attack.name, attack.access, known)
+        key = key_of(identity=runner.identity(side), attack=repr(attack), asked=asked)
+        if key not in journal and runner.main:
+            with voice(runner.studio.pipe, side):
+                found = attack(runner.studio, asked)
+            journal.add({key: [asdict(attempt) for attempt in found]})
+        if runner.accelerator is not None:
+            runner.accelerator.wait_for_everyone()
+            journal.refresh()
+        known = tuple(Attempt(**_tuples(entry)) for entry in journal[key])
+        yield side, Recovery(attack.name, attack.access, known)
 
 
 def _tuples(entry: Mapping[str, Any]) -> dict[str, Any]:
