@@ -4,6 +4,7 @@ import random
 import pytest
 from huggingface_hub import ModelCard
 
+from diffusers_erase.card import NUMBERS
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.runner import Look
 from diffusers_erase.evaluation.summary import Summary
@@ -109,4 +110,4 @@ def test_a_card_takes_the_numbers_and_gives_them_back(playground, make_eraser, t
     assert results["the concept, by name"] == 0
     assert results["its nearest neighbours"] == 0.9
     assert "not measured" in card.text  # nobody attacked it
-    assert "harmonic_mean" in card.text
+    assert f"| {NUMBERS['harmonic_mean']} |" in card.text
