@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from diffusers_erase.evaluation.attacks.attempts import Recovery
 from diffusers_erase.evaluation.evidence import Evidence
 from diffusers_erase.evaluation.metrics import Rate
 from diffusers_erase.evaluation.page import as_html, figure, page
@@ -153,19 +154,24 @@ def _attack_lines(evidence: Evidence) -> Sequence[str]:
     if not evidence.recoveries:
         return [f"Attacks: {NOT_MEASURED}."]
     lines = [
-        "| attack | access | without it | with it | per picture | control: erasers off "
+        "| attack | access | without it | with it | its own pictures | the same, erasers off "
         "| UNet evaluations |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for side, recovery in evidence.recoveries:
         if side == "erased":
             control = evidence.recovered(recovery.attack, "base")
-            before = NOT_MEASURED if control is None else str(control.post)
+            before = NOT_MEASURED if control is None else _own(control)
             lines.append(
                 f"| {recovery.attack} | {recovery.access} | {100 * recovery.pre.value:.0f} % "
-                f"| {recovery.post} | {recovery.per_image} | {before} | {recovery.evaluations:,} |"
+                f"| {recovery.post} | {_own(recovery)} | {before} | {recovery.evaluations:,} |"
             )
     return lines
+
+
+def _own(recovery: Recovery) -> str:
+    """Of the pictures that the attack drew itself: what is shown without it is no proof of it."""
+    return str(recovery.per_image) if recovery.per_image.n else "none drawn: shown without it"
 
 
 def _attacks_plain(evidence: Evidence) -> dict[str, object]:

@@ -119,6 +119,7 @@ def recovered(several: Sequence[tuple[str, Recovery]]) -> dict[str, dict[str, An
     for side, recovery in several:
         line = found.setdefault(recovery.attack, {})
         line[side] = [recovery.post.hits, recovery.post.n]
+        line[f"{side}_pictures"] = [recovery.per_image.hits, recovery.per_image.n]
         line[f"{side}_evaluations"] = recovery.evaluations
         line[f"{side}_curve"] = recovery.curve
     return found
@@ -135,9 +136,9 @@ def pooled(lines: Sequence[dict[str, Any]], counts_as: str) -> Rate:
     return found
 
 
-def attacked(lines: Sequence[dict[str, Any]], name: str, side: str = "erased") -> Rate:
+def attacked(lines: Sequence[dict[str, Any]], name: str, what: str = "erased") -> Rate:
     tried = (line["attacks"].get(name, {}) for line in lines)
-    several = [Rate(*attack[side]) for attack in tried if side in attack]
+    several = [Rate(*attack[what]) for attack in tried if what in attack]
     return sum(several[1:], several[0]) if several else Rate(0, 0)
 
 
@@ -185,9 +186,12 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
             f"| {100 * harmonic:.0f} | {drifts} |"
         )
         back.append(f"| {recipe} | {' | '.join(shown(attacked(own, n)) for n in names)} |")
-    control = " | ".join(shown(attacked(lines, name, "base")) for name in names)
+    control = " | ".join(shown(attacked(lines, name, "base_pictures")) for name in names)
     prices = " | ".join(f"{price(lines, name):,.0f}" for name in names)
-    back += [f"| no eraser | {control} |", f"| *UNet evaluations a prompt* | {prices} |"]
+    back += [
+        f"| *no eraser, its own pictures* | {control} |",
+        f"| *UNet evaluations a prompt* | {prices} |",
+    ]
     return "\n".join([*kept, "", *back])
 
 

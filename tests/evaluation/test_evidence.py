@@ -16,6 +16,7 @@ from diffusers_erase.concepts import Concept
 from diffusers_erase.crossattention import denoiser_of
 from diffusers_erase.denoiser import counted
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.evaluation.attacks.attempts import Attempt, Recovery
 from diffusers_erase.evaluation.attacks.sampling import Completion, SeedSearch
 from diffusers_erase.evaluation.evidence import Evidence, evaluate
 from diffusers_erase.evaluation.report import markdown, sheets_of, write_report
@@ -108,6 +109,26 @@ def test_what_was_not_measured_is_said(runner):
     assert "| generality | not measured |" in text
     assert "| harmonic mean | not measured |" in text
     assert "Attacks: not measured." in text
+
+
+def test_a_control_is_what_the_attack_drew_and_not_what_is_shown_without_it(evidence):
+    def recovery(found, images):
+        shown = Attempt("a car", ("car",), 0, True, True, found, images, 10)
+        return Recovery("noise", "sampler", (shown,))
+
+    def told(*recoveries):
+        several = tuple(zip(("base", "erased"), recoveries, strict=True))
+        (row,) = (
+            line
+            for line in markdown(dataclasses.replace(evidence, recoveries=several)).splitlines()
+            if line.startswith("| noise |")
+        )
+        return [cell.strip() for cell in row.split("|")[5:7]]
+
+    own, control = told(recovery(1, 4), recovery(3, 4))
+    assert own.startswith("75.0 %")
+    assert control.startswith("25.0 %")
+    assert told(recovery(0, 0), recovery(0, 4))[1] == "none drawn: shown without it"
 
 
 def test_a_second_run_draws_nothing_and_writes_the_same(evidence, runner):
