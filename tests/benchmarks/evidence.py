@@ -226,7 +226,7 @@ def plot(lines: Sequence[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipes", nargs="+", default=[*RECIPES, *EDITS])
+    parser.add_argument("--recipes", nargs="+", default=[*RECIPES, *EDITS, "uce:nearest"])
     parser.add_argument("--concepts", nargs="+", default=["truck", "church"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("build/evidence.jsonl"))

@@ -4,8 +4,8 @@ python tests/benchmarks/never_taught.py --out build/never-taught.jsonl
 
 Text encoder and denoiser of the playground are trained from nothing, as the shipped ones but on
 pictures without the concepts, for an hour of two cores; what is done is found again. Then they
-stand where `evidence.py` has the erased model: the same suite, attacks, and lines of JSON. What an
-attack finds here it has brought along itself.
+stand where `evidence.py` has the erased model: the same suite, attacks and lines, which may go to
+its file. What an attack finds here it has brought along itself.
 """
 
 import argparse
@@ -46,6 +46,7 @@ from diffusers_erase.playground.fitting import Plan, fit
 from diffusers_erase.playground.protocols import protocol
 
 
+ROW = "never taught"
 UNTAUGHT = ("truck", "church")
 PLAN = Plan("denoiser", steps=2400, batch=64, learning_rate=1e-3, ema=0.998, half=True)
 
@@ -117,7 +118,7 @@ def measured(pipe: Any, name: str, work: Path) -> dict[str, Any]:
             few = replace(target, pictures=pictures).asked(500_000)
             recoveries += [("erased", recover(attack, studio, few)) for attack in attacks]
     return {
-        "recipe": "never taught",
+        "recipe": ROW,
         "concept": name,
         "seed": 0,
         "groups": seen(summary),
@@ -138,8 +139,9 @@ def main() -> None:
     pipe = never_taught(options.work, options.pictures, options.processes)
     print(f"trained or found in {time.perf_counter() - started:.0f} s", flush=True)
     lines = written(options.out)
+    done = {line["concept"] for line in lines if line["recipe"] == ROW}
     for name in options.concepts:
-        if name not in {line["concept"] for line in lines}:
+        if name not in done:
             line = measured(pipe, name, options.work / "run")
             lines.append(line)
             write(options.out, line)
