@@ -12,13 +12,12 @@ from diffusers_erase.errors import ErasureError
 
 
 if TYPE_CHECKING:
-    from diffusers_erase.adapter import EraserAdapter
     from diffusers_erase.concepts import Concept, Vocabulary
-    from diffusers_erase.config import EraserConfig
     from diffusers_erase.editing.recipes import Edit
+    from diffusers_erase.eraser.adapter import EraserAdapter
+    from diffusers_erase.eraser.config import EraserConfig
     from diffusers_erase.evaluation.probe import probe
-    from diffusers_erase.hub import find_erasers
-    from diffusers_erase.making import erase
+    from diffusers_erase.making.api import erase
     from diffusers_erase.making.debiasing import debias
     from diffusers_erase.making.stacked import stack
     from diffusers_erase.runtime.plugin import (
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
         unload_erasures,
         verify_erasures,
     )
+    from diffusers_erase.storage.hub import find_erasers
     from diffusers_erase.training.adaptive import Adaptive
     from diffusers_erase.training.recipes import Recipe
     from diffusers_erase.training.targets import Fixed, Nearest
@@ -42,8 +42,8 @@ _ROOMS = {
     "Adaptive": "training.adaptive",
     "Concept": "concepts",
     "Edit": "editing.recipes",
-    "EraserAdapter": "adapter",
-    "EraserConfig": "config",
+    "EraserAdapter": "eraser.adapter",
+    "EraserConfig": "eraser.config",
     "Fixed": "training.targets",
     "Nearest": "training.targets",
     "Recipe": "training.recipes",
@@ -51,10 +51,10 @@ _ROOMS = {
     "Trial": "training.trial",
     "Vocabulary": "concepts",
     "debias": "making.debiasing",
-    "erase": "making",
+    "erase": "making.api",
     "erasures_disabled": "runtime.plugin",
     "export_erased": "runtime.plugin",
-    "find_erasers": "hub",
+    "find_erasers": "storage.hub",
     "list_erasures": "runtime.plugin",
     "load_erasure": "runtime.plugin",
     "probe": "evaluation.probe",

@@ -4,12 +4,12 @@ import argparse
 from pathlib import Path
 
 from diffusers_erase import erase
-from diffusers_erase.evaluation.attacks.inversion import Inversion
-from diffusers_erase.evaluation.attacks.sampling import Noise
+from diffusers_erase.attacks.inversion import Inversion
+from diffusers_erase.attacks.sampling import Noise
 from diffusers_erase.evaluation.evidence import Evidence, evaluate
 from diffusers_erase.evaluation.report import sheets_of, write_report
 from diffusers_erase.evaluation.runner import Runner
-from diffusers_erase.evaluation.studio import Sampling, Studio
+from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
 from diffusers_erase.evaluation.suites import Suite
 from diffusers_erase.playground import load_judge, load_pipeline
 from diffusers_erase.playground.protocols import protocol
@@ -22,8 +22,8 @@ def main(folder: Path, steps: int, pictures: int) -> None:
 
     # For another model: `Suite.of("mine.yaml")`, and any detector of `evaluation.classifiers`.
     suite = Suite.of(protocol("card", "car", pictures=pictures))
-    studio = Studio(pipe, judge, Sampling(steps=steps, batch=16))
-    runner = Runner(studio, folder / "measured.run")  # a run that is stopped goes on from there
+    sampler = PipelineSampler(pipe, judge, Sampling(steps=steps, batch=16))
+    runner = Runner(sampler, folder / "measured.run")  # a run that is stopped goes on from there
     attacks = [Noise(scales=(1.0,)), Inversion(steps=20 * steps)]
     evidence = evaluate(runner, suite, attacks=attacks, attempts=4)
 

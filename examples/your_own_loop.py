@@ -3,14 +3,14 @@
 import argparse
 
 from diffusers_erase import Concept, train
-from diffusers_erase.attachment import attached
-from diffusers_erase.concepts import encode
-from diffusers_erase.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.evaluation.pictures import draw
+from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.models.lora import attached
+from diffusers_erase.models.text_states import encode
+from diffusers_erase.models.trajectories import sample_trajectories
 from diffusers_erase.playground import load_judge, load_pipeline
 from diffusers_erase.training.objectives import Steer
 from diffusers_erase.training.trainer import Pace
-from diffusers_erase.trajectories import sample_trajectories
 
 
 def main(steps: int, every: int) -> None:
@@ -18,7 +18,7 @@ def main(steps: int, every: int) -> None:
     prompts = concept.written()
     answers = [concept.replaced(prompt, "house") for prompt in prompts]
     with attached(pipe.unet, parts=("to_k", "to_v"), rank=4, seed=0) as lora:
-        denoiser = Denoiser(pipe.unet, NoiseSchedule.of(pipe.scheduler), lora.silenced)
+        denoiser = Denoiser(pipe.unet, NoiseSchedule.of(pipe.scheduler), lora.adapter_disabled)
         kept = sample_trajectories(
             denoiser, pipe.scheduler, encode(pipe, prompts), encode(pipe, [""]), steps=10
         ).remember(denoiser, "target", encode(pipe, answers))

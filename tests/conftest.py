@@ -21,9 +21,9 @@ with warnings.catch_warnings():
     from huggingface_hub import constants
     from transformers.utils import logging as transformers_logging
 
-from diffusers_erase.adapter import EraserAdapter
-from diffusers_erase.config import EraserConfig
-from diffusers_erase.crossattention import fingerprint, projections
+from diffusers_erase.eraser.adapter import EraserAdapter
+from diffusers_erase.eraser.config import EraserConfig
+from diffusers_erase.models.architectures import fingerprint, projections
 from diffusers_erase.playground import load_judge, load_pipeline, model
 from tests.loopback_hub import Hub
 

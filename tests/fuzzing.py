@@ -22,11 +22,11 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from diffusers_erase import EraserAdapter, ErasureError
-from diffusers_erase.config import CONFIG_NAME, EraserConfig
-from diffusers_erase.crossattention import fingerprint, projections
-from diffusers_erase.repository import MAP_NAME, WEIGHTS_NAME
+from diffusers_erase.eraser.config import CONFIG_NAME, EraserConfig
+from diffusers_erase.eraser.files import MAP_NAME, WEIGHTS_NAME
+from diffusers_erase.eraser.text_map import TextMap
+from diffusers_erase.models.architectures import fingerprint, projections
 from diffusers_erase.runtime.plugin import list_erasures, load_erasure, unload_erasures
-from diffusers_erase.textmap import TextMap
 
 
 SECONDS = 2.0

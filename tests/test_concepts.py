@@ -1,15 +1,9 @@
 import pytest
 import torch
 
-from diffusers_erase.concepts import (
-    TEMPLATES,
-    Concept,
-    Vocabulary,
-    articles_agree,
-    encode,
-    unknown_words,
-)
+from diffusers_erase.concepts import TEMPLATES, Concept, Vocabulary, articles_agree
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.models.text_states import encode, unknown_words
 from diffusers_erase.playground.world import words
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from diffusers_erase.crossattention import text_layers
+from diffusers_erase.models.architectures import text_layers
 from diffusers_erase.training.recipes import REPLACE
 
 

@@ -18,7 +18,7 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """Erase an object and a style on the playground, and show what it did to everything else."""
-    from diffusers_erase.demo import run_demo
+    from diffusers_erase.cli.demo import run_demo
 
     if not run_demo(out, overwrite=overwrite, seed=seed, say=typer.echo):
         raise typer.Exit(1)

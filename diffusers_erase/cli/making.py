@@ -86,9 +86,9 @@ def train(
     """Train an eraser, or a file of them, and save it."""
     from accelerate import Accelerator
 
+    from diffusers_erase.cli.training_runs import Run, carry_out, runs_of, with_numbers
     from diffusers_erase.concepts import Concept, Vocabulary
-    from diffusers_erase.making.order import recipe_of
-    from diffusers_erase.runs import Run, carry_out, runs_of, with_numbers
+    from diffusers_erase.making.request import recipe_of
     from diffusers_erase.training.recipes import default_recipe
 
     words = Vocabulary.read(vocabulary) if vocabulary else own_words(model, kind)
@@ -179,16 +179,16 @@ def edit(
     """Solve for an eraser in closed form: seconds, no pictures, no UNet."""
     from huggingface_hub.constants import HF_HOME
 
-    from diffusers_erase.adapter import check_output
+    from diffusers_erase.cli.training_runs import told, with_numbers
     from diffusers_erase.concepts import Concept, Vocabulary
-    from diffusers_erase.editing.reading import read_weights
+    from diffusers_erase.eraser.adapter import check_output
     from diffusers_erase.making.by_algebra import solved
-    from diffusers_erase.making.order import Order, edit_of
-    from diffusers_erase.runs import told, with_numbers
+    from diffusers_erase.making.request import Request, edit_of
+    from diffusers_erase.models.weight_files import read_weights
     from diffusers_erase.training.targets import as_target
 
     first, *more = concept
-    order = Order(
+    request = Request(
         concepts=(
             Concept(first, kind, tuple(synonym or ())),  # type: ignore[arg-type]
             *(Concept(name, kind) for name in more),  # type: ignore[arg-type]
@@ -204,7 +204,7 @@ def edit(
     pipe = opened_model(model, **without_denoiser(model))
     weights = None if portable or model == "playground" else read_weights(model)
     cache = Path(HF_HOME) / "diffusers-erase"
-    eraser = solved(pipe, order, weights=weights, cache=cache)
+    eraser = solved(pipe, request, weights=weights, cache=cache)
     (eraser.portable if portable else eraser).save_pretrained(output, overwrite=overwrite)
     typer.echo(told(output, eraser))
 
@@ -233,8 +233,8 @@ def stack(
     overwrite: Overwrite = False,
 ) -> None:
     """Make one eraser of several."""
-    from diffusers_erase.adapter import check_output
     from diffusers_erase.concepts import Vocabulary
+    from diffusers_erase.eraser.adapter import check_output
     from diffusers_erase.making.stacked import stack as stacked
 
     check_output(output, overwrite=overwrite)

@@ -91,7 +91,7 @@ def attack(
     What is kept is measured too: a broken model resists every attack. Found prompts are not
     written down.
     """
-    from diffusers_erase.evaluation.attacks import ATTACKS
+    from diffusers_erase.attacks import ATTACKS
 
     _measure(
         erasers,
@@ -135,10 +135,10 @@ def graph(
     from diffusers_erase.concepts import Concept, Vocabulary
     from diffusers_erase.evaluation.graph import concept_graph
     from diffusers_erase.evaluation.graph_report import KNOWN, RESULTS, SUMMARY, write_graph
-    from diffusers_erase.folders import check_folder
-    from diffusers_erase.making import erase
+    from diffusers_erase.making.api import erase
     from diffusers_erase.playground import SYNONYMS
     from diffusers_erase.playground.protocols import likeness
+    from diffusers_erase.storage.atomic import check_folder
 
     check_folder(out, overwrite=overwrite, marker=RESULTS, known=KNOWN)
     field = _field(protocol, model)
@@ -151,7 +151,7 @@ def graph(
     def make(concept: Concept) -> Any:
         words = Vocabulary(tuple(w for w in field.concepts if w != concept.name))
         return erase(
-            runner.studio.pipe, concept, recipe=recipe, vocabulary=words, seed=seed, progress=False
+            runner.sampler.pipe, concept, recipe=recipe, vocabulary=words, seed=seed, progress=False
         )
 
     way = f"{recipe}, seed {seed}, told of {', '.join(field.concepts)}"
@@ -182,7 +182,7 @@ def continual(
     import json
     from dataclasses import replace
 
-    from diffusers_erase.adapter import EraserAdapter
+    from diffusers_erase.eraser.adapter import EraserAdapter
     from diffusers_erase.evaluation.continual import continual as timeline
 
     if out.exists() and not overwrite:
@@ -224,13 +224,13 @@ def _measure(
     seed: int,
     overwrite: bool,
 ) -> None:
-    from diffusers_erase.adapter import EraserAdapter
+    from diffusers_erase.attacks import attack_named
     from diffusers_erase.concepts import Concept, Kind
-    from diffusers_erase.evaluation.attacks import attack_named
+    from diffusers_erase.eraser.adapter import EraserAdapter
     from diffusers_erase.evaluation.evidence import evaluate as measure
     from diffusers_erase.evaluation.report import KNOWN, RESULTS, TABLE, sheets_of, write_report
-    from diffusers_erase.folders import check_folder
     from diffusers_erase.runtime.plugin import load_erasure
+    from diffusers_erase.storage.atomic import check_folder
 
     check_folder(out, overwrite=overwrite, marker=RESULTS, known=KNOWN)
     config = EraserAdapter.from_pretrained(erasers[0]).config
@@ -240,7 +240,7 @@ def _measure(
     labels = {label for g in asked.groups for _, wanted in g.prompts for label in wanted}
     runner = _runner(model, detector, tuple(sorted(labels)), out, sampling)
     for source in erasers:
-        load_erasure(runner.studio.pipe, source, name=source)
+        load_erasure(runner.sampler.pipe, source, name=source)
     evidence = measure(runner, asked, attacks=several, attempts=attempts, seed=seed)
     if runner.main:
         write_report(evidence, out, sheets_of(runner, asked, seed))
@@ -271,23 +271,23 @@ def _suite(name: str, concepts: list[str], model: str, pictures: int | None) -> 
 
 
 def _field(protocol: Path | None, model: str) -> Any:
-    from diffusers_erase.evaluation.graph import Field
+    from diffusers_erase.evaluation.graph import ConceptSet
     from diffusers_erase.evaluation.suites import shipped
     from diffusers_erase.playground.protocols import graph_protocol
 
     if protocol is not None:
-        return Field.read(shipped().get(str(protocol), protocol))
+        return ConceptSet.read(shipped().get(str(protocol), protocol))
     if model != "playground":
         raise ErasureError(
             "Name a `--protocol` with the concepts to look at ('netfive', or a YAML file); see "
             "docs/measuring.md."
         )
-    return Field.of(graph_protocol())
+    return ConceptSet.of(graph_protocol())
 
 
 def _sampling(model: str, steps: int | None, guidance: float | None, batch: int) -> Any:
     """The playground needs fewer steps, and has the time for no more."""
-    from diffusers_erase.evaluation.studio import Sampling
+    from diffusers_erase.evaluation.sampler import Sampling
 
     if model == "playground":
         return Sampling(steps or 10, 5.0 if guidance is None else guidance, "bfloat16", batch)
@@ -300,11 +300,11 @@ def _runner(
     from accelerate import Accelerator
 
     from diffusers_erase.evaluation.runner import Runner
-    from diffusers_erase.evaluation.studio import Studio
+    from diffusers_erase.evaluation.sampler import PipelineSampler
 
     seen_by = _detector(detector or ("judge" if model == "playground" else ""), labels)
-    studio = Studio(opened_model(model), seen_by, sampling)
-    return Runner(studio, _work(out), Accelerator(cpu=device() == "cpu"))
+    sampler = PipelineSampler(opened_model(model), seen_by, sampling)
+    return Runner(sampler, _work(out), Accelerator(cpu=device() == "cpu"))
 
 
 def _detector(name: str, labels: tuple[str, ...]) -> Any:

@@ -37,7 +37,7 @@ def opened_model(model: str, **parts: Any) -> Any:
 
 def without_denoiser(model: str) -> dict[str, None]:
     """Parts of a pipeline to leave out where its texts are enough."""
-    from diffusers_erase.editing.reading import denoiser_name
+    from diffusers_erase.models.weight_files import denoiser_name
 
     return {} if model == "playground" else {denoiser_name(model): None, "vae": None}
 

@@ -16,9 +16,9 @@ Token = Annotated[str | None, typer.Option(help="Of the Hub, if not the one of y
 
 def info(source: Source, revision: Revision = None, token: Token = None) -> None:
     """Tell what an eraser erases and how it was made, without fetching its weights."""
-    from diffusers_erase.facts import facts_of
+    from diffusers_erase.eraser.inspection import inspect_eraser
 
-    facts = facts_of(source, revision=revision, token=token)
+    facts = inspect_eraser(source, revision=revision, token=token)
     config = facts.config
     typer.echo(f"{facts.source} erases {', '.join(config.names)} ({config.kind})")
     rows = {
@@ -49,9 +49,9 @@ def verify(
     token: Token = None,
 ) -> None:
     """Check an eraser whole, format, files and numbers; and against a model if one is named."""
-    from diffusers_erase.facts import verified
+    from diffusers_erase.eraser.inspection import verify_eraser
 
-    for line in verified(
+    for line in verify_eraser(
         source, opened_model(model) if model else None, revision=revision, token=token
     ):
         typer.echo(line)
@@ -69,9 +69,9 @@ def push(
     token: Token = None,
 ) -> None:
     """Publish an eraser on the Hub."""
-    from diffusers_erase.adapter import EraserAdapter
+    from diffusers_erase.eraser.adapter import EraserAdapter
+    from diffusers_erase.eraser.files import images_in
     from diffusers_erase.evaluation.evidence import Evidence
-    from diffusers_erase.repository import images_in
 
     if not folder.is_dir():
         raise ErasureError(f"There is no folder '{folder}'.")
@@ -97,9 +97,9 @@ def pull(
     overwrite: Overwrite = False,
 ) -> None:
     """Fetch an eraser from the Hub into a folder, file by file as it is there."""
-    from diffusers_erase.adapter import check_output
-    from diffusers_erase.folders import whole_folder
-    from diffusers_erase.repository import copied
+    from diffusers_erase.eraser.adapter import check_output
+    from diffusers_erase.eraser.files import copied
+    from diffusers_erase.storage.atomic import whole_folder
 
     check_output(output, overwrite=overwrite)
     with whole_folder(output) as draft:
@@ -115,7 +115,7 @@ def find(
     token: Token = None,
 ) -> None:
     """List erasers on the Hub."""
-    from diffusers_erase.hub import find_erasers
+    from diffusers_erase.storage.hub import find_erasers
 
     found = find_erasers(
         base_model=base_model, concept=concept, author=author, limit=limit, token=token

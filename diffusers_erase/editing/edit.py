@@ -7,17 +7,18 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from diffusers_erase.cache import TensorCache
 from diffusers_erase.concepts import SAID_IN, Concept, Kind, Vocabulary, said
-from diffusers_erase.config import Choice
 from diffusers_erase.editing.prior import own_words, spared
 from diffusers_erase.editing.recipes import Edit
-from diffusers_erase.editing.rows import Texts, paired, shell, unshared
 from diffusers_erase.editing.solvers import Problem, reading_gram, solved_within
 from diffusers_erase.editing.solving import reader_beside
+from diffusers_erase.editing.token_pairs import Texts, paired, shell, unshared
+from diffusers_erase.eraser.config import Choice
+from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.subspace import Inverse, row_space
-from diffusers_erase.textmap import TextMap
+from diffusers_erase.linalg.inverse import Inverse
+from diffusers_erase.linalg.subspace import row_space
+from diffusers_erase.storage.tensor_cache import TensorCache
 
 
 SYNONYM = 0.05
@@ -221,7 +222,7 @@ def _chosen(
     pairs = [rows(texts, [concept], [word], brief) for word in candidates]
     E, V = pairs[0]
     first = Problem.of(E, V, S, spare=recipe.spare, ridge=recipe.ridge, hold=hold)
-    N = Inverse.of(first.dear / len(E), hold)  # what is spared, in means, is the same for all
+    N = Inverse.of(first.penalty / len(E), hold)  # what is spared, in means, is the same for all
     hurt = {}
     recognised = seen = torch.empty(0)
     for k, (word, (E, V)) in enumerate(zip(candidates, pairs, strict=True)):

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusers_erase.cache import TensorCache
-from diffusers_erase.concepts import articles_agree, whole_words
-from diffusers_erase.editing.rows import Texts
+from diffusers_erase.concepts import articles_agree
+from diffusers_erase.editing.token_pairs import Texts
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.models.text_states import whole_words
+from diffusers_erase.storage.tensor_cache import TensorCache
 
 
 WORDS = 2000

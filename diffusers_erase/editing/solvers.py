@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from diffusers_erase.editing.solving import remove, solve, solve_within
+from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.recovery import Reading
-from diffusers_erase.subspace import row_space
-from diffusers_erase.textmap import TextMap
+from diffusers_erase.linalg.inverse import EditedReading
+from diffusers_erase.linalg.subspace import row_space
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,16 @@ class Problem:
         return cls(E, V, K, ridge * mean, hold, G)
 
     @property
-    def dear(self) -> Tensor:
+    def penalty(self) -> Tensor:
         """K + λ I."""
-        dear = self.K.clone()
-        dear.diagonal().add_(self.ridge)
-        return dear
+        penalty = self.K.clone()
+        penalty.diagonal().add_(self.ridge)
+        return penalty
 
     @property
-    def met(self) -> Tensor:
+    def second_moment(self) -> Tensor:
         """E^T E + K + λ I: second moments of the states that matter."""
-        return torch.addmm(self.dear, self.E.T, self.E)
+        return torch.addmm(self.penalty, self.E.T, self.E)
 
     @property
     def reading(self) -> Tensor:
@@ -98,7 +98,7 @@ class Replace:
 
     def __call__(self, problem: Problem) -> TextMap:
         """Solved once."""
-        return solve(problem.E, problem.V, problem.dear, hold=problem.hold)
+        return solve(problem.E, problem.V, problem.penalty, hold=problem.hold)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Regenerate:
         T = Replace()(problem)
         again, left = self._regained(T, G, E)
         for _ in range(self.rounds):
-            step = solve(again, problem.V, problem.dear, hold=problem.hold)
+            step = solve(again, problem.V, problem.penalty, hold=problem.hold)
             further = T.after(step)
             again, harder = self._regained(further, G, E)
             if harder < left + self.gain or drift(further, problem.K) > self.budget:
@@ -175,7 +175,7 @@ class Remove:
         X = torch.cat((problem.E, problem.V))
         covariance = (X - X.mean(0)).T @ (X - X.mean(0)) / len(X)
         between = (problem.E.mean(0) - problem.V.mean(0))[None] / 4
-        K = covariance + problem.dear / len(problem.E)
+        K = covariance + problem.penalty / len(problem.E)
         return remove(between, K, hold=problem.hold)
 
 
@@ -185,16 +185,16 @@ def solved_within(solver: Solver, problem: Problem, rank: int) -> tuple[TextMap,
     Energy is that of the change on the states that matter (`Problem.met`).
     """
     if isinstance(solver, Replace):
-        E, V, dear = problem.E, problem.V, problem.dear
-        return *solve_within(E, V, dear, rank, hold=problem.hold), min(E.shape)
+        E, V, penalty = problem.E, problem.V, problem.penalty
+        return *solve_within(E, V, penalty, rank, hold=problem.hold), min(E.shape)
     solved = solver(problem)
-    return *solved.truncated(rank, met=problem.met), solved.rank
+    return *solved.truncated(rank, second_moment=problem.second_moment), solved.rank
 
 
-def read_through(T: TextMap, G: Tensor) -> Reading:
+def read_through(T: TextMap, G: Tensor) -> EditedReading:
     """Layers with Gram G before the edit, and W T after it."""
     M = torch.eye(T.width, dtype=T.U.dtype) + T.change
-    return Reading(G, M.T @ G @ M, M.T @ G)
+    return EditedReading(G, M.T @ G @ M, M.T @ G)
 
 
 def drift(T: TextMap, K: Tensor) -> float:

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.subspace import WORST_CONDITION, Inverse, inverted
-from diffusers_erase.textmap import TextMap
+from diffusers_erase.linalg.inverse import WORST_CONDITION, Inverse, inverted
 
 
 def solve(E: Tensor, V: Tensor, K: Tensor, *, hold: Tensor | None = None) -> TextMap:

@@ -15,10 +15,10 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from diffusers_erase.cache import digest
 from diffusers_erase.errors import ErasureError, first_line
-from diffusers_erase.evaluation.detectors import Seen
+from diffusers_erase.evaluation.detectors import Detection
 from diffusers_erase.evaluation.features import optional, picture_features, text_features, unit
+from diffusers_erase.storage.tensor_cache import digest
 
 
 TOP = 5
@@ -132,7 +132,7 @@ class ClipZeroShot:
         scale = float(self.model.logit_scale.detach().exp())
         return (scale * seen @ self._prompts.T).softmax(1)  # SigLIP's bias is the same for all
 
-    def __call__(self, pictures: Sequence[Image.Image]) -> list[Seen]:
+    def __call__(self, pictures: Sequence[Image.Image]) -> list[Detection]:
         """One verdict per picture; `ranked` has the prompts of "none" among the labels."""
         if not pictures:
             return []
@@ -237,9 +237,9 @@ class ImageClassifier:
         )
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image.Image]) -> list[Seen]:
+    def __call__(self, pictures: Sequence[Image.Image]) -> list[Detection]:
         """One verdict per picture."""
-        found: list[Seen] = []
+        found: list[Detection] = []
         for start in range(0, len(pictures), self.batch):
             chunk = [picture.convert("RGB") for picture in pictures[start : start + self.batch]]
             pixels = self.processor(images=chunk, return_tensors="pt")
@@ -310,12 +310,12 @@ class NudeNet:
             "weights": self.weights,
         }
 
-    def __call__(self, pictures: Sequence[Image.Image]) -> list[Seen]:
+    def __call__(self, pictures: Sequence[Image.Image]) -> list[Detection]:
         """'nudity' and its classes, with the surest one's score, or 'no nudity', with the rest."""
         arrays = [np.asarray(picture.convert("RGB")) for picture in pictures]
         return [self._judged(self.detector.detect(array)) for array in arrays]
 
-    def _judged(self, parts: Sequence[Mapping[str, Any]]) -> Seen:
+    def _judged(self, parts: Sequence[Mapping[str, Any]]) -> Detection:
         best: dict[str, float] = {}
         for part in parts:
             name, score = str(part["class"]), float(part["score"])
@@ -328,8 +328,8 @@ class NudeNet:
         surest = max(best.values(), default=0.0)
         over = sorted((n for n in best if best[n] >= self.threshold), key=lambda n: -best[n])
         if over:
-            return Seen("nudity", surest, labels=("nudity", *over), ranked=("nudity", *over))
-        return Seen("no nudity", 1 - surest)
+            return Detection("nudity", surest, labels=("nudity", *over), ranked=("nudity", *over))
+        return Detection("no nudity", 1 - surest)
 
 
 def class_number(classes: Mapping[int, str], called: str) -> int:
@@ -355,11 +355,13 @@ def class_number(classes: Mapping[int, str], called: str) -> int:
     return found[0]
 
 
-def _verdict(row: Tensor, names: Sequence[str], is_valid: Callable[[str, float], bool]) -> Seen:
+def _verdict(
+    row: Tensor, names: Sequence[str], is_valid: Callable[[str, float], bool]
+) -> Detection:
     scores, order = row.topk(min(TOP, len(names)))
     ranked = tuple(names[i] for i in order.tolist())
     best = float(scores[0])
-    return Seen(ranked[0], best, valid=is_valid(ranked[0], best), ranked=ranked)
+    return Detection(ranked[0], best, valid=is_valid(ranked[0], best), ranked=ranked)
 
 
 def _loaded(kind: Any, model_id: str | Path, revision: str | None, **how: Any) -> Any:

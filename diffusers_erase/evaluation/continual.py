@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from diffusers_erase.adapter import EraserAdapter
+from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.detectors import measurable
-from diffusers_erase.evaluation.graph import Field, check_nothing_erased, rates
+from diffusers_erase.evaluation.graph import ConceptSet, check_nothing_erased, rates
 from diffusers_erase.evaluation.metrics import Rate
 from diffusers_erase.evaluation.runner import Runner
 from diffusers_erase.runtime.plugin import load_erasure, unload_erasures
@@ -55,7 +55,7 @@ class Timeline:
 
 
 def continual(
-    runner: Runner, field: Field, erasers: Mapping[str, EraserAdapter], *, seed: int = 0
+    runner: Runner, field: ConceptSet, erasers: Mapping[str, EraserAdapter], *, seed: int = 0
 ) -> Timeline:
     """Load the erasers one after another, and look at all concepts after each.
 
@@ -68,7 +68,7 @@ def continual(
     Raises:
         ErasureError: the pipeline has erasers, or a concept is not in the field.
     """
-    pipe = runner.studio.pipe
+    pipe = runner.sampler.pipe
     check_nothing_erased(pipe)
     foreign = [name for name in erasers if name not in field.concepts]
     if foreign:

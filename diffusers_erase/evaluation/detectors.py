@@ -53,7 +53,7 @@ class Detector(Protocol):
 
 
 @dataclass(frozen=True)
-class Seen:
+class Detection:
     """A plain verdict."""
 
     label: str
@@ -85,16 +85,16 @@ class FromFunction:
         """What is told of it beside its verdicts."""
         return {"name": self.name}
 
-    def __call__(self, images: Sequence[Image.Image]) -> list[Seen]:
+    def __call__(self, images: Sequence[Image.Image]) -> list[Detection]:
         """One verdict per picture."""
         found = []
         for image in images:
             said = self.function(image)
             if said is None:
-                found.append(Seen("", 0.0, valid=False))
+                found.append(Detection("", 0.0, valid=False))
             else:
                 label, score = (said, 1.0) if isinstance(said, str) else said
-                found.append(Seen(label, score))
+                found.append(Detection(label, score))
         return found
 
 

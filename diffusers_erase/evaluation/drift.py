@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusers_erase.concepts import encode
-from diffusers_erase.crossattention import denoiser_of
-from diffusers_erase.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.models.architectures import denoiser_of
+from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.models.text_states import encode
+from diffusers_erase.models.trajectories import sample_trajectories
 from diffusers_erase.runtime.plugin import erasures_disabled
-from diffusers_erase.trajectories import sample_trajectories
 
 
 @dataclass(frozen=True)

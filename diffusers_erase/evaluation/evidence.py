@@ -8,18 +8,18 @@ from typing import Any, get_args
 
 from tqdm.auto import tqdm
 
-from diffusers_erase.config import versions
-from diffusers_erase.denoiser import NoiseSchedule
+from diffusers_erase.eraser.config import versions
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.evaluation.attacks.attempts import Access, Attack, Attempt, Recovery
+from diffusers_erase.evaluation.attack import Access, Attack, AttackResult, Attempt
 from diffusers_erase.evaluation.detectors import told_of
 from diffusers_erase.evaluation.drift import bank, drift
-from diffusers_erase.evaluation.journal import Journal, key_of
 from diffusers_erase.evaluation.metrics import Rate, compared, esr, psr
-from diffusers_erase.evaluation.runner import Look, Runner, Side, voice
+from diffusers_erase.evaluation.runner import Judgement, Runner, Side, voice
 from diffusers_erase.evaluation.suites import RELATIONS, Suite
 from diffusers_erase.evaluation.summary import Summary
+from diffusers_erase.models.denoiser import NoiseSchedule
 from diffusers_erase.runtime.plugin import list_erasures
+from diffusers_erase.storage.results import ResultsLog, key_of
 
 
 FORMAT = "diffusers-erase/evidence-1"
@@ -35,9 +35,9 @@ class Evidence:
     concepts: tuple[str, ...]
     relations: Mapping[str, str]
     """Group -> its relation to the concept."""
-    looks: tuple[Look, ...]
+    judgements: tuple[Judgement, ...]
     drift: Mapping[str, float] | None = None
-    recoveries: tuple[tuple[Side, Recovery], ...] = ()
+    recoveries: tuple[tuple[Side, AttackResult], ...] = ()
     """What attacks got back: `erased`, and `base` for the control, the same on the bare base."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Erasers, sampling, detector, versions."""
@@ -45,7 +45,7 @@ class Evidence:
     @property
     def summary(self) -> Summary:
         """Counted now."""
-        return Summary.of(self.looks, self.relations, self.drift)
+        return Summary.of(self.judgements, self.relations, self.drift)
 
     def esr(self, k: int = 1) -> Rate:
         """ESR-k: pictures of what is to be gone without it among the k likeliest labels."""
@@ -59,12 +59,12 @@ class Evidence:
         """Labels with the eraser, nothing in a ruined picture; and what is looked for."""
         own = [
             look
-            for look in self.looks
+            for look in self.judgements
             if look.side == "erased" and RELATIONS[self.relations[look.group]].expected == expected
         ]
         return [x.ranked if x.valid else () for x in own], [look.wanted[0] for look in own]
 
-    def recovered(self, attack: str, side: Side = "erased") -> Recovery | None:
+    def recovered(self, attack: str, side: Side = "erased") -> AttackResult | None:
         """What that attack got back, if it was tried."""
         found = (r for s, r in self.recoveries if s == side and r.attack == attack)
         return next(found, None)
@@ -92,7 +92,7 @@ class Evidence:
             **self.about,
         }
         yield json.dumps({"header": header})
-        for look in self.looks:
+        for look in self.judgements:
             yield json.dumps(asdict(look))
         for side, recovery in self.recoveries:
             for attempt in recovery.attempts:
@@ -121,10 +121,10 @@ class Evidence:
                 header["suite"],
                 tuple(header["concepts"]),
                 header["relations"],
-                tuple(Look(**_tuples(entry)) for entry in several[1:] if "group" in entry),
+                tuple(Judgement(**_tuples(entry)) for entry in several[1:] if "group" in entry),
                 header["drift"],
                 tuple(
-                    (side, Recovery(name, access, tuple(attempts)))
+                    (side, AttackResult(name, access, tuple(attempts)))
                     for (side, name, access), attempts in found.items()
                 ),
                 {k: v for k, v in header.items() if k not in known},
@@ -161,7 +161,7 @@ def evaluate(
             (a broken model resists every attack), or a detector or folder fails; what was found
             until then is kept.
     """
-    pipe = runner.studio.pipe
+    pipe = runner.sampler.pipe
     loaded = list_erasures(pipe)
     if not loaded:
         raise ErasureError("No eraser is loaded; call `pipe.load_erasure(...)`, then measure.")
@@ -171,20 +171,20 @@ def evaluate(
             "means nothing without it: a broken model resists them all. Add such a group."
         )
     asked = suite.asked(seed)
-    looks = (*runner(asked, "base"), *runner(asked, "erased"))
+    judgements = (*runner(asked, "base"), *runner(asked, "erased"))
     about = {
         "erasers": {
             name: {"concept": e.concept, "target": e.target, "strength": e.strength}
             for name, e in loaded.items()
         },
         "seed": seed,
-        "sampling": asdict(runner.studio.sampling),
-        "detector": told_of(runner.studio.detector),
+        "sampling": asdict(runner.sampler.sampling),
+        "detector": told_of(runner.sampler.detector),
         "model": str(getattr(pipe, "name_or_path", "") or ""),
         "versions": versions(),
     }
     relations = {group.name: group.relation for group in suite.groups}
-    evidence = Evidence(suite.name, suite.concepts, relations, looks, about=about)
+    evidence = Evidence(suite.name, suite.concepts, relations, judgements, about=about)
     return replace(
         evidence,
         drift=_drift(runner, suite),
@@ -194,7 +194,7 @@ def evaluate(
 
 def _drift(runner: Runner, suite: Suite) -> Mapping[str, float] | None:
     """Of prompts of the suite; None if it has none of one kind, or no schedule is known."""
-    pipe = runner.studio.pipe
+    pipe = runner.sampler.pipe
     target, keep = _prompts(suite, "gone"), _prompts(suite, "kept")
     try:
         NoiseSchedule.of(pipe.scheduler)
@@ -213,26 +213,26 @@ def _prompts(suite: Suite, expected: str) -> list[str]:
 
 def _attacked(
     runner: Runner, suite: Suite, attacks: Sequence[Attack], attempts: int, seed: int
-) -> Iterator[tuple[Side, Recovery]]:
+) -> Iterator[tuple[Side, AttackResult]]:
     targets = [group for group in suite.groups if group.relation == "target"]
     if attacks and not targets:
         raise ErasureError(f"The suite '{suite.name}' has no group of relation `target` to attack.")
-    journal = Journal(runner.work, "attacks")
+    log = ResultsLog(runner.work, "attacks")
     tried = [(attack, side) for attack in attacks for side in get_args(Side)]
     bar = tqdm(tried, unit="attack", disable=not (runner.progress and runner.main and tried))
     for attack, side in bar:
         bar.set_description(f"{attack.name}, {side}")
         asked = replace(targets[0], pictures=attempts).asked(seed + 500_000)
         key = key_of(identity=runner.identity(side), attack=repr(attack), asked=asked)
-        if key not in journal and runner.main:
-            with voice(runner.studio.pipe, side):
-                found = attack(runner.studio, asked)
-            journal.add({key: [asdict(attempt) for attempt in found]})
+        if key not in log and runner.main:
+            with voice(runner.sampler.pipe, side):
+                found = attack(runner.sampler, asked)
+            log.add({key: [asdict(attempt) for attempt in found]})
         if runner.accelerator is not None:
             runner.accelerator.wait_for_everyone()
-            journal.refresh()
-        known = tuple(Attempt(**_tuples(entry)) for entry in journal[key])
-        yield side, Recovery(attack.name, attack.access, known)
+            log.refresh()
+        known = tuple(Attempt(**_tuples(entry)) for entry in log[key])
+        yield side, AttackResult(attack.name, attack.access, known)
 
 
 def _tuples(entry: Mapping[str, Any]) -> dict[str, Any]:

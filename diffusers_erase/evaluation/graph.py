@@ -5,17 +5,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.concepts import Concept, articles_agree
-from diffusers_erase.config import CONFIG_NAME
+from diffusers_erase.eraser.adapter import EraserAdapter
+from diffusers_erase.eraser.config import CONFIG_NAME
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.detectors import measurable
-from diffusers_erase.evaluation.journal import key_of
 from diffusers_erase.evaluation.metrics import Rate, difference, spearman
 from diffusers_erase.evaluation.runner import Runner, Side
-from diffusers_erase.evaluation.studio import base_digest
-from diffusers_erase.evaluation.suites import Asked, read_yaml
+from diffusers_erase.evaluation.sampler import base_digest
+from diffusers_erase.evaluation.suites import PromptCase, read_yaml
 from diffusers_erase.runtime.plugin import erasures_key, load_erasure, unload_erasures
+from diffusers_erase.storage.results import key_of
 
 
 Make = Callable[[Concept], EraserAdapter]
@@ -26,7 +26,7 @@ ABNORMAL = 0.8
 
 
 @dataclass(frozen=True)
-class Field:
+class ConceptSet:
     """The concepts of a graph, in families of near ones, and how each is asked for."""
 
     families: Mapping[str, tuple[str, ...]]
@@ -48,7 +48,7 @@ class Field:
             raise ErasureError(f"A graph needs 1 picture or more of each; got {self.pictures}.")
 
     @classmethod
-    def of(cls, protocol: Mapping[str, Any]) -> "Field":
+    def of(cls, protocol: Mapping[str, Any]) -> "ConceptSet":
         """From plain values: `families`, `template`, `pictures`.
 
         Raises:
@@ -71,7 +71,7 @@ class Field:
         )
 
     @classmethod
-    def read(cls, path: str | Path) -> "Field":
+    def read(cls, path: str | Path) -> "ConceptSet":
         """The same from a YAML file.
 
         Raises:
@@ -88,10 +88,10 @@ class Field:
         """All of them, family by family."""
         return tuple(word for words in self.families.values() for word in words)
 
-    def asked(self, seed: int = 0) -> list[Asked]:
+    def asked(self, seed: int = 0) -> list[PromptCase]:
         """Every concept in turn; a concept has the same prompts and seeds after every erasure."""
         return [
-            Asked(
+            PromptCase(
                 word,
                 articles_agree(self.templates[i % len(self.templates)].replace("{}", word)),
                 (word,),
@@ -260,7 +260,7 @@ class Graph:
 
 def concept_graph(
     runner: Runner,
-    field: Field,
+    field: ConceptSet,
     make: Make,
     *,
     concepts: Sequence[Concept] = (),
@@ -284,7 +284,7 @@ def concept_graph(
     Raises:
         ErasureError: the pipeline has erasers, or a concept is not in the field.
     """
-    pipe = runner.studio.pipe
+    pipe = runner.sampler.pipe
     check_nothing_erased(pipe)
     several = concepts or [Concept(word) for word in field.concepts]
     foreign = [c.name for c in several if c.name not in field.concepts]
@@ -312,7 +312,7 @@ def check_nothing_erased(pipe: Any) -> None:
         )
 
 
-def rates(runner: Runner, asked: Sequence[Asked], side: Side) -> dict[str, Rate]:
+def rates(runner: Runner, asked: Sequence[PromptCase], side: Side) -> dict[str, Rate]:
     """Group -> how often it was seen."""
     found: dict[str, Rate] = {}
     for look in replace(runner, shown=0)(asked, side):
@@ -324,7 +324,7 @@ def _made(runner: Runner, make: Make, concept: Concept, way: str) -> EraserAdapt
     """The eraser, from the work folder if it was made there before, in this way of this base."""
     if runner.work is None:
         return make(concept)
-    key = key_of(concept=repr(concept), way=way, base=base_digest(runner.studio.pipe))
+    key = key_of(concept=repr(concept), way=way, base=base_digest(runner.sampler.pipe))
     folder = runner.work / "erasers" / f"{concept.name.replace(' ', '-')}-{key[:8]}"
     if runner.main and not (folder / CONFIG_NAME).is_file():
         make(concept).save_pretrained(folder)

@@ -8,7 +8,7 @@ from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.graph import Graph
 from diffusers_erase.evaluation.page import as_html, figure, page
 from diffusers_erase.evaluation.plots import drawable, heat_map, wheel
-from diffusers_erase.folders import whole_folder
+from diffusers_erase.storage.atomic import whole_folder
 
 
 RESULTS, TABLE, SUMMARY, PAGE = "graph.json", "graph.csv", "table.md", "index.html"

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusers_erase.adapter import EraserAdapter
-from diffusers_erase.concepts import Concept, encode
-from diffusers_erase.crossattention import denoiser_of, text_layers
+from diffusers_erase.concepts import Concept
+from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.models.architectures import denoiser_of, text_layers
+from diffusers_erase.models.text_states import encode
 
 
 FOLDS = 4

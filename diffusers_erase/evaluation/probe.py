@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusers_erase.adapter import EraserAdapter
-from diffusers_erase.concepts import encode
-from diffusers_erase.crossattention import denoiser_of, text_layers
+from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.recovery import Reading
+from diffusers_erase.linalg.inverse import EditedReading
+from diffusers_erase.models.architectures import denoiser_of, text_layers
+from diffusers_erase.models.text_states import encode
 
 
 ROUNDING = 1e-9
@@ -68,7 +68,7 @@ def probe(
             after + changed.T @ changed,
             across + changed.T @ W,
         )
-    reading = Reading(before, after, across)
+    reading = EditedReading(before, after, across)
     c = _rows(encode(pipe, prompts))
     again = reading.regained(c, bound)
     return Probe(reading.apart(c, c), reading.apart(c, again), float(again.norm() / c.norm()))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffusers_erase.evaluation.attacks.attempts import Recovery
+from diffusers_erase.evaluation.attack import AttackResult
 from diffusers_erase.evaluation.evidence import Evidence
 from diffusers_erase.evaluation.metrics import Rate
 from diffusers_erase.evaluation.page import as_html, figure, page
@@ -16,7 +16,7 @@ from diffusers_erase.evaluation.plots import bars, drawable
 from diffusers_erase.evaluation.runner import Runner
 from diffusers_erase.evaluation.suites import RELATIONS, Suite
 from diffusers_erase.evaluation.summary import GONE_BELOW, KEPT_ABOVE, Row
-from diffusers_erase.folders import whole_folder
+from diffusers_erase.storage.atomic import whole_folder
 
 
 RESULTS, SUMMARY, TABLE, PAGE = "results.jsonl", "summary.json", "table.md", "index.html"
@@ -169,7 +169,7 @@ def _attack_lines(evidence: Evidence) -> Sequence[str]:
     return lines
 
 
-def _own(recovery: Recovery) -> str:
+def _own(recovery: AttackResult) -> str:
     """Of the pictures that the attack drew itself: what is shown without it is no proof of it."""
     return str(recovery.per_image) if recovery.per_image.n else "none drawn: shown without it"
 

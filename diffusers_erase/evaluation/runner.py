@@ -12,17 +12,17 @@ from tqdm.auto import tqdm
 
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.detectors import Verdict, is_seen
-from diffusers_erase.evaluation.journal import Journal, key_of
-from diffusers_erase.evaluation.studio import Studio
-from diffusers_erase.evaluation.suites import Asked
+from diffusers_erase.evaluation.sampler import PipelineSampler
+from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.runtime.plugin import erasures_disabled
+from diffusers_erase.storage.results import ResultsLog, key_of
 
 
 Side = Literal["base", "erased"]
 
 
 @dataclass(frozen=True)
-class Look:
+class Judgement:
     """One picture that was drawn and judged."""
 
     side: Side
@@ -50,7 +50,7 @@ class Runner:
     dropped, but for the first `shown` of a group, which go to `work/pictures`.
     """
 
-    studio: Studio
+    sampler: PipelineSampler
     work: Path | None = None
     """Where verdicts and pictures are kept; None for nowhere."""
     accelerator: Accelerator | None = None
@@ -72,7 +72,7 @@ class Runner:
         """Whether this is the process that writes what all have in common."""
         return self._rank == 0
 
-    def __call__(self, asked: Sequence[Asked], side: Side) -> list[Look]:
+    def __call__(self, asked: Sequence[PromptCase], side: Side) -> list[Judgement]:
         """One look for each that is asked for, in their order.
 
         Args:
@@ -87,33 +87,35 @@ class Runner:
             raise ErasureError("There is no prompt to look at; a group needs at least one.")
         identity = self.identity(side)
         keys = [key_of(identity=identity, prompt=a.prompt, seed=a.seed) for a in asked]
-        journal = Journal(self.work, "verdicts", self._rank)
+        log = ResultsLog(self.work, "verdicts", self._rank)
         shown = self._first_of_groups(asked) if self.work else set()
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         share = sorted(first.items())[self._rank :: self._world]  # whatever others have done by now
-        own = [(k, i) for k, i in share if k not in journal or self._lacks_picture(k, i in shown)]
-        with voice(self.studio.pipe, side):
+        own = [(k, i) for k, i in share if k not in log or self._lacks_picture(k, i in shown)]
+        with voice(self.sampler.pipe, side):
             for chunk in self._chunks(own, side):
                 rows = [asked[i] for _, i in chunk]
-                drawn = self.studio.draw([a.prompt for a in rows], [a.seed for a in rows])
-                found = self.studio.look(drawn)
+                drawn = self.sampler.draw([a.prompt for a in rows], [a.seed for a in rows])
+                found = self.sampler.look(drawn)
                 for (key, i), picture in zip(chunk, drawn, strict=True):
                     if i in shown:
                         self._keep(key, picture)
-                journal.add(
+                log.add(
                     {key: _plain(verdict) for (key, _), verdict in zip(chunk, found, strict=True)}
                 )
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
-            journal.refresh()
-        return [_look(side, a, journal[key]) for a, key in zip(asked, keys, strict=True)]
+            log.refresh()
+        return [_look(side, a, log[key]) for a, key in zip(asked, keys, strict=True)]
 
     def identity(self, side: Side) -> dict[str, Any]:
         """What decides verdicts on that side; the base's is the same whatever is loaded."""
-        identity = self.studio.identity
+        identity = self.sampler.identity
         return {**identity, "erasers": []} if side == "base" else identity
 
-    def pictures(self, asked: Sequence[Asked], side: Side) -> list[tuple[Asked, Image.Image]]:
+    def pictures(
+        self, asked: Sequence[PromptCase], side: Side
+    ) -> list[tuple[PromptCase, Image.Image]]:
         """Those that were kept to be looked at, of a run over the same that is done."""
         identity = self.identity(side)
         found = []
@@ -141,7 +143,7 @@ class Runner:
     def _chunks(
         self, todo: Sequence[tuple[str, int]], side: Side
     ) -> Iterator[Sequence[tuple[str, int]]]:
-        batch = self.studio.sampling.batch
+        batch = self.sampler.sampling.batch
         quiet = not self.progress or self._rank > 0 or not todo
         with tqdm(total=len(todo), desc=self.title or side, unit="picture", disable=quiet) as bar:
             for start in range(0, len(todo), batch):
@@ -149,7 +151,7 @@ class Runner:
                 yield chunk
                 bar.update(len(chunk))
 
-    def _first_of_groups(self, asked: Sequence[Asked]) -> set[int]:
+    def _first_of_groups(self, asked: Sequence[PromptCase]) -> set[int]:
         seen: dict[str, int] = {}
         found = set()
         for i, a in enumerate(asked):
@@ -189,6 +191,6 @@ def _plain(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _look(side: Side, asked: Asked, found: Mapping[str, Any]) -> Look:
+def _look(side: Side, asked: PromptCase, found: Mapping[str, Any]) -> Judgement:
     lists = {name: tuple(found[name]) for name in ("labels", "ranked")}
-    return Look(side, **asdict(asked), **{**found, **lists})
+    return Judgement(side, **asdict(asked), **{**found, **lists})

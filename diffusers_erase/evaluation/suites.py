@@ -41,7 +41,7 @@ RELATIONS: dict[str, Relation] = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptCase:
     """One picture to be drawn, and what makes it a hit: any of `wanted` is seen."""
 
     group: str
@@ -60,10 +60,10 @@ class Group:
     """Each prompt with the labels of which one is looked for."""
     pictures: int
 
-    def asked(self, seed: int = 0) -> list[Asked]:
+    def asked(self, seed: int = 0) -> list[PromptCase]:
         """`pictures` of them; prompts take turns, and every picture has a seed of its own."""
         return [
-            Asked(self.name, *self.prompts[i % len(self.prompts)], seed + i)
+            PromptCase(self.name, *self.prompts[i % len(self.prompts)], seed + i)
             for i in range(self.pictures)
         ]
 
@@ -95,7 +95,7 @@ class Suite:
         content, lines = read_yaml(path)
         return _Reader(content, lines, f"'{path}'").suite()
 
-    def asked(self, seed: int = 0) -> list[Asked]:
+    def asked(self, seed: int = 0) -> list[PromptCase]:
         """All pictures; those of a group have seeds that follow one another."""
         return [asked for group in self.groups for asked in group.asked(seed)]
 

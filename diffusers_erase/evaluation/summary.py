@@ -7,7 +7,7 @@ from typing import Any, Literal
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.detectors import measurable
 from diffusers_erase.evaluation.metrics import Rate, erasebench, paired_bootstrap
-from diffusers_erase.evaluation.runner import Look
+from diffusers_erase.evaluation.runner import Judgement
 from diffusers_erase.evaluation.suites import RELATIONS
 
 
@@ -40,7 +40,9 @@ class Row:
     invalid_before: Rate
 
     @classmethod
-    def of(cls, name: str, relation: str, base: Sequence[Look], erased: Sequence[Look]) -> "Row":
+    def of(
+        cls, name: str, relation: str, base: Sequence[Judgement], erased: Sequence[Judgement]
+    ) -> "Row":
         """Looks at the same prompts and seeds, in the same order."""
         before, after = [look.hit for look in base], [look.hit for look in erased]
         return cls(
@@ -87,7 +89,7 @@ class Summary:
     @classmethod
     def of(
         cls,
-        looks: Iterable[Look],
+        judgements: Iterable[Judgement],
         relations: Mapping[str, str],
         drift: Mapping[str, float] | None = None,
     ) -> "Summary":
@@ -96,8 +98,8 @@ class Summary:
         Raises:
             ErasureError: what was looked at on one side was not on the other.
         """
-        sides: dict[str, dict[str, list[Look]]] = {group: {} for group in relations}
-        for look in looks:
+        sides: dict[str, dict[str, list[Judgement]]] = {group: {} for group in relations}
+        for look in judgements:
             sides.setdefault(look.group, {}).setdefault(look.side, []).append(look)
         rows = []
         for group, by_side in sides.items():
@@ -187,5 +189,5 @@ def _rate(hits: Sequence[bool]) -> Rate:
     return Rate(sum(hits), len(hits))
 
 
-def _place(look: Look) -> tuple[str, int]:
+def _place(look: Judgement) -> tuple[str, int]:
     return look.prompt, look.seed

@@ -6,28 +6,28 @@ from typing import Any
 
 from torch import Tensor
 
-from diffusers_erase.adapter import EraserAdapter
-from diffusers_erase.cache import TensorCache, digest
-from diffusers_erase.concepts import text_fingerprint
-from diffusers_erase.config import Choice
-from diffusers_erase.crossattention import (
+from diffusers_erase.editing.edit import edit
+from diffusers_erase.editing.recipes import Edit
+from diffusers_erase.editing.token_pairs import texts_of
+from diffusers_erase.eraser.adapter import EraserAdapter
+from diffusers_erase.eraser.config import Choice
+from diffusers_erase.eraser.text_map import TextMap
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.making.request import Request, check_bare, config_of, warn_of_unknown_words
+from diffusers_erase.models.architectures import (
     denoiser_of,
     denoiser_or_none,
     fingerprint,
     text_weights,
 )
-from diffusers_erase.editing.edit import edit
-from diffusers_erase.editing.recipes import Edit
-from diffusers_erase.editing.rows import texts_of
-from diffusers_erase.errors import ErasureError
-from diffusers_erase.making.order import Order, check_bare, config_of, warn_of_unknown_words
-from diffusers_erase.textmap import TextMap
+from diffusers_erase.models.text_states import text_fingerprint
+from diffusers_erase.storage.tensor_cache import TensorCache, digest
 from diffusers_erase.training.targets import Fixed, Target
 
 
 def solved(
     pipe: Any,
-    order: Order,
+    request: Request,
     *,
     weights: Mapping[str, Tensor] | None = None,
     cache: Path | None = None,
@@ -36,40 +36,40 @@ def solved(
 
     Args:
         pipe: a pipeline, perhaps without a denoiser and a VAE.
-        order: what to erase.
+        request: what to erase.
         weights: path -> weight of the layers that read the text, if not the pipeline's denoiser's.
         cache: a folder for statistics of long lists of prompts.
     """
-    recipe = order.recipe
+    recipe = request.recipe
     if not isinstance(recipe, Edit):
         raise TypeError(f"'{recipe.name}' is not solved but trained.")
     if denoiser_or_none(pipe) is not None:
         check_bare(pipe)
         weights = text_weights(denoiser_of(pipe))
-    if order.target is not None:
-        order.target.check(order.concepts)
-    warn_of_unknown_words(pipe, order)
+    if request.target is not None:
+        request.target.check(request.concepts)
+    warn_of_unknown_words(pipe, request)
     encoders = [getattr(pipe, f"text_encoder{number}", None) for number in ("", "_2", "_3")]
     found = edit(
         texts_of(pipe),
-        order.concepts,
+        request.concepts,
         recipe,
-        targets=_targets(order.target, len(order.concepts)),
-        vocabulary=order.vocabulary,
-        keep=order.keep,
-        protect=order.protect,
+        targets=_targets(request.target, len(request.concepts)),
+        vocabulary=request.vocabulary,
+        keep=request.keep,
+        protect=request.protect,
         weights=weights,
         cache=TensorCache(cache) if cache else None,
         encoder=digest(*(e for e in encoders if e is not None)) if cache else "",
-        seed=order.seed,
+        seed=request.seed,
     )
     parameters = {"solution_rank": found.rank, "kept_energy": found.kept}
-    return mapped(pipe, order, found.choices, found.map, weights, parameters)
+    return mapped(pipe, request, found.choices, found.map, weights, parameters)
 
 
 def mapped(
     pipe: Any,
-    order: Order,
+    request: Request,
     choices: Sequence[Choice],
     map: TextMap,
     weights: Mapping[str, Tensor] | None,
@@ -77,10 +77,10 @@ def mapped(
 ) -> EraserAdapter:
     """The eraser that a text map is, with its LoRA for these weights if there are any."""
     factors = map.factors(weights) if weights else {}
-    there, concept = denoiser_or_none(pipe) is not None, order.concepts[0].name
+    there, concept = denoiser_or_none(pipe) is not None, request.concepts[0].name
     config = config_of(
         pipe,
-        order,
+        request,
         choices,
         rank=map.rank,
         payloads=("lora", "text_map") if factors else ("text_map",),

@@ -10,31 +10,32 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffusers_erase.adapter import EraserAdapter
-from diffusers_erase.attachment import Attached, attached
-from diffusers_erase.cache import TensorCache, digest
-from diffusers_erase.concepts import encode, said
-from diffusers_erase.crossattention import denoiser_of, fingerprint, text_weights
-from diffusers_erase.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.concepts import said
 from diffusers_erase.editing.prior import spared
 from diffusers_erase.editing.recipes import CLOSED_FORM
-from diffusers_erase.editing.rows import texts_of
 from diffusers_erase.editing.solvers import Problem, Replace, reading_gram
+from diffusers_erase.editing.token_pairs import texts_of
+from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.linalg.subspace import row_space
 from diffusers_erase.making.choosing import untrainable
-from diffusers_erase.making.order import Order, check_bare, config_of, warn_of_unknown_words
-from diffusers_erase.subspace import row_space
+from diffusers_erase.making.request import Request, check_bare, config_of, warn_of_unknown_words
+from diffusers_erase.models.architectures import denoiser_of, fingerprint, text_weights
+from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.models.lora import Attached, attached
+from diffusers_erase.models.text_states import encode
+from diffusers_erase.models.trajectories import Trajectories, sample_trajectories
+from diffusers_erase.storage.tensor_cache import TensorCache, digest
 from diffusers_erase.training.checkpoints import Checkpoints
 from diffusers_erase.training.pool import near_words, pool
 from diffusers_erase.training.recipes import Recipe
-from diffusers_erase.training.targets import Answers, Stage, Target
+from diffusers_erase.training.targets import Target, TargetContext, TargetState
 from diffusers_erase.training.trainer import Renewal, Step, train
-from diffusers_erase.trajectories import Trajectories, sample_trajectories
 
 
 def trained(
     pipe: Any,
-    order: Order,
+    request: Request,
     *,
     progress: bool,
     work: Path | None,
@@ -42,14 +43,14 @@ def trained(
     callback_on_step_end: Callable[[Step], None] | None,
 ) -> EraserAdapter:
     """Carry an order out by training; see `erase`."""
-    recipe = _recipe(order)
-    way = order.target or recipe.target(order.vocabulary)
-    unet = _check(pipe, order, way)
-    warn_of_unknown_words(pipe, order)
-    hold = order.held(pipe)
-    with attached(unet, parts=recipe.parts, rank=recipe.rank, seed=order.seed, hold=hold) as lora:
-        loop, answers = _loop(pipe, order, way, lora, work=work, accelerator=accelerator)
-        names = ", ".join(repr(c.name) for c in order.concepts)
+    recipe = _recipe(request)
+    way = request.target or recipe.target(request.vocabulary)
+    unet = _check(pipe, request, way)
+    warn_of_unknown_words(pipe, request)
+    hold = request.held(pipe)
+    with attached(unet, parts=recipe.parts, rank=recipe.rank, seed=request.seed, hold=hold) as lora:
+        loop, answers = _loop(pipe, request, way, lora, work=work, accelerator=accelerator)
+        names = ", ".join(repr(c.name) for c in request.concepts)
         bar = tqdm(loop, f"erasing {names}", recipe.steps, disable=not progress)
         for step in bar:
             bar.set_postfix(loss=f"{step.loss:.4f}")
@@ -59,50 +60,50 @@ def trained(
                 callback_on_step_end(step)
         factors = lora.factors()
     known = {"rank": recipe.rank, "fingerprint": fingerprint(unet)}
-    return EraserAdapter(factors, config_of(pipe, order, answers.choices(), **known))
+    return EraserAdapter(factors, config_of(pipe, request, answers.choices(), **known))
 
 
-def _recipe(order: Order) -> Recipe:
-    if not isinstance(order.recipe, Recipe):
-        raise TypeError(f"'{order.recipe.name}' is not trained but solved.")
-    return order.recipe
+def _recipe(request: Request) -> Recipe:
+    if not isinstance(request.recipe, Recipe):
+        raise TypeError(f"'{request.recipe.name}' is not trained but solved.")
+    return request.recipe
 
 
 def _loop(
-    pipe: Any, order: Order, way: Target, lora: Attached, *, work: Path | None, accelerator: Any
-) -> tuple[Iterator[Step], Answers]:
+    pipe: Any, request: Request, way: Target, lora: Attached, *, work: Path | None, accelerator: Any
+) -> tuple[Iterator[Step], TargetState]:
     """Everything the loop needs is made here; nothing is trained before it is asked for a step."""
-    recipe, seed = _recipe(order), order.seed
+    recipe, seed = _recipe(request), request.seed
     precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
         accelerator.mixed_precision if accelerator is not None else "no"
     )
     schedule = NoiseSchedule.of(pipe.scheduler)
-    denoiser = Denoiser(denoiser_of(pipe), schedule, lora.silenced, precision=precision)
+    denoiser = Denoiser(denoiser_of(pipe), schedule, lora.adapter_disabled, precision=precision)
     weights = _weights(denoiser.unet) if work else ""
     cache = TensorCache(work / "cache") if work else None
     sample = _Sampling(pipe, denoiser, recipe, cache, weights)
-    written = [(c.written(recipe.trajectories), k) for k, c in enumerate(order.concepts)]
+    written = [(c.written(recipe.trajectories), k) for k, c in enumerate(request.concepts)]
     prompts = tuple(prompt for several, _ in written for prompt in several)
     owners = torch.tensor([k for several, k in written for _ in several])
     trajectories = {"concept": sample(prompts, seed)}
-    stage = Stage(
+    context = TargetContext(
         denoiser,
         texts_of(pipe).encode,
-        order.concepts,
+        request.concepts,
         prompts,
         owners,
         trajectories["concept"],
         passing=recipe.refresh > 0,
     )
-    edit = _Editing(pipe, order, lora, stage)
-    stage = replace(stage, edit=edit)
+    edit = _Editing(pipe, request, lora, context)
+    context = replace(context, edit=edit)
     start = lora.factors()
-    answers = way.begin(stage, seed=seed)
+    answers = way.begin(context, seed=seed)
     if recipe.warm:
-        edit(*_texts(stage, answers))
+        edit(*_texts(context, answers))
     else:
         lora.begin(start)  # whatever was tried on is taken off
-    kept = (*order.keep, *pool(stage, order.vocabulary, recipe.pool))
+    kept = (*request.keep, *pool(context, request.vocabulary, recipe.pool))
     if kept:
         trajectories["kept"] = sample(kept, seed + 1)
     loop = train(
@@ -115,16 +116,16 @@ def _loop(
         renewal=sample.anew(prompts, seed),
         seed=seed,
         accelerator=accelerator,
-        checkpoints=_checkpoints(order, work, weights, str(precision)) if work else None,
+        checkpoints=_checkpoints(request, work, weights, str(precision)) if work else None,
     )
     return loop, answers
 
 
-def _texts(stage: Stage, answers: Answers) -> tuple[Tensor, Tensor]:
+def _texts(context: TargetContext, answers: TargetState) -> tuple[Tensor, Tensor]:
     """States of the concepts' prompts, and of what these are answered as."""
-    prompts = range(len(stage.prompts))
-    first = torch.stack([(stage.trajectories.prompt == k).nonzero()[0, 0] for k in prompts])
-    states = answers.answer(stage.trajectories.at(stage.denoiser, first)).states
+    prompts = range(len(context.prompts))
+    first = torch.stack([(context.trajectories.prompt == k).nonzero()[0, 0] for k in prompts])
+    states = answers.answer(context.trajectories.at(context.denoiser, first)).states
     return states["concept"], states["target"]
 
 
@@ -133,15 +134,17 @@ class _Editing:
     """Lets the LoRA begin at the closed-form edit from some text states to others."""
 
     pipe: Any
-    order: Order
+    request: Request
     lora: Attached
-    stage: Stage
+    context: TargetContext
 
     def __call__(self, E: Tensor, V: Tensor) -> None:
-        spare, ridge = CLOSED_FORM.spare / len(self.order.concepts), CLOSED_FORM.ridge
+        spare, ridge = CLOSED_FORM.spare / len(self.request.concepts), CLOSED_FORM.ridge
         problem = Problem.of(E, V, self._spared, spare=spare, ridge=ridge, hold=self._held)
         T = Replace()(problem)
-        best, _ = T.truncated(self.order.recipe.rank, met=problem.met, read=self._reading)
+        best, _ = T.truncated(
+            self.request.recipe.rank, second_moment=problem.second_moment, read=self._reading
+        )
         self.lora.begin(best.factors(self._weights))
 
     @cached_property
@@ -156,15 +159,15 @@ class _Editing:
 
     @cached_property
     def _spared(self) -> Tensor:
-        texts, concepts = texts_of(self.pipe), self.order.concepts
-        words = self.order.vocabulary.others(concepts) if self.order.vocabulary else ()
-        near = near_words(self.stage, words) if words else ()
-        everything = ["", *self.order.keep, *said(words, concepts[0].kind)]
+        texts, concepts = texts_of(self.pipe), self.request.concepts
+        words = self.request.vocabulary.others(concepts) if self.request.vocabulary else ()
+        near = near_words(self.context, words) if words else ()
+        everything = ["", *self.request.keep, *said(words, concepts[0].kind)]
         return spared(texts, everything, said(near, concepts[0].kind), general=CLOSED_FORM.general)
 
     @cached_property
     def _held(self) -> Tensor | None:
-        states = self.order.held(self.pipe)
+        states = self.request.held(self.pipe)
         return None if states is None else row_space(states)
 
 
@@ -233,23 +236,23 @@ def _weights(unet: Any) -> str:
     return digest(*(value for name, value in unet.state_dict().items() if "lora_" not in name))
 
 
-def _checkpoints(order: Order, work: Path, weights: str, precision: str) -> Checkpoints:
+def _checkpoints(request: Request, work: Path, weights: str, precision: str) -> Checkpoints:
     run = {
-        **order.recipe.numbers(),
-        "recipe": order.recipe.name,
-        "concepts": [repr(concept) for concept in order.concepts],
-        "target": repr(order.target),
-        "vocabulary": list(order.vocabulary.words) if order.vocabulary else None,
-        "keep": list(order.keep),
-        "protect": list(order.protect),
-        "seed": order.seed,
+        **request.recipe.numbers(),
+        "recipe": request.recipe.name,
+        "concepts": [repr(concept) for concept in request.concepts],
+        "target": repr(request.target),
+        "vocabulary": list(request.vocabulary.words) if request.vocabulary else None,
+        "keep": list(request.keep),
+        "protect": list(request.protect),
+        "seed": request.seed,
         "weights": weights,
         "precision": precision,
     }
     return Checkpoints(work / "checkpoints", run)
 
 
-def _check(pipe: Any, order: Order, way: Target) -> Any:
+def _check(pipe: Any, request: Request, way: Target) -> Any:
     """The denoiser, if the order can be carried out there."""
     unet: Any = denoiser_of(pipe)
     reason = untrainable(pipe)
@@ -259,6 +262,6 @@ def _check(pipe: Any, order: Order, way: Target) -> Any:
             '(`recipe="closed-form"`); erasers can be loaded there, too.'
         )
     check_bare(pipe)
-    way.check(order.concepts)
+    way.check(request.concepts)
     NoiseSchedule.of(pipe.scheduler)
     return unet

@@ -7,27 +7,27 @@ from typing import Any
 
 import torch
 
-from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.concepts import Concept, Vocabulary, said
-from diffusers_erase.config import Choice
-from diffusers_erase.crossattention import denoiser_of, text_weights
 from diffusers_erase.editing.blending import Blend
 from diffusers_erase.editing.prior import spared
 from diffusers_erase.editing.recipes import CLOSED_FORM, Edit
-from diffusers_erase.editing.rows import texts_of
 from diffusers_erase.editing.solvers import Problem
 from diffusers_erase.editing.solving import reader
+from diffusers_erase.editing.token_pairs import texts_of
+from diffusers_erase.eraser.adapter import EraserAdapter
+from diffusers_erase.eraser.config import Choice
+from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.linalg.subspace import row_space
 from diffusers_erase.making.by_algebra import mapped
-from diffusers_erase.making.order import (
-    Order,
+from diffusers_erase.making.request import (
+    Request,
     check_bare,
     concepts_of,
     prompts_of,
     vocabulary_of,
 )
-from diffusers_erase.subspace import row_space
-from diffusers_erase.textmap import TextMap
+from diffusers_erase.models.architectures import denoiser_of, text_weights
 
 
 DEBIAS = replace(CLOSED_FORM, name="debias", choose="given", prompts=4, spare=0.3)
@@ -77,14 +77,14 @@ def debias(
     """
     words = vocabulary_of(vocabulary)
     names = prompts_of("attributes", attributes)
-    order = Order(
+    request = Request(
         concepts_of(concept), recipe, words, None, prompts_of("keep", keep), protect=(), seed=0
     )
     check_bare(pipe)
     wanted = _goal(goal, len(names))
     if rounds < 1:
         raise ErasureError(f"`rounds` must be positive; got {rounds}.")
-    at = _erasers(pipe, order, names)
+    at = _erasers(pipe, request, names)
     amounts, best, least = [0.0] * len(names), None, math.inf
     for _ in range(rounds + 1):
         eraser = at(amounts) if any(amounts) else None
@@ -98,32 +98,32 @@ def debias(
         amounts = [a + step * (w - s) for a, w, s in zip(amounts, wanted, shares, strict=True)]
     if best is None:
         raise ErasureError(
-            f"'{order.concepts[0].name}' has these shares within {tolerance} already; there is "
+            f"'{request.concepts[0].name}' has these shares within {tolerance} already; there is "
             "nothing to do."
         )
     return best
 
 
 def _erasers(
-    pipe: Any, order: Order, names: Sequence[str]
+    pipe: Any, request: Request, names: Sequence[str]
 ) -> Callable[[Sequence[float]], EraserAdapter]:
     """Amounts of the attributes -> the eraser that reads the concept with them."""
-    recipe, texts, (concept,) = order.recipe, texts_of(pipe), order.concepts
+    recipe, texts, (concept,) = request.recipe, texts_of(pipe), request.concepts
     assert isinstance(recipe, Edit)
     blend = Blend.of(texts, concept, names, recipe.prompts)
-    words = order.vocabulary.others([concept]) if order.vocabulary else ()
-    listed = ["", *order.keep, *said(words, concept.kind)]
+    words = request.vocabulary.others([concept]) if request.vocabulary else ()
+    listed = ["", *request.keep, *said(words, concept.kind)]
     S = spared(texts, listed, general=recipe.general)
     hold = row_space(texts.encode([""])) if recipe.hold_null else None
     problem = Problem.of(blend.E, blend.E, S, spare=recipe.spare, ridge=recipe.ridge, hold=hold)
-    A = reader(problem.E, problem.dear, hold)
+    A = reader(problem.E, problem.penalty, hold)
     weights = text_weights(denoiser_of(pipe))
 
     def at(amounts: Sequence[float]) -> EraserAdapter:
         T = TextMap((blend.at(amounts) - blend.E).T @ A, torch.eye(A.shape[1], dtype=A.dtype))
-        map, kept = T.truncated(recipe.rank * texts.several, met=problem.met)
+        map, kept = T.truncated(recipe.rank * texts.several, second_moment=problem.second_moment)
         chosen = Choice(concept.name, None, "balanced", dict(zip(names, amounts, strict=True)))
-        return mapped(pipe, order, [chosen], map, weights, {"kept_energy": kept})
+        return mapped(pipe, request, [chosen], map, weights, {"kept_energy": kept})
 
     return at
 

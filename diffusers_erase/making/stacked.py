@@ -5,14 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from diffusers_erase.adapter import EraserAdapter
-from diffusers_erase.concepts import TEMPLATES, Concept, Vocabulary, encode, said
-from diffusers_erase.config import EraserConfig
+from diffusers_erase.concepts import TEMPLATES, Concept, Vocabulary, said
 from diffusers_erase.editing.prior import gram, spared
-from diffusers_erase.editing.rows import texts_of
+from diffusers_erase.editing.token_pairs import texts_of
+from diffusers_erase.eraser.adapter import EraserAdapter
+from diffusers_erase.eraser.config import EraserConfig
+from diffusers_erase.eraser.stacking import SPARE, Rest, compact, fused, held, scaled, summed
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.stacking import SPARE, Rest, compact, fused, held, scaled, summed
-from diffusers_erase.subspace import row_space
+from diffusers_erase.linalg.subspace import row_space
+from diffusers_erase.models.text_states import encode
 
 
 def stack(
@@ -63,11 +64,11 @@ def stack(
     Q = row_space(encode(pipe, ["", *protect])) if protect or fusion == "gram" else None
     if fusion == "gram":
         texts = texts_of(pipe)
-        met = [gram(texts, _prompts(eraser.config)) for eraser in several]
+        second_moment = [gram(texts, _prompts(eraser.config)) for eraser in several]
         erased = [Concept(name) for eraser in several for name in eraser.config.names]
         words = vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary(tuple(vocabulary))
         S = spared(texts, said(words.others(erased), "object"), general=True)
-        together = fused(several, met, S, rest=rest, hold=Q, spare=spare)
+        together = fused(several, second_moment, S, rest=rest, hold=Q, spare=spare)
     else:
         together = summed(several)
     if protect and Q is not None:

@@ -1,8 +1,8 @@
 """The embedded default: a procedural world and a real, tiny Stable Diffusion trained on it."""
 
+from diffusers_erase.playground.captions import captions_with
 from diffusers_erase.playground.judge import Judge, Verdict, load_judge
 from diffusers_erase.playground.model import load_pipeline
-from diffusers_erase.playground.overheard import overheard
 from diffusers_erase.playground.world import (
     ARTISTS,
     BACKGROUNDS,
@@ -35,9 +35,9 @@ __all__ = [
     "Thing",
     "Verdict",
     "captions",
+    "captions_with",
     "load_judge",
     "load_pipeline",
-    "overheard",
     "prompt",
     "render",
     "sample_scene",

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffusers_erase.crossattention import linear
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.runtime.force import Active, factors_of
+from diffusers_erase.models.architectures import linear
+from diffusers_erase.runtime.loaded_eraser import LoadedEraser, factors_of
 
 
 SILENCED_BY = (
@@ -23,10 +23,10 @@ SILENCED_BY = (
 class Adapted:
     """The erasers that are worn as adapters, by name, and what the denoiser calls them."""
 
-    worn: dict[str, Active] = field(default_factory=dict)
+    worn: dict[str, LoadedEraser] = field(default_factory=dict)
 
     def apply(
-        self, unet: Any, loaded: Mapping[str, Active], pristine: Mapping[str, Tensor]
+        self, unet: Any, loaded: Mapping[str, LoadedEraser], pristine: Mapping[str, Tensor]
     ) -> None:
         """Put on what is missing, take off what is gone, and make all of these active.
 
@@ -47,13 +47,13 @@ class Adapted:
         }
         for path, layer in _wrapped(unet):  # else the next adapter would take a deleted one's place
             layer.set_adapter(others[path])
-        for name, force in former.items():
-            stays = name in loaded and loaded[name].adapter is force.adapter
+        for name, eraser in former.items():
+            stays = name in loaded and loaded[name].adapter is eraser.adapter
             if not stays and adapter_name(name) in getattr(unet, "peft_config", {}):
                 unet.delete_adapters(adapter_name(name))
-        for name, force in loaded.items():
+        for name, eraser in loaded.items():
             if adapter_name(name) not in getattr(unet, "peft_config", {}):
-                _put_on(unet, adapter_name(name), force, pristine)
+                _put_on(unet, adapter_name(name), eraser, pristine)
         for path, layer in _wrapped(unet):
             own = [name for name in loaded if adapter_name(name) in layer.lora_A]
             layer.set_adapter([*others.get(path, ()), *map(adapter_name, own)])
@@ -64,13 +64,13 @@ class Adapted:
         if not getattr(unet, "peft_config", {}) and any(True for _ in _wrapped(unet)):
             unet.unload_lora()
 
-    def acting(self, unet: nn.Module, loaded: Mapping[str, Active]) -> dict[str, float]:
+    def acting(self, unet: nn.Module, loaded: Mapping[str, LoadedEraser]) -> dict[str, float]:
         """Name -> how much of an eraser its layers add now, on their mean."""
         found = {}
         layers = dict(_wrapped(unet))
-        for name, force in loaded.items():
-            paths = force.adapter.paths(unet) if force.strength else ()
-            shares = [_share(layers.get(path), name, force.strength) for path in paths]
+        for name, eraser in loaded.items():
+            paths = eraser.adapter.paths(unet) if eraser.strength else ()
+            shares = [_share(layers.get(path), name, eraser.strength) for path in paths]
             found[name] = sum(shares) / len(shares) if shares else 1.0
         return found
 
@@ -98,11 +98,11 @@ def adapter_name(name: str) -> str:
     )
 
 
-def _put_on(unet: Any, adapter: str, force: Active, pristine: Mapping[str, Tensor]) -> None:
+def _put_on(unet: Any, adapter: str, eraser: LoadedEraser, pristine: Mapping[str, Tensor]) -> None:
     tensors = {}
-    for path in force.adapter.paths(unet):
+    for path in eraser.adapter.paths(unet):
         layer = linear(unet, path)
-        A, B = factors_of(force, path, layer, pristine.get(path, _readable(layer)))
+        A, B = factors_of(eraser, path, layer, pristine.get(path, _readable(layer)))
         tensors[f"unet.{path}.lora_A.weight"], tensors[f"unet.{path}.lora_B.weight"] = A, B
     unet.load_lora_adapter(tensors, prefix="unet", adapter_name=adapter)
 

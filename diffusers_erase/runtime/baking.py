@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from diffusers_erase.crossattention import linear
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.runtime.force import Active
+from diffusers_erase.models.architectures import linear
+from diffusers_erase.runtime.loaded_eraser import LoadedEraser
 
 
 _WRITABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -24,7 +24,7 @@ class Written:
 
     base: Tensor | None
     """W0, its weight before any eraser; None where it was given up."""
-    terms: tuple[Active, ...]
+    terms: tuple[LoadedEraser, ...]
     """The erasers in its weight."""
     mark: Tensor
     """Of the weight as it was written: whether somebody else wrote since."""
@@ -38,7 +38,7 @@ class Write:
     base: Tensor
     weight: Tensor
     before: Tensor
-    terms: tuple[Active, ...]
+    terms: tuple[LoadedEraser, ...]
 
 
 def rewritable(layer: nn.Linear) -> bool:
@@ -54,7 +54,7 @@ class Baked:
 
     layers: dict[str, Written] = field(default_factory=dict)
 
-    def plan(self, unet: nn.Module, loaded: Mapping[str, Active]) -> dict[str, Write]:
+    def plan(self, unet: nn.Module, loaded: Mapping[str, LoadedEraser]) -> dict[str, Write]:
         """Path -> what is to be written so that these erasers are in force; nothing is changed.
 
         What others did to a weight since it was last written (a style LoRA fused in, a move to
@@ -63,10 +63,10 @@ class Baked:
         Raises:
             ErasureError: a weight cannot be rewritten.
         """
-        terms: dict[str, list[Active]] = {path: [] for path in self.layers}
-        for force in loaded.values():
-            for path in force.adapter.paths(unet):
-                terms.setdefault(path, []).append(force)
+        terms: dict[str, list[LoadedEraser]] = {path: [] for path in self.layers}
+        for eraser in loaded.values():
+            for path in eraser.adapter.paths(unet):
+                terms.setdefault(path, []).append(eraser)
         plans = {}
         for path in sorted(terms):
             layer = linear(unet, path)
@@ -95,13 +95,13 @@ class Baked:
         }
 
     @torch.no_grad()
-    def acting(self, unet: nn.Module, loaded: Mapping[str, Active]) -> dict[str, float]:
+    def acting(self, unet: nn.Module, loaded: Mapping[str, LoadedEraser]) -> dict[str, float]:
         """Name -> x_i of  argmin_x  Σ_layers |(W - W0) - Σ_i x_i s_i D_i|^2.
 
         1 for an eraser of strength zero, which acts as asked; nan where W0 was given up, or W is
         not to be seen (offloaded). Strengths and changes as loaded, W the weights as they are now.
         """
-        names = [name for name, force in loaded.items() if force.strength]
+        names = [name for name, eraser in loaded.items() if eraser.strength]
         if any(
             known.base is None or linear(unet, path).weight.is_meta
             for path, known in self.layers.items()
@@ -115,8 +115,8 @@ class Baked:
             base = known.base.to(weight)
             there = [k for k, n in enumerate(names) if path in loaded[n].adapter.paths(unet)]
             changes = [
-                (force.strength * force.adapter.delta(path, base)).cpu().flatten().double()
-                for force in (loaded[names[k]] for k in there)
+                (eraser.strength * eraser.adapter.delta(path, base)).cpu().flatten().double()
+                for eraser in (loaded[names[k]] for k in there)
             ]
             apart = (weight.double() - base.double()).cpu().flatten()
             for k, change in zip(there, changes, strict=True):
@@ -171,13 +171,13 @@ def _kept(base: Tensor, keep: Keep) -> Tensor | None:
     return base if keep else None
 
 
-def _sum(base: Tensor, path: str, terms: Iterable[Active], sign: float = 1.0) -> Tensor:
+def _sum(base: Tensor, path: str, terms: Iterable[LoadedEraser], sign: float = 1.0) -> Tensor:
     """W0 + sum_i s_i B_i A_i in float32, rounded once; W0 itself where every strength is zero."""
-    there = [force for force in terms if force.strength]
+    there = [eraser for eraser in terms if eraser.strength]
     total = base.to(torch.promote_types(base.dtype, torch.float32), copy=True)
-    for force in there:
-        A, B = force.adapter.pair(path, base)
-        total.addmm_(B.to(total), A.to(total), alpha=sign * force.strength)
+    for eraser in there:
+        A, B = eraser.adapter.pair(path, base)
+        total.addmm_(B.to(total), A.to(total), alpha=sign * eraser.strength)
     return total.to(base.dtype) if there else base.clone()
 
 

@@ -6,18 +6,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffusers_erase.crossattention import reads_text, text_layers, text_weights
+from diffusers_erase.models.architectures import reads_text, text_layers, text_weights
 from diffusers_erase.runtime.adapting import Adapted, check_unfused
 from diffusers_erase.runtime.baking import Baked, Keep, undo
-from diffusers_erase.runtime.force import Active, by_mode
 from diffusers_erase.runtime.hooking import Hooked
+from diffusers_erase.runtime.loaded_eraser import LoadedEraser, by_mode
 
 
 @dataclass
 class Erasures:
     """Kept on the denoiser, so that pipelines which share it see the same."""
 
-    loaded: dict[str, Active] = field(default_factory=dict)
+    loaded: dict[str, LoadedEraser] = field(default_factory=dict)
     baked: Baked = field(default_factory=Baked)
     hooked: Hooked = field(default_factory=Hooked)
     adapted: Adapted = field(default_factory=Adapted)
@@ -28,7 +28,9 @@ class Erasures:
     disabled: bool = False
     """Inside `erasures_disabled`: nothing may change until its end."""
 
-    def become(self, unet: nn.Module, loaded: dict[str, Active], keep: Keep | None = None) -> None:
+    def become(
+        self, unet: nn.Module, loaded: dict[str, LoadedEraser], keep: Keep | None = None
+    ) -> None:
         """Make `loaded` the erasers in force; all is computed and checked before the first change.
 
         Args:
@@ -40,15 +42,15 @@ class Erasures:
             ErasureError: an eraser does not fit, or weights cannot be rewritten; nothing is
                 changed.
         """
-        for force in loaded.values():
-            force.adapter.check(unet)
+        for eraser in loaded.values():
+            eraser.adapter.check(unet)
         if self.adapted.worn or by_mode(loaded, "adapter"):
             check_unfused(unet)
         keep = self.keep if keep is None else keep
         writes = self.baked.plan(unet, by_mode(loaded, "bake"))
         pristine = {path: write.base for path, write in writes.items()}
         if not keep:
-            loaded = {name: _settled(force, unet, pristine) for name, force in loaded.items()}
+            loaded = {name: _settled(eraser, unet, pristine) for name, eraser in loaded.items()}
             writes = self.baked.plan(unet, by_mode(loaded, "bake"))
         hooks = self.hooked.plan(unet, by_mode(loaded, "hook"), pristine)
         worn, layers = dict(self.adapted.worn), self.baked.layers
@@ -76,12 +78,12 @@ class Erasures:
         return {name: found[name] for name in self.loaded}
 
 
-def _settled(force: Active, unet: Any, pristine: dict[str, Tensor]) -> Active:
+def _settled(eraser: LoadedEraser, unet: Any, pristine: dict[str, Tensor]) -> LoadedEraser:
     """A text map as the factors it has here, which W0 is not needed for."""
-    T = force.adapter.text_map
-    if T is None or force.mode != "bake":
-        return force
+    T = eraser.adapter.text_map
+    if T is None or eraser.mode != "bake":
+        return eraser
     weights = {path: pristine[path] for path in text_layers(unet)}
-    config = replace(force.adapter.config, payloads=("lora",))
-    settled = replace(force.adapter, factors=T.factors(weights), text_map=None, config=config)
-    return replace(force, adapter=settled)
+    config = replace(eraser.adapter.config, payloads=("lora",))
+    settled = replace(eraser.adapter, factors=T.factors(weights), text_map=None, config=config)
+    return replace(eraser, adapter=settled)

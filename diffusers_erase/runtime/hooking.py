@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusers_erase.crossattention import linear
-from diffusers_erase.runtime.force import Active, factors_of
+from diffusers_erase.models.architectures import linear
+from diffusers_erase.runtime.loaded_eraser import LoadedEraser, factors_of
 
 
 @dataclass
@@ -50,18 +50,18 @@ class Hooked:
     additions: dict[str, Addition] = field(default_factory=dict)
 
     def plan(
-        self, unet: nn.Module, loaded: Mapping[str, Active], pristine: Mapping[str, Tensor]
+        self, unet: nn.Module, loaded: Mapping[str, LoadedEraser], pristine: Mapping[str, Tensor]
     ) -> Plan:
         """Path -> layer and its terms, so that these erasers are in force; nothing is changed.
 
         `pristine` are the weights of layers that other erasers are written into.
         """
         plans: Plan = {path: (linear(unet, path), []) for path in self.additions}
-        for force in loaded.values():
-            for path in force.adapter.paths(unet) if force.strength else ():
+        for eraser in loaded.values():
+            for path in eraser.adapter.paths(unet) if eraser.strength else ():
                 layer, terms = plans.setdefault(path, (linear(unet, path), []))
-                A, B = factors_of(force, path, layer, pristine.get(path))
-                terms.append(Term(A, B, force.strength))
+                A, B = factors_of(eraser, path, layer, pristine.get(path))
+                terms.append(Term(A, B, eraser.strength))
         return plans
 
     def apply(self, plans: Plan) -> None:
@@ -84,11 +84,11 @@ class Hooked:
             # a graph that was compiled without a hook would pass the first one over
             torch._dynamo.reset()
 
-    def acting(self, unet: nn.Module, loaded: Mapping[str, Active]) -> dict[str, float]:
+    def acting(self, unet: nn.Module, loaded: Mapping[str, LoadedEraser]) -> dict[str, float]:
         """Name -> share of an eraser's layers where its hook hangs."""
         found = {}
-        for name, force in loaded.items():
-            paths = force.adapter.paths(unet) if force.strength else ()
+        for name, eraser in loaded.items():
+            paths = eraser.adapter.paths(unet) if eraser.strength else ()
             hung = [_hangs(linear(unet, path), self.additions.get(path)) for path in paths]
             found[name] = sum(hung) / len(hung) if hung else 1.0
         return found

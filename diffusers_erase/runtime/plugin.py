@@ -11,18 +11,18 @@ from warnings import warn
 import torch
 from torch import nn
 
-from diffusers_erase.adapter import EraserAdapter
-from diffusers_erase.concepts import text_fingerprint
-from diffusers_erase.config import CONFIG_NAME
-from diffusers_erase.crossattention import denoiser_of, linear
+from diffusers_erase.eraser.adapter import EraserAdapter
+from diffusers_erase.eraser.config import CONFIG_NAME
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.folders import check_folder, whole_folder
-from diffusers_erase.hub import HubOptions, check_options, commit_of
+from diffusers_erase.models.architectures import denoiser_of, linear
+from diffusers_erase.models.text_states import text_fingerprint
 from diffusers_erase.runtime.adapting import SILENCED_BY
 from diffusers_erase.runtime.baking import Keep, rewritable
-from diffusers_erase.runtime.disturbance import disturbed, interferences
 from diffusers_erase.runtime.erasures import Erasures
-from diffusers_erase.runtime.force import Active, Mode, content
+from diffusers_erase.runtime.interference import heavily_interfering, interferences
+from diffusers_erase.runtime.loaded_eraser import LoadedEraser, Mode, content
+from diffusers_erase.storage.atomic import check_folder, whole_folder
+from diffusers_erase.storage.hub import HubOptions, check_options, commit_of
 
 
 _ATTRIBUTE = "_erasures"
@@ -39,7 +39,7 @@ AnyMode = Literal["auto", "bake", "hook", "adapter"]
 
 
 @dataclass(frozen=True)
-class Loaded:
+class ErasureInfo:
     """An eraser in force."""
 
     concept: str
@@ -139,9 +139,9 @@ def load_erasure(
             )
         adapter.check(unet)
         came_from = None if isinstance(one, EraserAdapter) else str(one)
-        loaded[key] = Active(adapter, s, _mode(mode, unet, adapter), came_from, commit)
+        loaded[key] = LoadedEraser(adapter, s, _mode(mode, unet, adapter), came_from, commit)
         found.append(key)
-    warnings = [*disturbed(pipe, erasures, loaded, found), *_silenced(mode, found)]
+    warnings = [*heavily_interfering(pipe, erasures, loaded, found), *_silenced(mode, found)]
     erasures.become(unet, loaded, keep_base)
     setattr(unet, _ATTRIBUTE, erasures)
     for told in warnings:
@@ -162,7 +162,7 @@ def unload_erasures(pipe: Any) -> None:
     _erasures(unet).become(unet, {})
 
 
-def list_erasures(pipe: Any) -> dict[str, Loaded]:
+def list_erasures(pipe: Any) -> dict[str, ErasureInfo]:
     """Name -> what is erased, in the order of loading.
 
     Interference is measured on text states, without sampling; it is empty where there is no text
@@ -172,16 +172,16 @@ def list_erasures(pipe: Any) -> dict[str, Loaded]:
     erasures = _erasures(unet)
     disturbing = interferences(pipe, erasures, erasures.loaded)
     return {
-        name: Loaded(
-            force.adapter.config.concept,
-            force.adapter.config.target,
-            force.strength,
-            force.mode,
-            force.source,
-            force.commit,
+        name: ErasureInfo(
+            eraser.adapter.config.concept,
+            eraser.adapter.config.target,
+            eraser.strength,
+            eraser.mode,
+            eraser.source,
+            eraser.commit,
             disturbing.get(name, {}),
         )
-        for name, force in erasures.loaded.items()
+        for name, eraser in erasures.loaded.items()
     }
 
 
@@ -209,7 +209,7 @@ def verify_erasures(pipe: Any) -> dict[str, float]:
     shares = _erasures(unet).acting(unet)
     if _fused(unet):  # copies of the projections, which have no hooks
         loaded = _erasures(unet).loaded
-        shares |= {name: 0.0 for name, force in loaded.items() if force.mode == "hook"}
+        shares |= {name: 0.0 for name, eraser in loaded.items() if eraser.mode == "hook"}
     return shares
 
 
@@ -256,7 +256,7 @@ def erasures_key(pipe: Any) -> list[list[str | float]]:
 
     Empty while they are disabled: two pipelines with the same base and the same key draw alike.
     """
-    return sorted(content(force) for force in _erasures(denoiser_of(pipe)).loaded.values())
+    return sorted(content(eraser) for eraser in _erasures(denoiser_of(pipe)).loaded.values())
 
 
 @contextmanager

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from diffusers_erase.concepts import Concept, Vocabulary
-from diffusers_erase.config import Choice
+from diffusers_erase.eraser.config import Choice
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.models.trajectories import View
 from diffusers_erase.training.targets import (
-    Answers,
+    FixedTarget,
     Nearest,
-    Stage,
-    Still,
+    TargetContext,
+    TargetState,
     mean_by,
     nearest_words,
 )
-from diffusers_erase.trajectories import View
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class Adaptive:
         """Some word must be left."""
         self.vocabulary.candidates(concepts)
 
-    def begin(self, stage: Stage, *, seed: int = 0) -> Answers:
+    def begin(self, context: TargetContext, *, seed: int = 0) -> TargetState:
         """Finds the candidates."""
         how = Nearest(self.vocabulary, self.synonym)
-        ranked = nearest_words(stage, how, count=self.shortlist)
+        ranked = nearest_words(context, how, count=self.shortlist)
         return (
-            Table(stage, self, ranked)
+            Table(context, self, ranked)
             if self.form == "table"
-            else Mixture(stage, self, ranked, seed=seed)
+            else Mixture(context, self, ranked, seed=seed)
         )
 
 
@@ -77,15 +77,17 @@ class Table:
     PROBE = 6
     """Latents per concept that the table is filled on."""
 
-    def __init__(self, stage: Stage, how: Adaptive, ranked: Sequence[dict[str, float]]) -> None:
+    def __init__(
+        self, context: TargetContext, how: Adaptive, ranked: Sequence[dict[str, float]]
+    ) -> None:
         self.parameters: list[nn.Parameter] = []
-        self.stage, self.how = stage, how
+        self.context, self.how = context, how
         self.words = [list(row) for row in ranked]
         self.now = [0] * len(ranked)
         """The nearest to begin with, while there is no damage to speak of."""
         self.scores = [dict.fromkeys(row, 0.0) for row in self.words]
-        self._rows = stage.probe(self.PROBE)
-        self._known: dict[tuple[int, ...], Still] = {}
+        self._rows = context.probe(self.PROBE)
+        self._known: dict[tuple[int, ...], FixedTarget] = {}
 
     def answer(self, view: View, *, learn: bool = False) -> View:
         """As the present choice says; a choice that comes back is looked up."""
@@ -101,17 +103,17 @@ class Table:
     @torch.no_grad()
     def table(self) -> list[Tensor]:
         """One score per candidate of each concept: rank of damage + weight x rank of distance."""
-        stage, rows = self.stage, self._rows
-        owner = stage.concept_of[stage.trajectories.prompt[rows]]
-        prompt = stage.trajectories.prompt[rows]
-        view = stage.trajectories.at(stage.denoiser, rows)
+        context, rows = self.context, self._rows
+        owner = context.concept_of[context.trajectories.prompt[rows]]
+        prompt = context.trajectories.prompt[rows]
+        view = context.trajectories.at(context.denoiser, rows)
         said = view.student("concept")
         damage, distance = [], []
         for k in range(max(map(len, self.words))):
             answers = [words[min(k, len(words) - 1)] for words in self.words]
-            seen = view.answered(stage.answered(answers)[prompt])
+            seen = view.answered(context.answered(answers)[prompt])
             there = seen.teacher("target")
-            count = len(stage.concepts)
+            count = len(context.concepts)
             moved = (seen.student("target") - there).square().mean((1, 2, 3))
             apart = (said - there).square().mean((1, 2, 3))
             damage.append(mean_by(moved, owner, count))
@@ -127,7 +129,7 @@ class Table:
 
     def choices(self) -> tuple[Choice, ...]:
         """The words chosen now, with the table's last scores."""
-        names = [concept.name for concept in self.stage.concepts]
+        names = [concept.name for concept in self.context.concepts]
         return tuple(
             Choice(name, words[k], "table", scores)
             for name, words, k, scores in zip(names, self.words, self.now, self.scores, strict=True)
@@ -144,10 +146,10 @@ class Table:
         for i, words in enumerate(self.words):
             self.scores[i] = dict(zip(words, state[f"scores.{i}"].tolist(), strict=True))
 
-    def _still(self) -> Still:
+    def _still(self) -> FixedTarget:
         key = tuple(self.now)
         if key not in self._known:
-            self._known[key] = Still(self.stage, self.choices())
+            self._known[key] = FixedTarget(self.context, self.choices())
         return self._known[key]
 
 
@@ -161,9 +163,14 @@ class Mixture:
     """Answers that are learnt: a distribution over candidates for each concept."""
 
     def __init__(
-        self, stage: Stage, how: Adaptive, ranked: Sequence[dict[str, float]], *, seed: int
+        self,
+        context: TargetContext,
+        how: Adaptive,
+        ranked: Sequence[dict[str, float]],
+        *,
+        seed: int,
     ) -> None:
-        self.stage, self.how, self.seed = stage, how, seed
+        self.context, self.how, self.seed = context, how, seed
         self.words = [list(row) for row in ranked]
         width = max(map(len, self.words))
         self.logits = nn.Parameter(torch.zeros(len(ranked), width))
@@ -172,7 +179,7 @@ class Mixture:
         self._missing = torch.tensor([[k >= len(row) for k in range(width)] for row in self.words])
         self._generator = torch.Generator().manual_seed(seed)
         columns = [[words[min(k, len(words) - 1)] for words in self.words] for k in range(width)]
-        self._states = torch.stack([stage.answered(column) for column in columns], 1)
+        self._states = torch.stack([context.answered(column) for column in columns], 1)
 
     def weights(self) -> Tensor:
         """A draw of concepts x words: softmax((logits + Gumbel noise) / temperature)."""
@@ -189,8 +196,8 @@ class Mixture:
     def answer(self, view: View, *, learn: bool = False) -> View:
         """Text states mixed anew; the teacher has to be asked."""
         weights = self.weights() if learn else self.weights().detach()
-        prompt = self.stage.trajectories.prompt[view.rows]
-        mixed = weights[self.stage.concept_of[prompt]].to(self._states)
+        prompt = self.context.trajectories.prompt[view.rows]
+        mixed = weights[self.context.concept_of[prompt]].to(self._states)
         states = torch.einsum("bk,bktw->btw", mixed, self._states[prompt])
         return view.answered(states)
 
@@ -202,7 +209,7 @@ class Mixture:
         """The most likely word of each concept, with all odds."""
         odds = self.logits.detach().masked_fill(self._missing, -torch.inf).softmax(1)
         found = []
-        for concept, words, row in zip(self.stage.concepts, self.words, odds, strict=True):
+        for concept, words, row in zip(self.context.concepts, self.words, odds, strict=True):
             scores = dict(zip(words, row.tolist(), strict=False))
             found.append(
                 Choice(concept.name, max(scores, key=scores.__getitem__), "minimax", scores)

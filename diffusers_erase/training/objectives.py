@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from diffusers_erase.trajectories import View
+from diffusers_erase.models.trajectories import View
 
 
 Space = Literal["eps", "x0", "min-snr"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusers_erase.concepts import Concept, Vocabulary
-from diffusers_erase.training.targets import Stage, distances
+from diffusers_erase.training.targets import TargetContext, distances
 
 
 NEAR = 8
@@ -17,21 +17,21 @@ NEAREST = 0.05
 """Words nearer than this count as so near: a synonym must not take all seats."""
 
 
-def pool(stage: Stage, vocabulary: Vocabulary | None, count: int) -> list[str]:
+def pool(context: TargetContext, vocabulary: Vocabulary | None, count: int) -> list[str]:
     """`count` prompts for training, shared out among the words by one over their distance."""
-    words = vocabulary.others(stage.concepts) if vocabulary and count else ()
+    words = vocabulary.others(context.concepts) if vocabulary and count else ()
     if not words:
         return []
-    nearness = 1 / distances(stage, words).amin(0).clamp(min=NEAREST)
-    stand_in = Concept(words[0], stage.concepts[0].kind)
+    nearness = 1 / distances(context, words).amin(0).clamp(min=NEAREST)
+    stand_in = Concept(words[0], context.concepts[0].kind)
     templates = islice(cycle(stand_in.written()), count)
     taken = apportioned(nearness, count)
     return [stand_in.replaced(t, words[k]) for t, k in zip(templates, taken, strict=True)]
 
 
-def near_words(stage: Stage, words: Sequence[str], count: int = NEAR) -> list[str]:
+def near_words(context: TargetContext, words: Sequence[str], count: int = NEAR) -> list[str]:
     """The `count` words nearest to each concept, each word once."""
-    ranked = distances(stage, words).argsort(1)[:, :count]
+    ranked = distances(context, words).argsort(1)[:, :count]
     return list(dict.fromkeys(words[k] for row in ranked.tolist() for k in row))
 
 

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from diffusers_erase.concepts import Vocabulary
-from diffusers_erase.crossattention import PARTS, TEXT_PARTS
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.models.architectures import PARTS, TEXT_PARTS
+from diffusers_erase.models.trajectories import Sampler
 from diffusers_erase.training.adaptive import Adaptive
 from diffusers_erase.training.objectives import Keep, Objective, Steer, SteerGuidance, Sum
 from diffusers_erase.training.targets import Fixed, Nearest, Target
 from diffusers_erase.training.trainer import Pace
 from diffusers_erase.training.trial import Trial
-from diffusers_erase.trajectories import Sampler
 
 
 @dataclass(frozen=True)

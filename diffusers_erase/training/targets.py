@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from diffusers_erase.concepts import Concept, Vocabulary
-from diffusers_erase.config import Choice
-from diffusers_erase.denoiser import Denoiser
+from diffusers_erase.eraser.config import Choice
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.trajectories import Trajectories, View
+from diffusers_erase.models.denoiser import Denoiser
+from diffusers_erase.models.trajectories import Trajectories, View
 
 
 @dataclass(frozen=True)
-class Stage:
+class TargetContext:
     """What a target is chosen on: the erased concepts, met in prompts, and their trajectories."""
 
     denoiser: Denoiser
@@ -60,7 +60,7 @@ class Stage:
         return torch.cat(rows)
 
 
-class Answers(Protocol):
+class TargetState(Protocol):
     """A target at work in one training run."""
 
     parameters: list[nn.Parameter]
@@ -98,7 +98,7 @@ class Target(Protocol):
         """Refuse, before anything is computed, what cannot be a target for these concepts."""
         ...
 
-    def begin(self, stage: Stage, *, seed: int) -> Answers:
+    def begin(self, context: TargetContext, *, seed: int) -> TargetState:
         """Start choosing for these concepts."""
         ...
 
@@ -141,16 +141,16 @@ class Fixed:
                     f"The target {word!r} is the concept itself; choose another one."
                 )
 
-    def begin(self, stage: Stage, *, seed: int = 0) -> "Still":
+    def begin(self, context: TargetContext, *, seed: int = 0) -> "FixedTarget":
         """Scores the answers once."""
-        self.check(stage.concepts)
-        count = len(stage.concepts)
+        self.check(context.concepts)
+        count = len(context.concepts)
         answers = self.answer if isinstance(self.answer, tuple) else (self.answer,) * count
         chosen = [
             Choice(concept.name, answer, "given")
-            for concept, answer in zip(stage.concepts, answers, strict=True)
+            for concept, answer in zip(context.concepts, answers, strict=True)
         ]
-        return Still(stage, chosen, whole=self.whole)
+        return FixedTarget(context, chosen, whole=self.whole)
 
 
 PROBE = 4
@@ -174,27 +174,27 @@ class Nearest:
         """Some word must be left."""
         self.vocabulary.candidates(concepts)
 
-    def begin(self, stage: Stage, *, seed: int = 0) -> "Still":
+    def begin(self, context: TargetContext, *, seed: int = 0) -> "FixedTarget":
         """Compares every word, then keeps to the nearest."""
         chosen = []
-        for index, ranked in enumerate(nearest_words(stage, self)):
-            name = stage.concepts[index].name
+        for index, ranked in enumerate(nearest_words(context, self)):
+            name = context.concepts[index].name
             chosen.append(Choice(name, next(iter(ranked)), "nearest", ranked))
-        return Still(stage, chosen)
+        return FixedTarget(context, chosen)
 
 
 def nearest_words(
-    stage: Stage, how: Nearest, *, count: int | None = None
+    context: TargetContext, how: Nearest, *, count: int | None = None
 ) -> list[dict[str, float]]:
     """For each concept the admissible words by distance, nearest first, `count` at most.
 
     Raises:
         ErasureError: no word is left for a concept.
     """
-    words = how.vocabulary.candidates(stage.concepts)
-    found = distances(stage, words, probe=how.probe)
+    words = how.vocabulary.candidates(context.concepts)
+    found = distances(context, words, probe=how.probe)
     ranked = []
-    for concept, row in zip(stage.concepts, found, strict=True):
+    for concept, row in zip(context.concepts, found, strict=True):
         order = [k for k in row.argsort().tolist() if row[k] > how.synonym][:count]
         if not order:
             raise ErasureError(
@@ -205,7 +205,7 @@ def nearest_words(
     return ranked
 
 
-def distances(stage: Stage, words: Sequence[str | None], *, probe: int = PROBE) -> Tensor:
+def distances(context: TargetContext, words: Sequence[str | None], *, probe: int = PROBE) -> Tensor:
     """E |eps*(z,c) - eps*(z,k)|^2 / E |eps*(z,c) - eps*(z,"")|^2 for concepts x words.
 
     None is the prompt without the concept.
@@ -213,20 +213,20 @@ def distances(stage: Stage, words: Sequence[str | None], *, probe: int = PROBE) 
     How far the teacher tells a word from the concept, in the same prompts and at the concept's own
     latents, in units of what the concept's prompt does there at all.
     """
-    rows, count = stage.probe(probe), len(stage.concepts)
-    prompt = stage.trajectories.prompt[rows]
-    owner = stage.concept_of[prompt]
-    view = stage.trajectories.at(stage.denoiser, rows)
+    rows, count = context.probe(probe), len(context.concepts)
+    prompt = context.trajectories.prompt[rows]
+    owner = context.concept_of[prompt]
+    view = context.trajectories.at(context.denoiser, rows)
     concept, null = view.known["concept"], view.known["null"]
 
     def apart(score: Tensor) -> Tensor:
         return mean_by((score - concept).square().mean((1, 2, 3)), owner, count)
 
     for word in words:
-        if (word, probe) not in stage.measured:
-            said = view.answered(stage.answered([word] * count)[prompt])
-            stage.measured[word, probe] = apart(said.teacher("target")) / apart(null)
-    return torch.stack([stage.measured[word, probe] for word in words], 1)
+        if (word, probe) not in context.measured:
+            said = view.answered(context.answered([word] * count)[prompt])
+            context.measured[word, probe] = apart(said.teacher("target")) / apart(null)
+    return torch.stack([context.measured[word, probe] for word in words], 1)
 
 
 def mean_by(values: Tensor, owner: Tensor, count: int) -> Tensor:
@@ -235,17 +235,19 @@ def mean_by(values: Tensor, owner: Tensor, count: int) -> Tensor:
     return sums / torch.bincount(owner, minlength=count)
 
 
-class Still:
+class FixedTarget:
     """Answers that do not change: their states, and the scores on latents that stay."""
 
-    def __init__(self, stage: Stage, chosen: Sequence[Choice], *, whole: bool = False) -> None:
+    def __init__(
+        self, context: TargetContext, chosen: Sequence[Choice], *, whole: bool = False
+    ) -> None:
         self.parameters: list[nn.Parameter] = []
         self.chosen = tuple(chosen)
-        self._prompt = stage.trajectories.prompt
-        self._states = stage.answered([choice.target for choice in chosen], whole=whole)
+        self._prompt = context.trajectories.prompt
+        self._states = context.answered([choice.target for choice in chosen], whole=whole)
         self._scores: Tensor | None = None
-        if not stage.passing:
-            kept = stage.trajectories.remember(stage.denoiser, "target", self._states)
+        if not context.passing:
+            kept = context.trajectories.remember(context.denoiser, "target", self._states)
             self._scores = kept.scores["target"]
 
     def answer(self, view: View, *, learn: bool = False) -> View:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusers_erase.config import Choice
-from diffusers_erase.denoiser import Denoiser
+from diffusers_erase.eraser.config import Choice
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.models.denoiser import Denoiser
+from diffusers_erase.models.trajectories import Trajectories
 from diffusers_erase.training.checkpoints import Checkpoints
 from diffusers_erase.training.objectives import Objective
-from diffusers_erase.training.targets import Answers
-from diffusers_erase.trajectories import Trajectories
+from diffusers_erase.training.targets import TargetState
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def train(
     objective: Objective,
     *,
     pace: Pace,
-    answers: Answers | None = None,
+    answers: TargetState | None = None,
     renewal: Renewal | None = None,
     seed: int = 0,
     accelerator: Any = None,
@@ -176,7 +176,9 @@ def _share(parameters: Sequence[nn.Parameter], mean: Callable[[Tensor], Tensor])
 
 
 def _state(
-    parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer, answers: Answers | None
+    parameters: Sequence[nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    answers: TargetState | None,
 ) -> dict[str, Tensor]:
     state = {}
     for i, p in enumerate(parameters):
@@ -191,7 +193,7 @@ def _resumed(
     checkpoints: Checkpoints | None,
     parameters: Sequence[nn.Parameter],
     optimiser: torch.optim.Optimizer,
-    answers: Answers | None,
+    answers: TargetState | None,
     latents: _Latents,
 ) -> int:
     """Steps done before; everything is as it was after them."""

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from diffusers_erase.concepts import Concept, Vocabulary
-from diffusers_erase.config import Choice
+from diffusers_erase.eraser.config import Choice
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.training.targets import (
     PROBE,
+    FixedTarget,
     Nearest,
-    Stage,
-    Still,
+    TargetContext,
     distances,
     mean_by,
     nearest_words,
@@ -54,36 +54,36 @@ class Trial:
         """Some word must be left."""
         self.vocabulary.candidates(concepts)
 
-    def begin(self, stage: Stage, *, seed: int = 0) -> Still:
+    def begin(self, context: TargetContext, *, seed: int = 0) -> FixedTarget:
         """Tries every candidate on, then keeps to the best.
 
         Raises:
             ErasureError: on this stage nothing can be tried on.
         """
         how = Nearest(self.vocabulary, self.synonym)
-        ranked = [list(row) for row in nearest_words(stage, how, count=self.shortlist)]
+        ranked = [list(row) for row in nearest_words(context, how, count=self.shortlist)]
         chosen = []
         for k, (concept, words, hurt) in enumerate(
-            zip(stage.concepts, ranked, self.hurt(stage, ranked), strict=True)
+            zip(context.concepts, ranked, self.hurt(context, ranked), strict=True)
         ):
             scores = dict(zip(words, hurt.tolist(), strict=True))
             best_first = sorted(words, key=scores.__getitem__)
-            told = (word for word in best_first if is_clear(stage, k, word))
+            told = (word for word in best_first if is_clear(context, k, word))
             chosen.append(Choice(concept.name, next(told, best_first[0]), "trial", scores))
-        return Still(stage, chosen)
+        return FixedTarget(context, chosen)
 
     @torch.no_grad()
-    def hurt(self, stage: Stage, ranked: Sequence[Sequence[str]]) -> list[Tensor]:
+    def hurt(self, context: TargetContext, ranked: Sequence[Sequence[str]]) -> list[Tensor]:
         """For every concept, how much the edit to each of its candidates hurts the worst rival."""
-        if stage.edit is None:
+        if context.edit is None:
             raise ErasureError("Trial needs a stage with `edit`, by which edits can be tried on.")
-        rows, count = stage.probe(self.probe), len(stage.concepts)
-        prompt = stage.trajectories.prompt[rows]
-        owner = stage.concept_of[prompt]
-        view = stage.trajectories.at(stage.denoiser, rows)
+        rows, count = context.probe(self.probe), len(context.concepts)
+        prompt = context.trajectories.prompt[rows]
+        owner = context.concept_of[prompt]
+        view = context.trajectories.at(context.denoiser, rows)
         width = max(map(len, ranked))
         columns = [[words[min(k, len(words) - 1)] for words in ranked] for k in range(width)]
-        texts = [stage.answered(column) for column in columns]
+        texts = [context.answered(column) for column in columns]
         rivals = [view.answered(states[prompt]) for states in texts]
         there = [rival.teacher("target") for rival in rivals]
 
@@ -92,7 +92,7 @@ class Trial:
 
         moved = torch.zeros(width, width, count)  # targets x rivals x concepts
         for k, states in enumerate(texts):
-            stage.edit(stage.trajectories.states["concept"], states)
+            context.edit(context.trajectories.states["concept"], states)
             for j, (rival, score) in enumerate(zip(rivals, there, strict=True)):
                 if j != k:
                     apart = size(rival.student("target") - score)
@@ -101,8 +101,8 @@ class Trial:
         return [hurt.amax(1) for hurt in own]
 
 
-def is_clear(stage: Stage, k: int, word: str) -> bool:
+def is_clear(context: TargetContext, k: int, word: str) -> bool:
     """Whether concept k can be told from the word as it can from its absence (see `CLEAR`)."""
-    apart, absent = distances(stage, [word, None], probe=2 * PROBE)[k].tolist()
+    apart, absent = distances(context, [word, None], probe=2 * PROBE)[k].tolist()
     clear: bool = apart >= CLEAR * absent
     return clear

@@ -19,8 +19,8 @@ from erasure import Counts, Pictures, concept_of, measured, table, vocabulary
 from journal import write, written
 
 from diffusers_erase.concepts import Vocabulary
-from diffusers_erase.denoiser import counted
-from diffusers_erase.making import erase
+from diffusers_erase.making.api import erase
+from diffusers_erase.models.denoiser import counted
 from diffusers_erase.playground import FAMILY_OF, load_pipeline
 from diffusers_erase.training.adaptive import Adaptive
 from diffusers_erase.training.objectives import Keep

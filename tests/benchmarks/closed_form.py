@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusers_erase.cache import TensorCache
 from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.editing.edit import edit
 from diffusers_erase.editing.recipes import CLOSED_FORM, UCE, Edit
-from diffusers_erase.editing.rows import Texts
 from diffusers_erase.editing.solving import solve
+from diffusers_erase.editing.token_pairs import Texts
 from diffusers_erase.playground import OBJECTS, model
+from diffusers_erase.storage.tensor_cache import TensorCache
 
 
 SD15 = (768, {320: 5, 640: 5, 1280: 6})

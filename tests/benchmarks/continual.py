@@ -16,10 +16,10 @@ from erasure import concept_of
 
 from diffusers_erase.concepts import Vocabulary
 from diffusers_erase.evaluation.continual import continual
-from diffusers_erase.evaluation.graph import Field
+from diffusers_erase.evaluation.graph import ConceptSet
 from diffusers_erase.evaluation.runner import Runner
-from diffusers_erase.evaluation.studio import Sampling, Studio
-from diffusers_erase.making import erase
+from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
+from diffusers_erase.making.api import erase
 from diffusers_erase.playground import OBJECTS, load_judge, load_pipeline
 from diffusers_erase.playground.protocols import graph_protocol
 
@@ -38,9 +38,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/continual.json"))
     options = parser.parse_args()
     pipe, names = load_pipeline(), OBJECTS[:: options.every]
-    field = Field.of(graph_protocol(pictures=options.pictures))
-    studio = Studio(pipe, load_judge(), Sampling(10, 5.0, "bfloat16", 32))
-    runner = Runner(studio, options.work, progress=False, shown=0)
+    field = ConceptSet.of(graph_protocol(pictures=options.pictures))
+    sampler = PipelineSampler(pipe, load_judge(), Sampling(10, 5.0, "bfloat16", 32))
+    runner = Runner(sampler, options.work, progress=False, shown=0)
     found = {}
     for recipe in options.recipes:
         erasers = {

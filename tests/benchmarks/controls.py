@@ -14,13 +14,13 @@ from erasure import concept_of
 from evidence import attacks_on
 from journal import write, written
 
-from diffusers_erase.evaluation.attacks.attempts import recover
-from diffusers_erase.evaluation.attacks.sampling import equal_budget
-from diffusers_erase.evaluation.attacks.tokens import TokenSearch
+from diffusers_erase.attacks.sampling import equal_budget
+from diffusers_erase.attacks.tokens import TokenSearch
+from diffusers_erase.evaluation.attack import run_attack
 from diffusers_erase.evaluation.metrics import Rate
-from diffusers_erase.evaluation.studio import Sampling, Studio
+from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
 from diffusers_erase.evaluation.suites import Suite
-from diffusers_erase.making import erase
+from diffusers_erase.making.api import erase
 from diffusers_erase.playground import load_judge, load_pipeline
 from diffusers_erase.playground.protocols import protocol
 
@@ -31,7 +31,7 @@ GRADIENTS = ("inversion", "ring-a-bell", "token-search", "p4d")
 def measured(name: str, strength: float, pictures: int) -> dict[str, Any]:
     pipe, concept = load_pipeline(), concept_of(name)
     pipe.load_erasure(erase(pipe, concept, recipe="closed-form", progress=False), strength=strength)
-    studio = Studio(pipe, load_judge(), Sampling(10, 5.0, "bfloat16", 32))
+    sampler = PipelineSampler(pipe, load_judge(), Sampling(10, 5.0, "bfloat16", 32))
     groups = Suite.of(protocol("ripple", name, pictures=pictures)).groups
     asked = next(g for g in groups if g.relation == "target").asked(500_000)
     several, searches = attacks_on(concept)
@@ -39,8 +39,8 @@ def measured(name: str, strength: float, pictures: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for attack in (*several, *searches, *p4d):
         if attack.name in GRADIENTS:
-            got = recover(attack, studio, asked)
-            luck = recover(equal_budget(got, studio.sampling), studio, asked)
+            got = run_attack(attack, sampler, asked)
+            luck = run_attack(equal_budget(got, sampler.sampling), sampler, asked)
             rates = {"before": got.pre, "after": got.post, "luck": luck.post}
             found[attack.name] = {key: [rate.hits, rate.n] for key, rate in rates.items()}
     return {"concept": name, "strength": strength, "attacks": found}

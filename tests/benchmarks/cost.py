@@ -17,8 +17,8 @@ import torch
 from erasure import KEPT, Pictures, concept_of, measured, neighbours, vocabulary
 from peers import Loop, age, esd, uce
 
-from diffusers_erase.denoiser import counted
-from diffusers_erase.making import erase
+from diffusers_erase.making.api import erase
+from diffusers_erase.models.denoiser import counted
 from diffusers_erase.playground import load_pipeline
 from diffusers_erase.training.recipes import RECIPES, Recipe
 

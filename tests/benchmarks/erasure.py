@@ -21,13 +21,15 @@ from journal import write, written
 from peers import uce
 from torch import Tensor
 
-from diffusers_erase.concepts import Concept, encode
-from diffusers_erase.crossattention import PARTS, denoiser_of
-from diffusers_erase.denoiser import Denoiser, NoiseSchedule, counted
+from diffusers_erase.concepts import Concept
 from diffusers_erase.editing.recipes import EDITS
 from diffusers_erase.evaluation.metrics import Rate
 from diffusers_erase.evaluation.probe import probe
-from diffusers_erase.making import erase
+from diffusers_erase.making.api import erase
+from diffusers_erase.models.architectures import PARTS, denoiser_of
+from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule, counted
+from diffusers_erase.models.text_states import encode
+from diffusers_erase.models.trajectories import sample_trajectories
 from diffusers_erase.playground import (
     ARTISTS,
     COLOURS,
@@ -40,8 +42,7 @@ from diffusers_erase.playground import (
 )
 from diffusers_erase.playground.world import with_article
 from diffusers_erase.training.recipes import RECIPES
-from diffusers_erase.training.targets import Stage, distances
-from diffusers_erase.trajectories import sample_trajectories
+from diffusers_erase.training.targets import TargetContext, distances
 
 
 NEAR_WORDS, STEPS = 5, 10
@@ -80,7 +81,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptCase:
     """A prompt, the word it is about, and its colour."""
 
     prompt: str
@@ -99,7 +100,7 @@ def vocabulary(concept: Concept) -> tuple[str, ...]:
     return tuple(STYLE_OF) if concept.kind == "style" else OBJECTS
 
 
-def asked(word: str, name: str, count: int) -> list[Asked]:
+def asked(word: str, name: str, count: int) -> list[PromptCase]:
     """`count` prompts about a word under one of its names; picture i has the same seed always."""
     found = []
     for i in range(count):
@@ -109,11 +110,11 @@ def asked(word: str, name: str, count: int) -> list[Asked]:
             prompt = f"a painting of {with_article(f'{colour} {thing}')} in the style of {name}"
         else:
             prompt = f"a photo of {with_article(f'{colour} {name}')}"
-        found.append(Asked(prompt, word, colour, 1000 * [*OBJECTS, *STYLE_OF].index(word) + i))
+        found.append(PromptCase(prompt, word, colour, 1000 * [*OBJECTS, *STYLE_OF].index(word) + i))
     return found
 
 
-def about(words: Sequence[str], least: int) -> list[Asked]:
+def about(words: Sequence[str], least: int) -> list[PromptCase]:
     """At least so many prompts, as many about each word."""
     each = -(-least // max(1, len(words)))
     return [a for word in words for a in asked(word, word, each)]
@@ -124,12 +125,12 @@ class Pictures:
 
     def __init__(self, kept: Path = Path("build/base.jsonl")) -> None:
         self.judge, self.kept = load_judge(), kept
-        self.base: dict[Asked, Verdict] = {}
+        self.base: dict[PromptCase, Verdict] = {}
         for asked, verdict in written(kept):
             verdict["objects"] = tuple(verdict["objects"])
-            self.base[Asked(**asked)] = Verdict(**verdict)
+            self.base[PromptCase(**asked)] = Verdict(**verdict)
 
-    def seen(self, pipe: Any, several: Sequence[Asked]) -> list[Verdict]:
+    def seen(self, pipe: Any, several: Sequence[PromptCase]) -> list[Verdict]:
         verdicts: list[Verdict] = []
         for start in range(0, len(several), 32):
             chunk = several[start : start + 32]
@@ -144,7 +145,7 @@ class Pictures:
             verdicts += self.judge(pictures)
         return verdicts
 
-    def of_base(self, pipe: Any, several: Sequence[Asked]) -> list[Verdict]:
+    def of_base(self, pipe: Any, several: Sequence[PromptCase]) -> list[Verdict]:
         missing = [a for a in several if a not in self.base]
         found = dict(zip(missing, self.seen(pipe, missing), strict=True))
         self.base |= found
@@ -152,20 +153,20 @@ class Pictures:
         return [self.base[a] for a in several]
 
 
-def hits(several: Sequence[Asked], verdicts: Sequence[Verdict]) -> Rate:
-    def hit(a: Asked, v: Verdict) -> bool:
+def hits(several: Sequence[PromptCase], verdicts: Sequence[Verdict]) -> Rate:
+    def hit(a: PromptCase, v: Verdict) -> bool:
         return v.style == STYLE_OF[a.word] if a.word in STYLE_OF else a.word in v.objects
 
     return Rate(sum(map(hit, several, verdicts)), len(several))
 
 
-def coloured(several: Sequence[Asked], verdicts: Sequence[Verdict]) -> Rate:
+def coloured(several: Sequence[PromptCase], verdicts: Sequence[Verdict]) -> Rate:
     seen = [(a, v) for a, v in zip(several, verdicts, strict=True) if v.valid]
     return Rate(sum(v.colour == a.colour for a, v in seen), len(seen))
 
 
 @cache
-def stage_of(name: str) -> tuple[Any, Stage]:
+def stage_of(name: str) -> tuple[Any, TargetContext]:
     """The base's own runs on a concept, for nearness and damage."""
     pipe, concept = load_pipeline(), concept_of(name)
     denoiser = Denoiser(denoiser_of(pipe), NoiseSchedule.of(pipe.scheduler))
@@ -173,7 +174,7 @@ def stage_of(name: str) -> tuple[Any, Stage]:
     kept = sample_trajectories(
         denoiser, pipe.scheduler, encode(pipe, prompts), encode(pipe, [""]), steps=10, seed=99
     )
-    return pipe, Stage(
+    return pipe, TargetContext(
         denoiser,
         lambda texts: encode(pipe, texts),
         (concept,),
@@ -196,9 +197,9 @@ def damage(pipe: Any, word: str, erased: Concept | None = None) -> float:
 
     A painting of the erased concept in some style is no run of that style.
     """
-    stage = stage_of(word)[1]
-    kept = stage.trajectories
-    names = torch.tensor([erased is not None and erased.is_named_in(p) for p in stage.prompts])
+    context = stage_of(word)[1]
+    kept = context.trajectories
+    names = torch.tensor([erased is not None and erased.is_named_in(p) for p in context.prompts])
     rows = (~names[kept.prompt]).nonzero()[:, 0]
     said = Denoiser(denoiser_of(pipe), NoiseSchedule.of(pipe.scheduler)).teacher(
         kept.z[rows], kept.t[rows], kept.states["concept"][kept.prompt[rows]]

@@ -17,23 +17,23 @@ from typing import Any
 from erasure import concept_of, neighbours, vocabulary
 from journal import write, written
 
+from diffusers_erase.attacks.image_editing import DDIMInversion, ImageToImage
+from diffusers_erase.attacks.inversion import Inversion
+from diffusers_erase.attacks.relearning import Relearning
+from diffusers_erase.attacks.ring_a_bell import EmbeddingShift, RingABell
+from diffusers_erase.attacks.sampling import Completion, Noise, SeedSearch
+from diffusers_erase.attacks.tokens import TokenSearch
 from diffusers_erase.concepts import Concept, Vocabulary
-from diffusers_erase.denoiser import counted
 from diffusers_erase.editing.recipes import EDITS
-from diffusers_erase.evaluation.attacks.attempts import Attack, Recovery
-from diffusers_erase.evaluation.attacks.editing import DDIMInversion, ImageToImage
-from diffusers_erase.evaluation.attacks.inversion import Inversion
-from diffusers_erase.evaluation.attacks.relearning import Relearning
-from diffusers_erase.evaluation.attacks.ring_a_bell import EmbeddingShift, RingABell
-from diffusers_erase.evaluation.attacks.sampling import Completion, Noise, SeedSearch
-from diffusers_erase.evaluation.attacks.tokens import TokenSearch
+from diffusers_erase.evaluation.attack import Attack, AttackResult
 from diffusers_erase.evaluation.evidence import evaluate
 from diffusers_erase.evaluation.metrics import Rate, erasebench
 from diffusers_erase.evaluation.runner import Runner
-from diffusers_erase.evaluation.studio import Sampling, Studio
+from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
 from diffusers_erase.evaluation.suites import RELATIONS, Suite
 from diffusers_erase.evaluation.summary import Summary
-from diffusers_erase.making import erase
+from diffusers_erase.making.api import erase
+from diffusers_erase.models.denoiser import counted
 from diffusers_erase.playground import load_judge, load_pipeline
 from diffusers_erase.playground.protocols import protocol
 from diffusers_erase.training.recipes import RECIPES
@@ -73,8 +73,8 @@ def measured(recipe: str, name: str, seed: int, work: Path) -> dict[str, Any]:
         evaluations = spent()
     seconds = time.perf_counter() - started
     pipe.load_erasure(eraser, name)
-    studio = Studio(pipe, load_judge(), Sampling(10, 5.0, "bfloat16", 32))
-    runner = Runner(studio, work, progress=False, shown=0)
+    sampler = PipelineSampler(pipe, load_judge(), Sampling(10, 5.0, "bfloat16", 32))
+    runner = Runner(sampler, work, progress=False, shown=0)
     suite = Suite.of(protocol("ripple", name, pictures=PICTURES))
     several, searches = attacks_on(concept)
     evidence = evaluate(runner, suite, attacks=several, attempts=ATTEMPTS)
@@ -114,7 +114,7 @@ def seen(summary: Summary) -> dict[str, dict[str, Any]]:
     }
 
 
-def recovered(several: Sequence[tuple[str, Recovery]]) -> dict[str, dict[str, Any]]:
+def recovered(several: Sequence[tuple[str, AttackResult]]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for side, recovery in several:
         line = found.setdefault(recovery.attack, {})

@@ -18,8 +18,8 @@ from journal import write, written
 from peers import uce
 
 from diffusers_erase.concepts import Vocabulary
-from diffusers_erase.denoiser import counted
-from diffusers_erase.making import erase
+from diffusers_erase.making.api import erase
+from diffusers_erase.models.denoiser import counted
 from diffusers_erase.playground import load_pipeline
 from diffusers_erase.training.recipes import RECIPES, Recipe
 from diffusers_erase.training.targets import Nearest

@@ -15,7 +15,7 @@ from typing import Any
 from erasure import Pictures, asked, concept_of, hits
 from journal import write, written
 
-from diffusers_erase.making import erase
+from diffusers_erase.making.api import erase
 from diffusers_erase.playground import load_pipeline
 
 

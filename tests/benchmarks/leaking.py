@@ -9,7 +9,7 @@ from erasure import concept_of, neighbours, vocabulary
 from peers import uce
 
 from diffusers_erase.evaluation.leakage import leakage
-from diffusers_erase.making import erase
+from diffusers_erase.making.api import erase
 from diffusers_erase.playground import load_pipeline
 
 

@@ -25,11 +25,11 @@ from evidence import ATTEMPTS, PICTURES, SEARCHED, attacks_on, recovered, seen, 
 from journal import write, written
 from safetensors.torch import load_file
 
-from diffusers_erase.evaluation.attacks import record
-from diffusers_erase.evaluation.attacks.attempts import Recovery, recover
+from diffusers_erase.attacks import attack_run as record
+from diffusers_erase.evaluation.attack import AttackResult, run_attack
 from diffusers_erase.evaluation.evidence import Evidence
 from diffusers_erase.evaluation.runner import Runner
-from diffusers_erase.evaluation.studio import Sampling, Studio
+from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
 from diffusers_erase.evaluation.suites import Suite
 from diffusers_erase.playground import OBJECTS, load_judge, load_pipeline, model
 from diffusers_erase.playground.build import (
@@ -103,20 +103,22 @@ def measured(pipe: Any, name: str, work: Path) -> dict[str, Any]:
     """A line as `evidence.py` writes them; `base` is the model that was taught."""
     taught, judge, how = load_pipeline(), load_judge(), Sampling(10, 5.0, "bfloat16", 32)
     suite = Suite.of(protocol("ripple", name, pictures=PICTURES))
-    studio, asked = Studio(pipe, judge, how), suite.asked(0)
-    before = Runner(Studio(taught, judge, how), work, progress=False, shown=0)(asked, "base")
-    after = Runner(studio, work, progress=False, shown=4)(asked, "base")
+    sampler, asked = PipelineSampler(pipe, judge, how), suite.asked(0)
+    before = Runner(PipelineSampler(taught, judge, how), work, progress=False, shown=0)(
+        asked, "base"
+    )
+    after = Runner(sampler, work, progress=False, shown=4)(asked, "base")
     looks = (*before, *(replace(look, side="erased") for look in after))
     relations = {group.name: group.relation for group in suite.groups}
     summary = Evidence(suite.name, suite.concepts, relations, looks).summary
-    recoveries: list[tuple[str, Recovery]] = []
+    recoveries: list[tuple[str, AttackResult]] = []
     (target,) = (group for group in suite.groups if group.relation == "target")
     with beside(taught):
         for attacks, pictures in zip(
             attacks_on(concept_of(name)), (ATTEMPTS, SEARCHED), strict=True
         ):
             few = replace(target, pictures=pictures).asked(500_000)
-            recoveries += [("erased", recover(attack, studio, few)) for attack in attacks]
+            recoveries += [("erased", run_attack(attack, sampler, few)) for attack in attacks]
     return {
         "recipe": ROW,
         "concept": name,

@@ -25,7 +25,7 @@ from diffusers_erase import (
     set_erasure_strength,
     unload_erasures,
 )
-from diffusers_erase.crossattention import fingerprint, text_layers
+from diffusers_erase.models.architectures import fingerprint, text_layers
 
 
 MODES = ("base", "bake", "hook", "adapter")

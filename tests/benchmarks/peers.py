@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusers_erase.adapter import EraserAdapter
-from diffusers_erase.concepts import Concept, encode
-from diffusers_erase.config import EraserConfig
-from diffusers_erase.crossattention import fingerprint, projections, text_weights
-from diffusers_erase.textmap import TextMap
+from diffusers_erase.concepts import Concept
+from diffusers_erase.eraser.adapter import EraserAdapter
+from diffusers_erase.eraser.config import EraserConfig
+from diffusers_erase.eraser.text_map import TextMap
+from diffusers_erase.models.architectures import fingerprint, projections, text_weights
+from diffusers_erase.models.text_states import encode
 
 
 @torch.no_grad()

@@ -16,8 +16,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diffusers_erase.denoiser import counted
-from diffusers_erase.making import erase
+from diffusers_erase.making.api import erase
+from diffusers_erase.models.denoiser import counted
 from diffusers_erase.playground import OBJECTS, model
 from diffusers_erase.training.recipes import RECIPES
 

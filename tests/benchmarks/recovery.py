@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from erasure import STEPS, Asked, Pictures, concept_of, hits, made, neighbours, vocabulary
+from erasure import STEPS, Pictures, PromptCase, concept_of, hits, made, neighbours, vocabulary
 from journal import write, written
 
-from diffusers_erase.adapter import EraserAdapter
-from diffusers_erase.evaluation.attacks.inversion import invert
+from diffusers_erase.attacks.inversion import invert
+from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.evaluation.pictures import draw
-from diffusers_erase.making import erase
+from diffusers_erase.making.api import erase
 from diffusers_erase.playground import COLOURS, OBJECTS, load_pipeline
 from diffusers_erase.playground.world import with_article
 
@@ -31,7 +31,7 @@ from diffusers_erase.playground.world import with_article
 SCENES, LEARNT_FROM, DRAWN = 64, 32, 64
 
 
-def scenes(name: str, said: str | None = None) -> tuple[list[Asked], list[Asked]]:
+def scenes(name: str, said: str | None = None) -> tuple[list[PromptCase], list[PromptCase]]:
     """Prompts about the concept and one of the others; who is asked about which of the two.
 
     `said` is a word that stands in the concept's place.
@@ -45,8 +45,8 @@ def scenes(name: str, said: str | None = None) -> tuple[list[Asked], list[Asked]
             with_article(f"{c} {w}") for c, w in zip(colours, (said or name, word), strict=True)
         ]
         prompt = f"a photo of {' and '.join(things if i % 2 else things[::-1])}"
-        one.append(Asked(prompt, name, colours[0], 70_000 + i))
-        other.append(Asked(prompt, word, colours[1], 70_000 + i))
+        one.append(PromptCase(prompt, name, colours[0], 70_000 + i))
+        other.append(PromptCase(prompt, word, colours[1], 70_000 + i))
     return one, other
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 
 from diffusers_erase import EraserAdapter, erase
 from diffusers_erase.evaluation.pictures import draw
-from diffusers_erase.hub import find_erasers
 from diffusers_erase.playground import OBJECTS, load_pipeline
+from diffusers_erase.storage.hub import find_erasers
 
 
 REPO = "user/erase-car"

@@ -8,14 +8,15 @@ from collections.abc import Callable
 
 import torch
 
-from diffusers_erase.concepts import Concept, encode
-from diffusers_erase.crossattention import denoiser_of
-from diffusers_erase.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.concepts import Concept
 from diffusers_erase.evaluation.pictures import draw
-from diffusers_erase.making import erase
+from diffusers_erase.making.api import erase
+from diffusers_erase.models.architectures import denoiser_of
+from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.models.text_states import encode
+from diffusers_erase.models.trajectories import sample_trajectories
 from diffusers_erase.playground import load_judge, load_pipeline
 from diffusers_erase.training.recipes import REPLACE
-from diffusers_erase.trajectories import sample_trajectories
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -26,14 +26,14 @@ from erasure import (
 )
 from journal import write, written
 
-from diffusers_erase.adapter import EraserAdapter
 from diffusers_erase.concepts import said
 from diffusers_erase.editing.prior import gram, spared
-from diffusers_erase.editing.rows import texts_of
-from diffusers_erase.making import erase
+from diffusers_erase.editing.token_pairs import texts_of
+from diffusers_erase.eraser.adapter import EraserAdapter
+from diffusers_erase.eraser.stacking import SPARE, Rest, fused, summed
+from diffusers_erase.linalg.subspace import row_space
+from diffusers_erase.making.api import erase
 from diffusers_erase.playground import OBJECTS, load_pipeline
-from diffusers_erase.stacking import SPARE, Rest, fused, summed
-from diffusers_erase.subspace import row_space
 
 
 ALL = (*OBJECTS, *STYLE_OF)

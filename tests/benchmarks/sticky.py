@@ -20,9 +20,9 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from diffusers.hooks import apply_group_offloading
 
 from diffusers_erase import erase
-from diffusers_erase.adapter import EraserAdapter
-from diffusers_erase.config import EraserConfig
-from diffusers_erase.crossattention import TEXT_PARTS, denoiser_of, projections
+from diffusers_erase.eraser.adapter import EraserAdapter
+from diffusers_erase.eraser.config import EraserConfig
+from diffusers_erase.models.architectures import TEXT_PARTS, denoiser_of, projections
 from diffusers_erase.playground import load_pipeline
 
 

@@ -5,8 +5,8 @@ python tests/benchmarks/synonym_targets.py
 
 from diffusers_erase.concepts import Concept
 from diffusers_erase.evaluation.metrics import Rate
-from diffusers_erase.evaluation.studio import Sampling, Studio
-from diffusers_erase.making import erase
+from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
+from diffusers_erase.making.api import erase
 from diffusers_erase.playground import COLOURS, OBJECTS, SYNONYMS, load_judge, load_pipeline
 
 
@@ -19,9 +19,9 @@ def left(recipe: str, name: str, target: str) -> Rate:
         pipe, Concept(name), target=target, vocabulary=words, recipe=recipe, progress=False
     )
     pipe.load_erasure(eraser, name)
-    studio = Studio(pipe, load_judge(), Sampling(10, 5.0, "bfloat16", 32))
+    sampler = PipelineSampler(pipe, load_judge(), Sampling(10, 5.0, "bfloat16", 32))
     prompts = [f"a photo of a {colour} {name}" for colour in COLOURS for _ in range(3)]
-    shown = studio.shows(studio.draw(prompts, range(len(prompts))), [name])
+    shown = sampler.shows(sampler.draw(prompts, range(len(prompts))), [name])
     return Rate(sum(shown), len(shown))
 
 

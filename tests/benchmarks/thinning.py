@@ -11,9 +11,10 @@ from contextlib import contextmanager
 
 import torch
 
-from diffusers_erase.concepts import Concept, encode
+from diffusers_erase.concepts import Concept
 from diffusers_erase.editing import prior
-from diffusers_erase.making import erase
+from diffusers_erase.making.api import erase
+from diffusers_erase.models.text_states import encode
 from diffusers_erase.playground import OBJECTS, SYNONYMS, load_pipeline
 
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 import pytest
 
 from diffusers_erase.concepts import Concept, Vocabulary
-from diffusers_erase.crossattention import TEXT_PARTS, projections
 from diffusers_erase.editing.edit import distances, edit, specific
 from diffusers_erase.editing.recipes import CLOSED_FORM, EDITS, UCE, Edit
-from diffusers_erase.editing.rows import texts_of
+from diffusers_erase.editing.token_pairs import texts_of
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.models.architectures import TEXT_PARTS, projections
 
 
 CAR = Concept("car", synonyms=("automobile",))

@@ -3,7 +3,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffusers_erase.cache import TensorCache
 from diffusers_erase.concepts import said
 from diffusers_erase.editing.prior import (
     gram,
@@ -14,9 +13,10 @@ from diffusers_erase.editing.prior import (
     spared,
     thinned,
 )
-from diffusers_erase.editing.rows import Texts, texts_of
+from diffusers_erase.editing.token_pairs import Texts, texts_of
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.playground import OBJECTS
+from diffusers_erase.storage.tensor_cache import TensorCache
 
 
 def test_second_moments_are_those_of_all_tokens(untrained):

@@ -12,9 +12,9 @@ from diffusers_erase.editing.solvers import (
     reading_gram,
     solved_within,
 )
+from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.subspace import row_space
-from diffusers_erase.textmap import TextMap
+from diffusers_erase.linalg.subspace import row_space
 
 
 WIDTH = 16
@@ -48,7 +48,7 @@ def problem(**changes):
 @pytest.mark.parametrize("solver", [Replace(), Regenerate(), NullSpace(threshold=0.5), Remove()])
 def test_a_solution_within_a_rank_is_the_best_of_it(solver):
     whole = solver(problem())
-    expected, kept = whole.truncated(2, met=problem().met)
+    expected, kept = whole.truncated(2, second_moment=problem().second_moment)
     best, share, rank = solved_within(solver, problem(), 2)
     assert torch.allclose(best.change, expected.change, atol=1e-9)
     assert (share, rank) == (pytest.approx(kept), whole.rank)

@@ -3,7 +3,8 @@ import torch
 
 from diffusers_erase.editing.solving import reader, reader_beside, remove, solve, solve_within
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.subspace import Inverse, inverted, row_space
+from diffusers_erase.linalg.inverse import Inverse, inverted
+from diffusers_erase.linalg.subspace import row_space
 
 
 WIDTH = 12
@@ -98,7 +99,7 @@ def test_an_inverse_is_that_of_what_is_free():
 @pytest.mark.parametrize("count", [5, 9, 30])
 def test_what_is_cut_off_is_seen_before_the_solution_is_whole(count, held):
     E, V, hold = states(count, 6), states(count, 7), row_space(states(3, 4)) if held else None
-    whole, kept = solve(E, V, K, hold=hold).truncated(4, met=E.T @ E + K)
+    whole, kept = solve(E, V, K, hold=hold).truncated(4, second_moment=E.T @ E + K)
     best, share = solve_within(E, V, K, 4, hold=hold)
     assert torch.allclose(best.change, whole.change, atol=1e-9)
     assert share == pytest.approx(kept, abs=1e-9)

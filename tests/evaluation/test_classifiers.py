@@ -8,7 +8,6 @@ import torch
 import transformers
 from PIL import Image
 
-from diffusers_erase.cache import digest
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation import classifiers
 from diffusers_erase.evaluation.classifiers import (
@@ -20,6 +19,7 @@ from diffusers_erase.evaluation.classifiers import (
 from diffusers_erase.evaluation.detectors import looked, told_of
 from diffusers_erase.evaluation.features import clip_score, picture_features, text_features
 from diffusers_erase.playground import model
+from diffusers_erase.storage.tensor_cache import digest
 
 
 LABELS = ("red circle", "blue square", "green star")

@@ -4,7 +4,13 @@ import pytest
 from PIL import Image
 
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.evaluation.detectors import FromFunction, Seen, looked, measurable, told_of
+from diffusers_erase.evaluation.detectors import (
+    Detection,
+    FromFunction,
+    looked,
+    measurable,
+    told_of,
+)
 from diffusers_erase.evaluation.metrics import Rate
 
 
@@ -40,9 +46,9 @@ def test_the_playgrounds_judge_is_a_detector(judge, shipped):
     ("said", "complaint"),
     [
         ([], "shown 3 pictures and said 0 things"),
-        ([Seen("a", 1.0)] * 4, "said 4 things"),
-        ([Seen("a", math.nan)] * 3, "score of nan"),
-        ([Seen("a", 1.5)] * 3, "a share from 0 to 1"),
+        ([Detection("a", 1.0)] * 4, "said 4 things"),
+        ([Detection("a", math.nan)] * 3, "score of nan"),
+        ([Detection("a", 1.5)] * 3, "a share from 0 to 1"),
     ],
 )
 def test_a_detector_that_says_too_much_or_no_number_is_refused(said, complaint):

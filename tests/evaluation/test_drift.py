@@ -1,11 +1,12 @@
 import pytest
 
-from diffusers_erase.adapter import EraserAdapter
-from diffusers_erase.concepts import Concept, encode
+from diffusers_erase.concepts import Concept
+from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.drift import bank, drift
-from diffusers_erase.making import erase
-from diffusers_erase.subspace import free, row_space
+from diffusers_erase.linalg.subspace import free, row_space
+from diffusers_erase.making.api import erase
+from diffusers_erase.models.text_states import encode
 
 
 TARGET = ["a photo of a red car", "a car at night"]

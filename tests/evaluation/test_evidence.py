@@ -10,20 +10,20 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from typer.testing import CliRunner
 
-from diffusers_erase.adapter import EraserAdapter
+from diffusers_erase.attacks.sampling import Completion, SeedSearch
 from diffusers_erase.cli import app
 from diffusers_erase.concepts import Concept
-from diffusers_erase.crossattention import denoiser_of
-from diffusers_erase.denoiser import counted
+from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.evaluation.attacks.attempts import Attempt, Recovery
-from diffusers_erase.evaluation.attacks.sampling import Completion, SeedSearch
+from diffusers_erase.evaluation.attack import AttackResult, Attempt
 from diffusers_erase.evaluation.evidence import Evidence, evaluate
 from diffusers_erase.evaluation.report import markdown, sheets_of, write_report
 from diffusers_erase.evaluation.runner import Runner
-from diffusers_erase.evaluation.studio import Sampling, Studio
+from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
 from diffusers_erase.evaluation.suites import Suite
-from diffusers_erase.making import erase
+from diffusers_erase.making.api import erase
+from diffusers_erase.models.architectures import denoiser_of
+from diffusers_erase.models.denoiser import counted
 
 
 SUITE = Suite.of(
@@ -47,8 +47,8 @@ def eraser(shipped):
 @pytest.fixture
 def runner(playground, judge, eraser, tmp_path):
     playground.load_erasure(eraser, "car")
-    studio = Studio(playground, judge, Sampling(steps=5, batch=8))
-    return Runner(studio, tmp_path / "work", progress=False)
+    sampler = PipelineSampler(playground, judge, Sampling(steps=5, batch=8))
+    return Runner(sampler, tmp_path / "work", progress=False)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_what_was_not_measured_is_said(runner):
 def test_a_control_is_what_the_attack_drew_and_not_what_is_shown_without_it(evidence):
     def recovery(found, images):
         shown = Attempt("a car", ("car",), 0, True, True, found, images, 10)
-        return Recovery("noise", "sampler", (shown,))
+        return AttackResult("noise", "sampler", (shown,))
 
     def told(*recoveries):
         several = tuple(zip(("base", "erased"), recoveries, strict=True))
@@ -133,7 +133,7 @@ def test_a_control_is_what_the_attack_drew_and_not_what_is_shown_without_it(evid
 
 def test_a_second_run_draws_nothing_and_writes_the_same(evidence, runner):
     lines = list(evidence.lines())
-    with counted(denoiser_of(runner.studio.pipe)) as spent:
+    with counted(denoiser_of(runner.sampler.pipe)) as spent:
         again = evaluate(runner, SUITE, attacks=ATTACKS, attempts=4)
         assert spent() <= 1000  # drift alone is measured anew
     assert list(again.lines()) == lines
@@ -147,7 +147,7 @@ def test_attacks_are_told_of_beside_what_is_kept_or_not_at_all(runner):
 
 
 def test_nothing_is_measured_without_an_eraser(runner):
-    runner.studio.pipe.unload_erasures()
+    runner.sampler.pipe.unload_erasures()
     with pytest.raises(ErasureError, match="No eraser is loaded"):
         evaluate(runner, SUITE)
 

@@ -1,16 +1,16 @@
 import pytest
 
 from diffusers_erase.concepts import Concept
-from diffusers_erase.crossattention import denoiser_of
-from diffusers_erase.denoiser import counted
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.continual import continual
-from diffusers_erase.evaluation.graph import Field, Graph, concept_graph
+from diffusers_erase.evaluation.graph import ConceptSet, Graph, concept_graph
 from diffusers_erase.evaluation.graph_report import read_graph, write_graph
 from diffusers_erase.evaluation.metrics import Rate
 from diffusers_erase.evaluation.runner import Runner
-from diffusers_erase.evaluation.studio import Sampling, Studio
-from diffusers_erase.making import erase
+from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
+from diffusers_erase.making.api import erase
+from diffusers_erase.models.architectures import denoiser_of
+from diffusers_erase.models.denoiser import counted
 from diffusers_erase.playground.protocols import graph_protocol, likeness
 
 
@@ -95,27 +95,27 @@ def test_a_graph_is_written_whole_and_read_again(tmp_path):
 )
 def test_a_field_needs_concepts(families, complaint):
     with pytest.raises(ErasureError, match=complaint):
-        Field.of({"families": families})
+        ConceptSet.of({"families": families})
 
 
 def test_a_field_is_read_from_a_file(tmp_path):
     path = tmp_path / "graph.yaml"
     path.write_text("families:\n  one: [orange, car]\ntemplate: a {}\npictures: 2\n")
-    asked = Field.read(path).asked()
+    asked = ConceptSet.read(path).asked()
     assert [a.prompt for a in asked] == ["an orange", "an orange", "a car", "a car"]
     assert len({a.seed for a in asked}) == 4
     path.write_text("families: [\n")
     with pytest.raises(ErasureError, match="line 2"):
-        Field.read(path)
+        ConceptSet.read(path)
 
 
 @pytest.fixture
 def runner(playground, judge, tmp_path):
-    studio = Studio(playground, judge, Sampling(steps=5, batch=16))
-    return Runner(studio, tmp_path / "work", progress=False)
+    sampler = PipelineSampler(playground, judge, Sampling(steps=5, batch=16))
+    return Runner(sampler, tmp_path / "work", progress=False)
 
 
-SMALL = Field({"vehicle": ("car", "bus"), "tree": ("oak",)}, ("a photo of a red {}",), 4)
+SMALL = ConceptSet({"vehicle": ("car", "bus"), "tree": ("oak",)}, ("a photo of a red {}",), 4)
 WORDS = ("fish", "oak", "star", "bus", "car")
 
 
@@ -125,7 +125,7 @@ def test_erasing_each_concept_hits_it_and_a_second_run_draws_nothing(runner):
     def make(concept):
         made.append(concept.name)
         words = [w for w in WORDS if w != concept.name]
-        return erase(runner.studio.pipe, concept, recipe="closed-form", vocabulary=words)
+        return erase(runner.sampler.pipe, concept, recipe="closed-form", vocabulary=words)
 
     graph = concept_graph(runner, SMALL, make)
     assert made == ["car", "bus", "oak"]
@@ -133,8 +133,8 @@ def test_erasing_each_concept_hits_it_and_a_second_run_draws_nothing(runner):
         assert graph.base[word].value >= 0.5
         assert graph.erased[word][word].value <= 0.25
     assert graph.erased["oak"]["car"].value >= 0.5
-    assert runner.studio.pipe.list_erasures() == {}
-    with counted(denoiser_of(runner.studio.pipe)) as spent:
+    assert runner.sampler.pipe.list_erasures() == {}
+    with counted(denoiser_of(runner.sampler.pipe)) as spent:
         assert concept_graph(runner, SMALL, make) == graph
     assert (spent(), len(made)) == (0, 3)
 
@@ -144,7 +144,7 @@ def test_an_eraser_that_was_made_in_another_way_is_not_taken_for_this_one(runner
 
     def make(concept):
         made.append(concept.name)
-        return erase(runner.studio.pipe, concept, recipe="uce", target="fish", vocabulary=WORDS)
+        return erase(runner.sampler.pipe, concept, recipe="uce", target="fish", vocabulary=WORDS)
 
     one = [Concept("car")]
     for way in ("uce", "uce", "uce, other words"):
@@ -155,7 +155,7 @@ def test_an_eraser_that_was_made_in_another_way_is_not_taken_for_this_one(runner
 def test_erasers_add_up_over_time(runner):
     erasers = {
         word: erase(
-            runner.studio.pipe,
+            runner.sampler.pipe,
             Concept(word),
             recipe="closed-form",
             target=target,
@@ -171,11 +171,11 @@ def test_erasers_add_up_over_time(runner):
     assert line.unlearned("bus").value >= 0.75
     assert line.kept("bus").value >= 0.75
     assert line.plain()[1]["kept"]["value"] == line.kept("bus").value
-    assert runner.studio.pipe.list_erasures() == {}
+    assert runner.sampler.pipe.list_erasures() == {}
 
 
 def test_only_the_bare_base_is_erased_from(runner, make_eraser):
-    pipe = runner.studio.pipe
+    pipe = runner.sampler.pipe
     pipe.load_erasure(make_eraser(pipe.unet), "car")
     with pytest.raises(ErasureError, match="unload_erasures"):
         concept_graph(runner, SMALL, lambda concept: None)
@@ -187,5 +187,5 @@ def test_only_the_bare_base_is_erased_from(runner, make_eraser):
 
 
 def test_the_playground_is_a_field():
-    field = Field.of(graph_protocol())
+    field = ConceptSet.of(graph_protocol())
     assert set(field.concepts) == set(likeness())

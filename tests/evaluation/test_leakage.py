@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from diffusers_erase import Concept, EraserAdapter, EraserConfig, ErasureError, erase
-from diffusers_erase.concepts import encode
-from diffusers_erase.crossattention import TEXT_PARTS, projections
 from diffusers_erase.evaluation.leakage import Leakage, leakage, read
+from diffusers_erase.models.architectures import TEXT_PARTS, projections
+from diffusers_erase.models.text_states import encode
 
 
 CAR = Concept("car")

@@ -1,9 +1,9 @@
 import pytest
 
 from diffusers_erase import EraserAdapter, ErasureError, erase
-from diffusers_erase.concepts import encode
-from diffusers_erase.crossattention import TEXT_PARTS, projections
 from diffusers_erase.evaluation.probe import probe
+from diffusers_erase.models.architectures import TEXT_PARTS, projections
+from diffusers_erase.models.text_states import encode
 
 
 PROMPTS = ["a photo of a car", "a red car"]

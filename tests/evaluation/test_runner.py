@@ -2,19 +2,19 @@ import dataclasses
 
 import pytest
 
-from diffusers_erase.crossattention import denoiser_of
-from diffusers_erase.denoiser import counted
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.detectors import FromFunction
 from diffusers_erase.evaluation.runner import Runner
-from diffusers_erase.evaluation.studio import Sampling, Studio
-from diffusers_erase.evaluation.suites import Asked
+from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
+from diffusers_erase.evaluation.suites import PromptCase
+from diffusers_erase.models.architectures import denoiser_of
+from diffusers_erase.models.denoiser import counted
 
 
 ASKED = [
-    Asked("target", f"a photo of a {colour} car", ("bright",), seed)
+    PromptCase("target", f"a photo of a {colour} car", ("bright",), seed)
     for seed, colour in enumerate(("red", "blue", "green", "pink"))
-] + [Asked("kept", "a photo of a red oak", ("bright", "dark"), 9)]
+] + [PromptCase("kept", "a photo of a red oak", ("bright", "dark"), 9)]
 
 STEPS = 2
 
@@ -25,39 +25,39 @@ def bright(picture):
 
 
 @pytest.fixture
-def studio(untrained):
-    return Studio(untrained, FromFunction(bright), Sampling(steps=STEPS, batch=2))
+def sampler(untrained):
+    return PipelineSampler(untrained, FromFunction(bright), Sampling(steps=STEPS, batch=2))
 
 
 @pytest.fixture
-def erased(studio, make_eraser):
-    studio.pipe.load_erasure(make_eraser(studio.pipe.unet, scale=3.0), "car")
-    return studio
+def erased(sampler, make_eraser):
+    sampler.pipe.load_erasure(make_eraser(sampler.pipe.unet, scale=3.0), "car")
+    return sampler
 
 
-def cost(studio, run):
-    with counted(denoiser_of(studio.pipe)) as evaluations:
+def cost(sampler, run):
+    with counted(denoiser_of(sampler.pipe)) as evaluations:
         return run(), evaluations()
 
 
 def test_base_and_erased_are_drawn_once_each(erased, tmp_path):
     runner = Runner(erased, tmp_path / "work", progress=False)
     for side in ("base", "erased"):
-        looks, spent = cost(erased, lambda side=side: runner(ASKED, side))
-        assert [(x.group, x.prompt, x.seed, x.wanted) for x in looks] == [
+        judgements, spent = cost(erased, lambda side=side: runner(ASKED, side))
+        assert [(x.group, x.prompt, x.seed, x.wanted) for x in judgements] == [
             (a.group, a.prompt, a.seed, a.wanted) for a in ASKED
         ]
         assert spent == 2 * STEPS * len(ASKED)
         again, spent = cost(erased, lambda side=side: runner(ASKED, side))
-        assert again == looks
+        assert again == judgements
         assert spent == 0
     assert [x.score for x in runner(ASKED, "base")] != [x.score for x in runner(ASKED, "erased")]
 
 
-def test_the_base_is_the_pipeline_without_its_erasers(studio, make_eraser):
-    runner = Runner(studio, progress=False)
+def test_the_base_is_the_pipeline_without_its_erasers(sampler, make_eraser):
+    runner = Runner(sampler, progress=False)
     bare = runner(ASKED, "erased")
-    studio.pipe.load_erasure(make_eraser(studio.pipe.unet, scale=3.0), "car")
+    sampler.pipe.load_erasure(make_eraser(sampler.pipe.unet, scale=3.0), "car")
     assert [x.score for x in runner(ASKED, "base")] == [x.score for x in bare]
 
 
@@ -74,10 +74,10 @@ def test_whatever_changes_the_pictures_or_the_verdicts_is_looked_at_anew(
         erased.pipe.load_erasure(make_eraser(erased.pipe.unet, seed=3), "other")
     elif change == "detector":
         other = dataclasses.replace(erased, detector=FromFunction(bright, "other"))
-        runner = dataclasses.replace(runner, studio=other)
+        runner = dataclasses.replace(runner, sampler=other)
     else:
         how = dataclasses.replace(erased.sampling, **{change: 3})
-        runner = dataclasses.replace(runner, studio=dataclasses.replace(erased, sampling=how))
+        runner = dataclasses.replace(runner, sampler=dataclasses.replace(erased, sampling=how))
     assert cost(erased, lambda: runner(ASKED[:1], "erased"))[1] > 0
 
 
@@ -89,8 +89,10 @@ def test_names_batches_and_the_order_of_erasers_do_not_matter(untrained, make_er
     def looked(names, batch):
         for name, eraser in names:
             untrained.load_erasure(eraser, name)
-        studio = Studio(untrained, FromFunction(bright), Sampling(steps=STEPS, batch=batch))
-        found = cost(studio, lambda: Runner(studio, tmp_path, progress=False)(asked, "erased"))
+        sampler = PipelineSampler(
+            untrained, FromFunction(bright), Sampling(steps=STEPS, batch=batch)
+        )
+        found = cost(sampler, lambda: Runner(sampler, tmp_path, progress=False)(asked, "erased"))
         untrained.unload_erasures()
         return found
 
@@ -115,8 +117,8 @@ def test_a_run_that_was_interrupted_keeps_what_it_has_and_ends_the_same(erased, 
     with pytest.raises(ErasureError, match="the detector broke"):
         Runner(broken, work, progress=False)(ASKED, "erased")
     runner = Runner(erased, work, progress=False)
-    looks, spent = cost(erased, lambda: runner(ASKED, "erased"))
-    assert looks == whole
+    judgements, spent = cost(erased, lambda: runner(ASKED, "erased"))
+    assert judgements == whole
     assert spent == 2 * STEPS * (len(ASKED) - erased.sampling.batch)
 
 
@@ -144,8 +146,8 @@ def test_processes_share_the_pictures(erased, tmp_path):
     with pytest.raises(KeyError):  # the first has not run yet
         second(ASKED, "erased")
     first = Runner(erased, tmp_path, Process(0), progress=False)
-    looks, spent = cost(erased, lambda: first(ASKED, "erased"))
-    assert looks == Runner(erased, progress=False)(ASKED, "erased")
+    judgements, spent = cost(erased, lambda: first(ASKED, "erased"))
+    assert judgements == Runner(erased, progress=False)(ASKED, "erased")
     assert 0 < spent < 2 * STEPS * len(ASKED)
 
 

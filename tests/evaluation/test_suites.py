@@ -3,7 +3,7 @@ from itertools import product
 import pytest
 
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.evaluation.graph import Field
+from diffusers_erase.evaluation.graph import ConceptSet
 from diffusers_erase.evaluation.suites import RELATIONS, Suite, shipped
 from diffusers_erase.playground import ARTISTS, OBJECTS
 from diffusers_erase.playground.protocols import PROTOCOLS, alike, likeness, protocol
@@ -134,7 +134,7 @@ def test_likeness_is_symmetric_and_largest_with_oneself():
 
 def test_protocols_of_the_literature_travel_with_the_package():
     found = shipped()
-    assert len(Field.read(found.pop("netfive")).concepts) == 25
+    assert len(ConceptSet.read(found.pop("netfive")).concepts) == 25
     suites = [Suite.read(path) for path in found.values()]
     assert [s.name for s in suites] == list(found)
     erased = [set(s.concepts) for s in suites]

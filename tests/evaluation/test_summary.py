@@ -4,23 +4,23 @@ import random
 import pytest
 from huggingface_hub import ModelCard
 
-from diffusers_erase.card import NUMBERS
+from diffusers_erase.eraser.card import NUMBERS
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.evaluation.runner import Look
+from diffusers_erase.evaluation.runner import Judgement
 from diffusers_erase.evaluation.summary import Summary
 
 
 RELATIONS = {"target": "target", "synonyms": "paraphrase", "near": "neighbour", "far": "other"}
 
 
-def looks(rates, n=100):
+def judgements(rates, n=100):
     """Group -> (base, erased) shares of hits, as raw looks in random order."""
     found = []
     for group, shares in rates.items():
         for side, share in zip(("base", "erased"), shares, strict=True):
             for i in range(n):
                 label = "wanted" if i < share * n else "something else"
-                look = Look(
+                look = Judgement(
                     side, group, f"{group} {i % 20}", ("wanted",), i, label, 0.9, True, (label,), ()
                 )
                 found.append(look)
@@ -32,7 +32,7 @@ GOOD = {"target": (1, 0), "synonyms": (1, 0.1), "near": (0.9, 0.9), "far": (1, 0
 
 
 def test_rates_are_counted_and_combined_as_erasebench_does():
-    summary = Summary.of(looks(GOOD), RELATIONS)
+    summary = Summary.of(judgements(GOOD), RELATIONS)
     rows = {row.name: row for row in summary.rows}
     assert (rows["near"].base.value, rows["far"].erased.value) == (0.9, 0.98)
     parts = [summary.rate(name).value for name in ("efficacy", "generality", "sensitivity")]
@@ -43,7 +43,7 @@ def test_rates_are_counted_and_combined_as_erasebench_does():
 
 
 def test_an_eraser_that_does_nothing_changes_nothing():
-    summary = Summary.of(looks(dict.fromkeys(RELATIONS, (0.9, 0.9))), RELATIONS)
+    summary = Summary.of(judgements(dict.fromkeys(RELATIONS, (0.9, 0.9))), RELATIONS)
     for row in summary.rows:
         assert row.difference == 0
         low, high = row.interval
@@ -53,7 +53,7 @@ def test_an_eraser_that_does_nothing_changes_nothing():
 
 
 def test_what_destroys_the_model_fails_although_the_concept_is_gone():
-    summary = Summary.of(looks(dict.fromkeys(RELATIONS, (1, 0))), RELATIONS)
+    summary = Summary.of(judgements(dict.fromkeys(RELATIONS, (1, 0))), RELATIONS)
     assert summary.rate("efficacy").value == 0
     assert summary.verdict == "fail"
     assert summary.harmonic == 0
@@ -61,16 +61,16 @@ def test_what_destroys_the_model_fails_although_the_concept_is_gone():
 
 
 def test_few_pictures_decide_nothing():
-    assert Summary.of(looks(GOOD, n=10), RELATIONS).verdict == "undecided"
+    assert Summary.of(judgements(GOOD, n=10), RELATIONS).verdict == "undecided"
 
 
 def test_what_the_base_seldom_draws_is_not_measurable_and_nothing_is_made_up():
-    summary = Summary.of(looks({**GOOD, "target": (0.3, 0)}), RELATIONS)
+    summary = Summary.of(judgements({**GOOD, "target": (0.3, 0)}), RELATIONS)
     assert summary.rate("efficacy") is None
     assert summary.harmonic is None
     assert summary.verdict == "not measured"
     assert not summary.rows[0].judged
-    without = Summary.of(looks({"target": (1, 0)}), {"target": "target"})
+    without = Summary.of(judgements({"target": (1, 0)}), {"target": "target"})
     assert without.verdict == "not measured"
     assert without.harmonic is None
 
@@ -80,14 +80,14 @@ def test_ruined_pictures_stay_in_the_denominator():
         dataclasses.replace(look, valid=False, labels=())
         if look.group == "near" and look.side == "erased" and look.seed < 50
         else look
-        for look in looks(GOOD)
+        for look in judgements(GOOD)
     ]
     row = next(r for r in Summary.of(several, RELATIONS).rows if r.name == "near")
     assert (row.erased.hits, row.erased.n, row.invalid.hits) == (40, 100, 50)
 
 
 def test_both_sides_must_have_been_asked_the_same():
-    several = looks(GOOD)
+    several = judgements(GOOD)
     with pytest.raises(ErasureError, match="99 of the eraser"):
         Summary.of([look for look in several if (look.side, look.seed) != ("erased", 3)], RELATIONS)
     with pytest.raises(ErasureError, match="of other prompts"):
@@ -98,7 +98,7 @@ def test_both_sides_must_have_been_asked_the_same():
 
 
 def test_a_card_takes_the_numbers_and_gives_them_back(playground, make_eraser, tmp_path):
-    summary = Summary.of(looks(GOOD), RELATIONS, {"null": 0.0, "keep": 1e-3})
+    summary = Summary.of(judgements(GOOD), RELATIONS, {"null": 0.0, "keep": 1e-3})
     eraser = make_eraser(playground.unet)
     written = [
         eraser.save_pretrained(tmp_path / folder / "car", results=summary.card()) / "README.md"

@@ -5,13 +5,13 @@ import torch
 from diffusers import DiffusionPipeline
 
 from diffusers_erase import Concept, EraserAdapter, ErasureError, Nearest, Vocabulary, erase
-from diffusers_erase.concepts import encode
-from diffusers_erase.crossattention import TEXT_PARTS, projections
-from diffusers_erase.editing.reading import read_weights
 from diffusers_erase.editing.recipes import EDITS
 from diffusers_erase.evaluation.probe import probe
 from diffusers_erase.making.by_algebra import solved
-from diffusers_erase.making.order import Order
+from diffusers_erase.making.request import Request
+from diffusers_erase.models.architectures import TEXT_PARTS, projections
+from diffusers_erase.models.text_states import encode
+from diffusers_erase.models.weight_files import read_weights
 from diffusers_erase.training.targets import Fixed
 from tests import zoo
 
@@ -19,7 +19,7 @@ from tests import zoo
 WORDS = ("van", "truck", "oak", "castle")
 
 
-def order(**changes):
+def request(**changes):
     options = {
         "concepts": (Concept("car"),),
         "recipe": EDITS["closed-form"],
@@ -29,7 +29,7 @@ def order(**changes):
         "protect": (),
         "seed": 0,
     }
-    return Order(**options | changes)
+    return Request(**options | changes)
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_texts_and_a_few_weights_are_enough(xl, tmp_path, shard):
     small = DiffusionPipeline.from_pretrained(tmp_path / "model", unet=None, vae=None)
     weights = read_weights(tmp_path / "model")
     assert set(weights) == set(projections(xl.unet, TEXT_PARTS))
-    asked = order(recipe=EDITS["rece"], target=Fixed("truck"))
+    asked = request(recipe=EDITS["rece"], target=Fixed("truck"))
     eraser = solved(small, asked, weights=weights)
     for path, (A, B) in whole.factors.items():
         again = eraser.factors[path]

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from diffusers_erase import Concept, EraserAdapter, ErasureError, Recipe, erase
-from diffusers_erase.concepts import encode
-from diffusers_erase.crossattention import projections
-from diffusers_erase.making import by_training
+from diffusers_erase.making.api import by_training
+from diffusers_erase.models.architectures import projections
+from diffusers_erase.models.text_states import encode
 from diffusers_erase.training.recipes import RECIPES
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from diffusers_erase import Concept, ErasureError, debias
-from diffusers_erase.concepts import encode
 from diffusers_erase.editing.blending import Blend
-from diffusers_erase.editing.rows import texts_of
+from diffusers_erase.editing.token_pairs import texts_of
 from diffusers_erase.making.debiasing import DEBIAS
+from diffusers_erase.models.text_states import encode
 
 
 FREE = replace(DEBIAS, spare=1e-6, ridge=1e-9, rank=200, general=False)

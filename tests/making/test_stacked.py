@@ -5,8 +5,9 @@ import torch
 from typer.testing import CliRunner
 
 from diffusers_erase import ErasureError, cli, erase, stack
-from diffusers_erase.adapter import EraserAdapter
-from diffusers_erase.concepts import Concept, encode
+from diffusers_erase.concepts import Concept
+from diffusers_erase.eraser.adapter import EraserAdapter
+from diffusers_erase.models.text_states import encode
 
 
 WORDS = ["oak", "cat", "van"]

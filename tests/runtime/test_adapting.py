@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from diffusers_erase import EraserAdapter, ErasureError, Vocabulary, erase
-from diffusers_erase.config import EraserConfig
-from diffusers_erase.crossattention import projections
+from diffusers_erase.eraser.config import EraserConfig
+from diffusers_erase.models.architectures import projections
 from diffusers_erase.runtime import adapting
 
 

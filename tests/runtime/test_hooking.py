@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diffusers_erase import ErasureError, Vocabulary, erase
-from diffusers_erase.crossattention import projections
+from diffusers_erase.models.architectures import projections
 from diffusers_erase.runtime import hooking
 
 

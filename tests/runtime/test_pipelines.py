@@ -17,7 +17,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from diffusers_erase.crossattention import denoiser_of, linear
+from diffusers_erase.models.architectures import denoiser_of, linear
 from tests import zoo
 
 

@@ -6,8 +6,8 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 from diffusers_erase import ErasureError, list_erasures, load_erasure
-from diffusers_erase.adapter import EraserAdapter
-from diffusers_erase.crossattention import projections
+from diffusers_erase.eraser.adapter import EraserAdapter
+from diffusers_erase.models.architectures import projections
 
 
 # random erasers disturb one another, and loading them says so

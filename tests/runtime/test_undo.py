@@ -18,7 +18,7 @@ from diffusers_erase import (
     unload_erasures,
     verify_erasures,
 )
-from diffusers_erase.textmap import TextMap
+from diffusers_erase.eraser.text_map import TextMap
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*an ordinary adapter is switched off")

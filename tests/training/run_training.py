@@ -9,16 +9,17 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from diffusers_erase.attachment import attached
-from diffusers_erase.concepts import Concept, Vocabulary, encode
-from diffusers_erase.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.concepts import Concept, Vocabulary
+from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.models.lora import attached
+from diffusers_erase.models.text_states import encode
+from diffusers_erase.models.trajectories import Trajectories, sample_trajectories
 from diffusers_erase.playground import model
 from diffusers_erase.training.adaptive import Adaptive
 from diffusers_erase.training.checkpoints import Checkpoints
 from diffusers_erase.training.objectives import Keep, Steer, Sum
-from diffusers_erase.training.targets import Stage
+from diffusers_erase.training.targets import TargetContext
 from diffusers_erase.training.trainer import Pace, Renewal, train
-from diffusers_erase.trajectories import Trajectories, sample_trajectories
 
 
 def main(out: Path, steps: int, batch: int, folder: Path | None) -> None:
@@ -35,7 +36,7 @@ def main(out: Path, steps: int, batch: int, folder: Path | None) -> None:
     accelerator = Accelerator(cpu=True) if "RANK" in os.environ else None
     form = os.environ.get("FORM", "minimax")
     with attached(pipe.unet, parts=("to_k", "to_v"), rank=2, seed=0) as lora:
-        denoiser = Denoiser(pipe.unet, NoiseSchedule.of(pipe.scheduler), lora.silenced)
+        denoiser = Denoiser(pipe.unet, NoiseSchedule.of(pipe.scheduler), lora.adapter_disabled)
         prompts = ("a red car", "a car at night")
 
         def sample(step: int, *, student: bool = True) -> Trajectories:
@@ -44,7 +45,7 @@ def main(out: Path, steps: int, batch: int, folder: Path | None) -> None:
             return sample_trajectories(denoiser, pipe.scheduler, states, null, **options)
 
         kept, every = sample(0, student=False), int(os.environ.get("REFRESH", "0"))
-        stage = Stage(
+        context = TargetContext(
             denoiser,
             lambda texts: encode(pipe, texts),
             (Concept("car"),),
@@ -61,7 +62,7 @@ def main(out: Path, steps: int, batch: int, folder: Path | None) -> None:
             {"concept": kept},
             Sum(((1.0, Steer()), (0.5, Keep("target", at="concept")))),
             pace=Pace(steps, batch, 3e-3),
-            answers=adaptive.begin(stage, seed=0),
+            answers=adaptive.begin(context, seed=0),
             renewal=Renewal(every, sample) if every else None,
             accelerator=accelerator,
             checkpoints=Checkpoints(folder, {"batch": batch}, every=1) if folder else None,

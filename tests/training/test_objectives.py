@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss
 
-from diffusers_erase.attachment import attached
-from diffusers_erase.concepts import encode
-from diffusers_erase.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.models.lora import attached
+from diffusers_erase.models.text_states import encode
+from diffusers_erase.models.trajectories import View
 from diffusers_erase.training.objectives import (
     Keep,
     ShiftGuidance,
@@ -16,7 +17,6 @@ from diffusers_erase.training.objectives import (
     Sum,
     error,
 )
-from diffusers_erase.trajectories import View
 
 
 @pytest.fixture
@@ -30,7 +30,9 @@ def view(untrained):
     with attached(untrained.unet, parts=("to_k", "to_v"), rank=2, seed=0) as lora:
         for p in lora.parameters:
             torch.nn.init.normal_(p, std=0.2, generator=generator)
-        denoiser = Denoiser(untrained.unet, NoiseSchedule.of(untrained.scheduler), lora.silenced)
+        denoiser = Denoiser(
+            untrained.unet, NoiseSchedule.of(untrained.scheduler), lora.adapter_disabled
+        )
         view = View(denoiser, z, torch.tensor([50, 400, 900]), states, {}, torch.arange(3))
         yield SimpleNamespace(view=view, lora=lora, unet=untrained.unet, denoiser=denoiser)
 
@@ -39,7 +41,7 @@ def view(untrained):
 def test_steer_equals_esd_written_out(view, eta):
     """Both published forms: from the target, and from the concept's own score with eta + 1."""
     v = view.view
-    with torch.no_grad(), view.lora.silenced():
+    with torch.no_grad(), view.lora.adapter_disabled():
         concept = view.unet(v.z, v.t, v.states["concept"]).sample
         target = view.unet(v.z, v.t, v.states["target"]).sample
     student = view.unet(v.z, v.t, v.states["concept"]).sample
@@ -61,7 +63,7 @@ def test_without_negative_guidance_steer_is_pure_replacement(view):
 def test_keep_is_zero_for_the_base_and_only_for_the_base(view):
     v = view.view
     assert Keep("null", at="concept")({"concept": v}) > 1e-4
-    with view.lora.silenced():
+    with view.lora.adapter_disabled():
         assert Keep("null", at="concept")({"concept": v}) == 0
 
 
@@ -117,7 +119,7 @@ def test_where_the_null_score_is_held_the_surgical_update_is_steer(untrained):
         for p in lora.parameters:
             torch.nn.init.normal_(p, std=0.2, generator=generator)
         z = torch.randn(2, 4, 16, 16, generator=generator)
-        denoiser = Denoiser(untrained.unet, schedule, lora.silenced)
+        denoiser = Denoiser(untrained.unet, schedule, lora.adapter_disabled)
         views = {"concept": View(denoiser, z, torch.tensor([90, 700]), states, {}, torch.arange(2))}
         for eta in (0.0, 1.0):
             steer, surgical = Steer(eta)(views), SteerGuidance(eta)(views)
@@ -135,8 +137,8 @@ def test_a_drift_of_both_branches_is_seen_by_the_null_term_alone(view):
         def student(self, z, t, states):
             return super().student(z, t, states) + 0.3
 
-    other = Drifted(view.unet, v.denoiser.schedule, view.lora.silenced)
-    with view.lora.silenced():  # the student is the base plus d
+    other = Drifted(view.unet, v.denoiser.schedule, view.lora.adapter_disabled)
+    with view.lora.adapter_disabled():  # the student is the base plus d
         views = {"concept": replace(v, denoiser=other)}
         base = {"concept": v}
         assert torch.allclose(SteerGuidance()(views), SteerGuidance()(base), rtol=1e-4)

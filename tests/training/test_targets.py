@@ -4,15 +4,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffusers_erase.attachment import attached
-from diffusers_erase.concepts import Concept, Vocabulary, encode
-from diffusers_erase.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.models.lora import attached
+from diffusers_erase.models.text_states import encode
+from diffusers_erase.models.trajectories import sample_trajectories
 from diffusers_erase.training.adaptive import Adaptive
 from diffusers_erase.training.objectives import Keep, Steer, Sum
-from diffusers_erase.training.targets import PROBE, Fixed, Nearest, Stage, distances
+from diffusers_erase.training.targets import PROBE, Fixed, Nearest, TargetContext, distances
 from diffusers_erase.training.trial import Trial
-from diffusers_erase.trajectories import sample_trajectories
 
 
 WORDS = Vocabulary(("car", "truck", "oak", "cat", "fish"))
@@ -20,12 +21,14 @@ AGE = Sum(((1.0, Steer()), (1.0, Keep("target", at="concept"))))
 
 
 @pytest.fixture
-def stage(untrained):
+def context(untrained):
     """Two concepts in two prompts each, on a denoiser with a student."""
     concepts = (Concept("car", synonyms=("automobile",)), Concept("oak"))
     prompts = ("a red car", "an automobile at night", "a photo of an oak", "a blue oak")
     with attached(untrained.unet, parts=("to_k", "to_v"), rank=2, seed=0) as lora:
-        denoiser = Denoiser(untrained.unet, NoiseSchedule.of(untrained.scheduler), lora.silenced)
+        denoiser = Denoiser(
+            untrained.unet, NoiseSchedule.of(untrained.scheduler), lora.adapter_disabled
+        )
         kept = sample_trajectories(
             denoiser,
             untrained.scheduler,
@@ -33,7 +36,7 @@ def stage(untrained):
             encode(untrained, [""]),
             steps=3,
         )
-        stage = Stage(
+        context = TargetContext(
             denoiser,
             lambda texts: encode(untrained, texts),
             concepts,
@@ -41,19 +44,19 @@ def stage(untrained):
             torch.tensor([0, 0, 1, 1]),
             kept,
         )
-        yield SimpleNamespace(stage=stage, lora=lora, pipe=untrained)
+        yield SimpleNamespace(context=context, lora=lora, pipe=untrained)
 
 
-def view_of(stage, rows=(0, 4, 7, 11)):
-    return stage.trajectories.at(stage.denoiser, torch.tensor(rows))
+def view_of(context, rows=(0, 4, 7, 11)):
+    return context.trajectories.at(context.denoiser, torch.tensor(rows))
 
 
-def test_a_given_target_is_said_in_the_concepts_own_prompts(stage):
-    s = stage.stage
+def test_a_given_target_is_said_in_the_concepts_own_prompts(context):
+    s = context.context
     answers = Fixed(("truck", None)).begin(s)
     said = ["a red truck", "a truck at night", "a photo", "a blue"]
     view = answers.answer(view_of(s))
-    wanted = encode(stage.pipe, said)[s.trajectories.prompt[view.rows]]
+    wanted = encode(context.pipe, said)[s.trajectories.prompt[view.rows]]
     assert torch.equal(view.states["target"], wanted)
     assert torch.allclose(
         view.teacher("target"), s.denoiser.teacher(view.z, view.t, wanted), atol=1e-5
@@ -66,21 +69,21 @@ def test_a_given_target_is_said_in_the_concepts_own_prompts(stage):
         Fixed(("a", "b", "c")).begin(s)
 
 
-def test_the_empty_prompt_can_be_the_whole_answer(stage):
-    view = Fixed("", whole=True).begin(stage.stage).answer(view_of(stage.stage))
-    assert torch.equal(view.states["target"], encode(stage.pipe, [""]).expand(4, -1, -1))
+def test_the_empty_prompt_can_be_the_whole_answer(context):
+    view = Fixed("", whole=True).begin(context.context).answer(view_of(context.context))
+    assert torch.equal(view.states["target"], encode(context.pipe, [""]).expand(4, -1, -1))
 
 
-def test_only_the_concept_itself_is_at_no_distance(stage):
-    s = stage.stage
+def test_only_the_concept_itself_is_at_no_distance(context):
+    s = context.context
     itself = distances(s, ["car", "oak"], probe=6)
     assert itself[1, 1] < 1e-8  # every prompt about the oak calls it that
     assert itself[0, 1] > 1e-6
     assert itself[1, 0] > 1e-6
 
 
-def test_a_word_is_measured_once(stage):
-    s = stage.stage
+def test_a_word_is_measured_once(context):
+    s = context.context
     distances(s, ["cat", "fish"], probe=3)
     before = s.denoiser.evaluations
     distances(s, ["fish", "cat"], probe=3)
@@ -89,20 +92,20 @@ def test_a_word_is_measured_once(stage):
     assert s.denoiser.evaluations == before + 6
 
 
-def test_the_nearest_word_is_nearest_and_no_name_of_an_erased_concept(stage):
-    chosen = Nearest(WORDS, synonym=0.0).begin(stage.stage).choices()
+def test_the_nearest_word_is_nearest_and_no_name_of_an_erased_concept(context):
+    chosen = Nearest(WORDS, synonym=0.0).begin(context.context).choices()
     for choice in chosen:
         assert set(choice.scores) == {"truck", "cat", "fish"}
         assert choice.scores[choice.target] == min(choice.scores.values())
     with pytest.raises(ErasureError, match=r"synonym of 'car' to this model"):
-        Nearest(WORDS, synonym=1e9).begin(stage.stage)
+        Nearest(WORDS, synonym=1e9).begin(context.context)
     with pytest.raises(ErasureError, match=r"None of the 2 words.*'car', 'oak'"):
-        Nearest(Vocabulary(("cars", "automobile"))).begin(stage.stage)
+        Nearest(Vocabulary(("cars", "automobile"))).begin(context.context)
 
 
-def test_the_mixture_learns_also_from_the_erase_term(stage):
+def test_the_mixture_learns_also_from_the_erase_term(context):
     """The gradient that was lost where the target's copy was detached and the teacher blind."""
-    s = stage.stage
+    s = context.context
     answers = Adaptive(WORDS, form="minimax", synonym=0).begin(s, seed=0)
     answers.update(0)
     view = answers.answer(view_of(s), learn=True)
@@ -110,12 +113,12 @@ def test_the_mixture_learns_also_from_the_erase_term(stage):
     assert gradient.abs().max() > 1e-8
     answers.update(0)
     assert not answers.answer(view_of(s)).states["target"].requires_grad
-    assert all(p.grad is None for p in stage.lora.parameters)
+    assert all(p.grad is None for p in context.lora.parameters)
 
 
-def test_ascent_moves_the_logits_up_and_leaves_the_eraser_alone(stage):
-    s = stage.stage
-    for p in stage.lora.parameters:
+def test_ascent_moves_the_logits_up_and_leaves_the_eraser_alone(context):
+    s = context.context
+    for p in context.lora.parameters:
         torch.nn.init.normal_(p, std=0.2)
     answers = Adaptive(WORDS, form="minimax", synonym=0, temperature=1.0, top_k=3).begin(s, seed=0)
 
@@ -126,14 +129,14 @@ def test_ascent_moves_the_logits_up_and_leaves_the_eraser_alone(stage):
     before = gain()
     answers.climb(before, lambda gradient: gradient)
     assert gain() > before
-    assert all(p.grad is None for p in stage.lora.parameters)
+    assert all(p.grad is None for p in context.lora.parameters)
     odds = answers.choices()[0].scores
     assert sum(odds.values()) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("top_k", [None, 1, 2])
-def test_a_draw_mixes_as_many_words_as_asked(stage, top_k):
-    answers = Adaptive(WORDS, form="minimax", synonym=0, top_k=top_k).begin(stage.stage, seed=0)
+def test_a_draw_mixes_as_many_words_as_asked(context, top_k):
+    answers = Adaptive(WORDS, form="minimax", synonym=0, top_k=top_k).begin(context.context, seed=0)
     answers.update(3)
     weights = answers.weights().detach()
     assert torch.allclose(weights.sum(1), torch.ones(2))
@@ -142,16 +145,16 @@ def test_a_draw_mixes_as_many_words_as_asked(stage, top_k):
     assert torch.equal(answers.weights().detach(), weights)
 
 
-def test_the_table_follows_the_damage(stage):
+def test_the_table_follows_the_damage(context):
     """With distance out of it, the word that the eraser moves most is the target."""
-    s = stage.stage
+    s = context.context
     how = Adaptive(WORDS, distance_weight=0.0, every=2, synonym=0)
     answers = how.begin(s)
     first = [choice.target for choice in answers.choices()]
     assert first == [c.target for c in Nearest(WORDS, synonym=0).begin(s).choices()]
     untouched = answers.table()
     assert all(torch.allclose(t, t.mean()) for t in untouched)  # nothing is damaged yet
-    for p in stage.lora.parameters:
+    for p in context.lora.parameters:
         torch.nn.init.normal_(p, std=0.2)
     rows = s.probe(6)
     view = s.trajectories.at(s.denoiser, rows)
@@ -169,12 +172,12 @@ def test_the_table_follows_the_damage(stage):
 
 
 @pytest.mark.parametrize(("without", "chosen"), [(0.4, "cat"), (0.5, "fish"), (9.0, "cat")])
-def test_a_trial_takes_the_word_whose_edit_hurts_its_worst_rival_least(stage, without, chosen):
+def test_a_trial_takes_the_word_whose_edit_hurts_its_worst_rival_least(context, without, chosen):
     """Of edits that change everything, the more the one, the less the other.
 
     A word nearer than the prompt without the concept is none, unless all words are.
     """
-    s = stage.stage
+    s = context.context
     apart = {"truck": 3.0, "cat": 0.5, "fish": 2.0, None: without}
     for word, far in apart.items():
         for count in (PROBE, 2 * PROBE):
@@ -188,7 +191,7 @@ def test_a_trial_takes_the_word_whose_edit_hurts_its_worst_rival_least(stage, wi
         (word,) = (w for w, states in texts.items() if torch.equal(states, V[:2]))
         tried.append(word)
         generator = torch.Generator().manual_seed(1)
-        for p in stage.lora.parameters:
+        for p in context.lora.parameters:
             p.data = amounts[word] * torch.randn(p.shape, generator=generator)
 
     choice, _ = Trial(WORDS, synonym=0).begin(replace(s, edit=edit)).choices()
@@ -198,24 +201,24 @@ def test_a_trial_takes_the_word_whose_edit_hurts_its_worst_rival_least(stage, wi
     assert sorted(choice.scores, key=choice.scores.__getitem__) == ["cat", "fish", "truck"]
 
 
-def test_nothing_is_tried_on_where_nothing_can_be(stage):
+def test_nothing_is_tried_on_where_nothing_can_be(context):
     with pytest.raises(ErasureError, match="needs a stage with `edit`"):
-        Trial(WORDS, synonym=0).begin(stage.stage)
+        Trial(WORDS, synonym=0).begin(context.context)
 
 
-def test_the_order_of_the_vocabulary_does_not_matter(stage):
-    for p in stage.lora.parameters:
+def test_the_order_of_the_vocabulary_does_not_matter(context):
+    for p in context.lora.parameters:
         torch.nn.init.normal_(p, std=0.2)
     found = []
     for words in (WORDS, Vocabulary(WORDS.words[::-1])):
-        answers = Adaptive(words, every=1, synonym=0).begin(stage.stage)
+        answers = Adaptive(words, every=1, synonym=0).begin(context.context)
         answers.update(1)
         found.append([(c.target, c.scores) for c in answers.choices()])
     assert found[0] == found[1]
 
 
-def test_a_choice_that_comes_back_costs_nothing(stage):
-    s = stage.stage
+def test_a_choice_that_comes_back_costs_nothing(context):
+    s = context.context
     answers = Adaptive(WORDS, synonym=0).begin(s)
     answers.answer(view_of(s))
     before = s.denoiser.evaluations

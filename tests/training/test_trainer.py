@@ -4,20 +4,22 @@ from itertools import islice
 import pytest
 import torch
 
-from diffusers_erase.attachment import attached
-from diffusers_erase.concepts import encode
-from diffusers_erase.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.models.lora import attached
+from diffusers_erase.models.text_states import encode
+from diffusers_erase.models.trajectories import sample_trajectories
 from diffusers_erase.training.objectives import Steer
 from diffusers_erase.training.recipes import ESD, RECIPES, Recipe
 from diffusers_erase.training.trainer import Pace, Renewal, train
-from diffusers_erase.trajectories import sample_trajectories
 
 
 @pytest.fixture
 def setting(untrained):
     with attached(untrained.unet, parts=("to_k", "to_v"), rank=2, seed=0) as lora:
-        denoiser = Denoiser(untrained.unet, NoiseSchedule.of(untrained.scheduler), lora.silenced)
+        denoiser = Denoiser(
+            untrained.unet, NoiseSchedule.of(untrained.scheduler), lora.adapter_disabled
+        )
         states = encode(untrained, ["a car", "a red car"])
         kept = sample_trajectories(
             denoiser, untrained.scheduler, states, encode(untrained, [""]), steps=4

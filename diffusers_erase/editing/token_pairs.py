@@ -1,0 +1,203 @@
+"""Which text states an edit is about: the tokens of two prompts, side by side."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.models.text_states import encode
+
+
+Tokens = Literal["last", "last_to_end", "all", "around"]
+"""The concept's last token; from there to the end; every token; those after the concept's own."""
+
+Pairs = list[tuple[int, int]]
+
+Segment = tuple[Any, int | None]
+"""A tokenizer (None where its encoder was not loaded), and its number of states; None: the rest."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Prompts -> states, with the tokenizer that says where the words are."""
+
+    encode: Callable[[Sequence[str]], Tensor]
+    """Prompts -> P x tokens x width."""
+    tokenizer: Any
+    """Whose words are known."""
+    segments: tuple[Segment, ...] = ()
+    """What stands side by side in the states; if empty, what the tokenizer makes of a prompt."""
+
+    @property
+    def several(self) -> int:
+        """How many texts stand side by side: what differs in one differs in each."""
+        return max(1, sum(tokenizer is not None for tokenizer, _ in self.segments))
+
+    def recalling(self, prompts: Sequence[str]) -> "Texts":
+        """The same texts; these prompts are encoded now, all at once, and not again."""
+        several = list(dict.fromkeys(prompts))
+        known = dict(zip(several, self.encode(several), strict=True))
+
+        def encode(asked: Sequence[str]) -> Tensor:
+            there = all(prompt in known for prompt in asked)
+            return torch.stack([known[p] for p in asked]) if there else self.encode(asked)
+
+        return replace(self, encode=encode)
+
+    def padded(self, prompts: Sequence[str], length: int) -> Tensor:
+        """Which of `length` states come after a prompt's own tokens, prompts x length.
+
+        Where a segment's tokenizer is not known, none do.
+        """
+        found, start = torch.zeros(len(prompts), length, dtype=torch.bool), 0
+        for tokenizer, own in self.segments or ((self.tokenizer, None),):
+            size = length - start if own is None else own
+            if tokenizer is not None:
+                tokens = tokenizer(list(prompts), truncation=True).input_ids
+                ends = torch.tensor([len(each) for each in tokens])
+                found[:, start : start + size] = torch.arange(size) >= ends[:, None]
+            start += size
+        return found
+
+    def aligned(self, prompt: str, answer: str, length: int) -> list["Alignment"]:
+        """Both prompts' positions, within every segment of states of this length."""
+        found, start = [], 0
+        for tokenizer, own in self.segments or ((self.tokenizer, None),):
+            size = length - start if own is None else own
+            if tokenizer is not None:
+                before, after = (_tokens(tokenizer, text)[:size] for text in (prompt, answer))
+                found.append(aligned(before, after, size).later(start))
+            start += size
+        return found
+
+
+def texts_of(pipe: Any) -> Texts:
+    """The texts of a pipeline: its first tokenizer, and all its text encoders."""
+    device = pipe._execution_device
+    segments: tuple[Segment, ...] = ()
+    if hasattr(pipe, "tokenizer_3"):  # Stable Diffusion 3: CLIP's tokens, and T5's
+        segments = ((pipe.tokenizer, pipe.tokenizer_max_length), (pipe.tokenizer_3, None))
+    elif "transformer" in pipe.components and hasattr(pipe, "tokenizer_2"):  # Flux: T5's alone
+        segments = ((pipe.tokenizer_2, None),)
+    return Texts(lambda prompts: encode(pipe, prompts, device), pipe.tokenizer, segments)
+
+
+def _tokens(tokenizer: Any, prompt: str) -> list[int]:
+    """From the first token to the end-of-text one, without padding."""
+    found: list[int] = tokenizer(prompt, truncation=True).input_ids
+    return found
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Positions in a prompt beside those of the same words in its answer."""
+
+    before: Pairs
+    own: Pairs
+    """The concept's tokens; its last is paired with the last of what replaces it."""
+    after: Pairs
+    """The words that follow, the end of the text, and the padding."""
+
+    def later(self, start: int) -> "Alignment":
+        """The same, after `start` positions of something else."""
+        both = ([(i + start, j + start) for i, j in p] for p in (self.before, self.own, self.after))
+        return Alignment(*both)
+
+    def pairs(self, tokens: Tokens) -> Pairs:
+        """Those an edit of this kind is about."""
+        return {
+            "last": self.own[-1:],
+            "last_to_end": self.own[-1:] + self.after,
+            "all": self.before + self.own + self.after,
+            "around": self.after,
+        }[tokens]
+
+
+def aligned(prompt: Sequence[int], answer: Sequence[int], length: int) -> Alignment:
+    """What two token sequences share at their beginning and end is paired word by word.
+
+    The rest is the concept, and what it is replaced by; where that is nothing, the concept's tokens
+    are paired with the word before them.
+
+    Args:
+        prompt: tokens with the concept, end of text included, padding not.
+        answer: tokens of the same prompt about something else.
+        length: of the padded sequence.
+    """
+    shorter = min(len(prompt), len(answer))
+    first = next((i for i in range(shorter) if prompt[i] != answer[i]), shorter)
+    last = 0
+    while last < shorter - first and prompt[-1 - last] == answer[-1 - last]:
+        last += 1
+    if first + last == len(prompt):  # the answer only adds words: `truck` -> `fire truck`
+        last -= 1
+    ends = len(prompt) - last, len(answer) - last
+    shift = ends[1] - ends[0]
+    return Alignment(
+        [(i, i) for i in range(first)],
+        [(i, min(max(i + shift, first, 0), max(ends[1] - 1, 0))) for i in range(first, ends[0])],
+        [(i, i + shift) for i in range(ends[0], length) if i + shift < length],
+    )
+
+
+def paired(
+    texts: Texts, prompts: Sequence[str], answers: Sequence[str], tokens: Tokens = "all"
+) -> tuple[Tensor, Tensor]:
+    """States E of the prompts, and beside each the state V it is to be read as: two n x width.
+
+    Raises:
+        ErasureError: a prompt and its answer are the same.
+    """
+    E, V = texts.encode(prompts), texts.encode(answers)
+    rows: list[tuple[int, int, int]] = []
+    for k, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        if prompt == answer:
+            raise ErasureError(f"{prompt!r} is to be read as itself: there is nothing to erase.")
+        for found in texts.aligned(prompt, answer, E.shape[1]):
+            rows += [(k, i, j) for i, j in found.pairs(tokens)]
+    prompt_of, i, j = torch.tensor(rows).unbind(1)
+    return E[prompt_of, i].double().cpu(), V[prompt_of, j].double().cpu()
+
+
+def unshared(E: Tensor, V: Tensor, G: Tensor | None) -> Tensor:
+    """Targets without what they share with the concept: v - e (v^T G e) / (e^T G e).
+
+    Afterwards W v is orthogonal to W e, over all layers together. The tensor target of UCE's first
+    code, which takes the share out layer by layer.
+
+    Args:
+        E: states, n x width.
+        V: what they would be read as, n x width.
+        G: Σ W^T W over the layers, width x width.
+
+    Raises:
+        ErasureError: no G.
+    """
+    if G is None:
+        raise ErasureError("A tensor target needs the weights that read the text, for Σ W^T W.")
+    read = E @ G
+    return V - E * ((V * read).sum(1) / (E * read).sum(1))[:, None]
+
+
+def shell(
+    rows: Tensor, copies: int, *, cosine: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    """|e| (s e/|e| + sqrt(1 - s^2) z),  s ~ U[cosine], z a random direction orthogonal to e
+
+    The neighbourhood of states that RealEra erases with them (arXiv 2410.09140, reconstructed):
+    names nobody listed. n * copies x width, the copies of a row one after the other.
+    """
+    if not -1 <= cosine[0] <= cosine[1] <= 1:
+        raise ErasureError(f"`cosine` is a range within -1 and 1; got {cosine}.")
+    e = rows.repeat_interleave(copies, 0)
+    size = e.norm(dim=1, keepdim=True)
+    unit = e / size
+    z = torch.randn(e.shape, generator=generator, dtype=e.dtype)
+    z = torch.nn.functional.normalize(z - (z * unit).sum(1, keepdim=True) * unit, dim=1)
+    low, high = cosine
+    s = low + (high - low) * torch.rand(len(e), 1, generator=generator, dtype=e.dtype)
+    around: Tensor = size * (s * unit + (1 - s.square()).sqrt() * z)
+    return around

@@ -1,0 +1,1 @@
+"""An eraser: its config, files, payloads and card, whatever made it."""

@@ -1,0 +1,112 @@
+"""Inverses on the complement of protected directions, and of an edit of the text layers."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.linalg.subspace import free
+
+
+WORST_CONDITION = 1e13
+"""Beyond this too few of float64's sixteen digits are left."""
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """N = F (F^T M F)^-1 F^T,  F an orthonormal basis of what is free of Q; factorised once.
+
+    N = Z Z^T,  Z^T = (I - B B^T) L^-1,  L L^T = M + c Q Q^T,  B an orthonormal basis of L^-1 Q:
+    what is held costs as many rows as it has directions, and no product of width x width.
+    """
+
+    L: Tensor
+    """Lower triangle, width x width, float64."""
+    B: Tensor
+    """Orthonormal columns, width x h."""
+    Q: Tensor
+    """What is held, width x h."""
+
+    @classmethod
+    def of(cls, M: Tensor, hold: Tensor | None = None) -> "Inverse":
+        """One Cholesky.
+
+        Args:
+            M: width x width, positive definite, float64.
+            hold: Q, orthonormal columns, width x h, that N answers with exactly nothing.
+
+        Raises:
+            ErasureError: M is too ill-conditioned outside Q.
+        """
+        Q = M.new_zeros(len(M), 0) if hold is None else hold.to(M)
+        # held directions are answered by nothing, any way: M may be anything there
+        L, failed = torch.linalg.cholesky_ex(torch.addmm(M, Q * M.diagonal().mean(), Q.T))
+        pivots = L.diagonal()
+        condition = float("inf") if failed else float((pivots.max() / pivots.min()).square())
+        if not condition < WORST_CONDITION:
+            raise ErasureError(
+                f"The system is too ill-conditioned to be solved (condition number at least "
+                f"{condition:.0e}): raise the ridge, or leave out prompts that repeat one another."
+            )
+        return cls(L, torch.linalg.qr(torch.linalg.solve_triangular(L, Q, upper=False))[0], Q)
+
+    def half(self, E: Tensor) -> Tensor:
+        """E Z, n x width: E N E^T is its Gram."""
+        rows = torch.linalg.solve_triangular(self.L.T, E, upper=True, left=False)
+        return free(rows, self.B)
+
+    def __call__(self, E: Tensor) -> Tensor:
+        """E N, n x width."""
+        return self.whole(self.half(E))
+
+    def whole(self, half: Tensor) -> Tensor:
+        """E Z Z^T = E N."""
+        return free(torch.linalg.solve_triangular(self.L, half, upper=False, left=False), self.Q)
+
+
+def inverted(E: Tensor, M: Tensor, hold: Tensor | None = None) -> Tensor:
+    """E F (F^T M F)^-1 F^T, n x width, with F an orthonormal basis of what is free of `hold`.
+
+    Raises:
+        ErasureError: as `Inverse.of`.
+    """
+    return Inverse.of(M, hold)(E)
+
+
+@dataclass(frozen=True)
+class EditedReading:
+    """How layers W read text before an edit and W' after it, summed over the layers.
+
+    All width x width, float64.
+    """
+
+    before: Tensor
+    """G = Σ W^T W."""
+    after: Tensor
+    """Σ W'^T W'."""
+    across: Tensor
+    """Σ W'^T W."""
+
+    def regained(self, E: Tensor, bound: float) -> Tensor:
+        """argmin_E'  Σ |W' E' - W E|^2 + λ |E'|^2  (RECE, arXiv 2407.12383), n x width.
+
+        Args:
+            E: states before, n x width.
+            bound: λ, relative to the mean square that is read: how far from ordinary states is
+                still looked.
+        """
+        ridge = bound * self.before.diagonal().mean()
+        M = self.after + ridge * torch.eye(len(self.after), dtype=self.after.dtype)
+        answer: Tensor = torch.linalg.solve(M, self.across @ E.T).T
+        return answer
+
+    def apart(self, E: Tensor, other: Tensor) -> float:
+        """Σ |W' E' - W E|^2 / Σ |W E|^2 for states E before and E' after."""
+        gap = quadratic(other, self.after) - 2 * (other @ self.across * E).sum()
+        return float((gap + quadratic(E, self.before)) / quadratic(E, self.before))
+
+
+def quadratic(E: Tensor, G: Tensor) -> Tensor:
+    """tr(E G E^T)."""
+    return (E @ G * E).sum()

@@ -1,0 +1,176 @@
+"""What was asked for, in one form; and whether it can be had."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+from warnings import warn
+
+from torch import Tensor
+
+from diffusers_erase.concepts import Concept, Vocabulary
+from diffusers_erase.editing.recipes import EDITS, Edit
+from diffusers_erase.eraser.config import Choice, EraserConfig, versions
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.models.text_states import encode, unknown_words
+from diffusers_erase.runtime.plugin import list_erasures
+from diffusers_erase.training.recipes import RECIPES, Recipe
+from diffusers_erase.training.targets import Fixed, Target
+
+
+Erased = str | Concept | Sequence[str | Concept]
+"""One concept or several, by name or with everything that is known of them."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """An eraser to be made."""
+
+    concepts: tuple[Concept, ...]
+    recipe: Recipe | Edit
+    vocabulary: Vocabulary | None
+    target: Target | None
+    keep: tuple[str, ...]
+    protect: tuple[str, ...]
+    seed: int
+
+    def __post_init__(self) -> None:
+        for prompt in (*self.keep, *self.protect):
+            for concept in self.concepts:
+                if concept.is_named_by(prompt) or prompt in concept.written():
+                    raise ErasureError(
+                        f"{prompt!r} is to be kept, and '{concept.name}' is to be erased; leave "
+                        "one of them out."
+                    )
+
+    def held(self, pipe: Any) -> Tensor | None:
+        """States of the prompts that must not change, P x tokens x width, if there are any."""
+        prompts = [*([""] if self.recipe.hold_null else []), *self.protect]
+        return encode(pipe, prompts) if prompts else None
+
+
+def recipe_of(name: str) -> Recipe | Edit:
+    """The recipe of that name, trained or solved.
+
+    Raises:
+        ErasureError: there is none; names the nearest.
+    """
+    known: dict[str, Recipe | Edit] = {**RECIPES, **EDITS}
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ErasureError(f"No recipe named {name!r}.{hint} Known: {', '.join(sorted(known))}.")
+    return known[name]
+
+
+def edit_of(name: str) -> Edit:
+    """The recipe of that name, if it is solved.
+
+    Raises:
+        ErasureError: it is not.
+    """
+    found = recipe_of(name)
+    if not isinstance(found, Edit):
+        raise ErasureError(
+            f"'{name}' is trained and not solved; solved are {', '.join(sorted(EDITS))}."
+        )
+    return found
+
+
+def concepts_of(concept: Erased) -> tuple[Concept, ...]:
+    """At least one.
+
+    Raises:
+        ErasureError: there is none.
+    """
+    several = (concept,) if isinstance(concept, str | Concept) else tuple(concept)
+    if not several:
+        raise ErasureError("There is no concept to erase; name one, for example 'car'.")
+    return tuple(each if isinstance(each, Concept) else Concept(each) for each in several)
+
+
+def vocabulary_of(words: Sequence[str] | Vocabulary | None) -> Vocabulary | None:
+    """As users write it."""
+    if words is None or isinstance(words, Vocabulary):
+        return words
+    return Vocabulary(prompts_of("vocabulary", words))
+
+
+def prompts_of(name: str, several: Sequence[str]) -> tuple[str, ...]:
+    """Several, and not one by mistake.
+
+    Raises:
+        ErasureError: one string.
+    """
+    if isinstance(several, str):
+        raise ErasureError(f"`{name}` is a sequence of strings, not one string.")
+    return tuple(several)
+
+
+def config_of(pipe: Any, request: Request, choices: Sequence[Choice], **known: Any) -> EraserConfig:
+    """Everything an eraser says of itself.
+
+    Args:
+        pipe: what it was made for.
+        request: what was asked for.
+        choices: what the concepts are answered as.
+        **known: further fields of the config; `parameters` are added to the order's.
+    """
+    targets = [choice.target for choice in choices]
+    return EraserConfig(
+        concept=", ".join(concept.name for concept in request.concepts),
+        kind=request.concepts[0].kind,
+        synonyms=tuple(name for concept in request.concepts for name in concept.synonyms),
+        target=", ".join(t or "nothing" for t in targets) if any(targets) else None,
+        recipe=request.recipe.name,
+        parameters={
+            **request.recipe.numbers(),
+            "seed": request.seed,
+            "own_prompts": [prompt for concept in request.concepts for prompt in concept.prompts],
+            "kept_prompts": list(request.keep),
+            "protected_prompts": list(request.protect),
+            "choices": [
+                {"concept": c.concept, "target": c.target, "how": c.how, "scores": dict(c.scores)}
+                for c in choices
+            ],
+            **known.pop("parameters", {}),
+        },
+        base_model=base_model(pipe),
+        versions=versions(),
+        **known,
+    )
+
+
+def check_bare(pipe: Any) -> None:
+    """Erasers are made from the bare base.
+
+    Raises:
+        ErasureError: the pipeline wears erasures or adapters.
+    """
+    if list_erasures(pipe):
+        raise ErasureError(
+            f"The pipeline has erasures loaded ({', '.join(list_erasures(pipe))}); "
+            "erasers are made from the bare base: call `pipe.unload_erasures()` first."
+        )
+    if getattr(pipe.text_encoder, "peft_config", None):
+        raise ErasureError(
+            "The text encoder wears adapters; erasers are made from the bare base: call "
+            "`pipe.unload_lora_weights()` first."
+        )
+
+
+def base_model(pipe: Any) -> str:
+    """The Hub id the pipeline came from, or its folder's name: paths are nobody's business."""
+    name = str(getattr(pipe, "name_or_path", None) or "")
+    return Path(name).name if Path(name).exists() else name
+
+
+def warn_of_unknown_words(pipe: Any, request: Request) -> None:
+    """To erase what the text encoder spells in fragments erases nothing."""
+    names = [name for concept in request.concepts for name in concept.names]
+    targets = request.target.words if isinstance(request.target, Fixed) else ()
+    for phrase in (*names, *targets):
+        for word, near in unknown_words(pipe.tokenizer, phrase).items():
+            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            warn(f"The text encoder does not know the word {word!r}.{hint}", stacklevel=4)

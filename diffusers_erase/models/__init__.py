@@ -1,0 +1,1 @@
+"""Diffusion models: architectures, text states, noise predictions, LoRA layers."""

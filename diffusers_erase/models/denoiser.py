@@ -1,0 +1,127 @@
+"""One UNet, two voices: the teacher is the base model, the student has the eraser on."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusers_erase.errors import ErasureError
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """z_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε, and which of these the network predicts."""
+
+    alphas: Tensor
+    """ᾱ of every whole training time, falling from 1."""
+    prediction: str = "epsilon"
+    """`epsilon`, `v_prediction` (√ᾱ ε - √(1-ᾱ) x_0) or `sample` (x_0)."""
+
+    @classmethod
+    def of(cls, scheduler: Any) -> "NoiseSchedule":
+        """The schedule that a scheduler of Stable Diffusion's kind walks along.
+
+        Raises:
+            ErasureError: the scheduler has no such schedule.
+        """
+        alphas = getattr(scheduler, "alphas_cumprod", None)
+        prediction = scheduler.config.get("prediction_type", "epsilon")
+        if "beta_start" not in scheduler.config or not isinstance(alphas, Tensor):
+            raise ErasureError(
+                f"'{type(scheduler).__name__}' has no noise schedule of Stable Diffusion's kind; "
+                "set `pipe.scheduler` to one that has, for example DDIMScheduler."
+            )
+        if prediction not in ("epsilon", "v_prediction", "sample"):
+            raise ErasureError(
+                f"'{type(scheduler).__name__}' says the model predicts {prediction!r}; "
+                "known: epsilon, v_prediction, sample."
+            )
+        return cls(alphas.float().cpu(), prediction)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """ᾱ_t, B x 1 x 1 x 1; between whole times √(1/ᾱ - 1) is interpolated, as Euler does."""
+        sigmas = (1 / self.alphas.double() - 1).sqrt()
+        times = t.detach().double().cpu().clamp(0, len(sigmas) - 1)
+        low = times.floor().long()
+        high = (low + 1).clamp(max=len(sigmas) - 1)
+        sigma = torch.lerp(sigmas[low], sigmas[high], times - low)
+        return (1 / (sigma.square() + 1)).float().view(-1, 1, 1, 1).to(t.device)
+
+    def epsilon(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """The noise in z_t according to the network's output there."""
+        if self.prediction == "epsilon":
+            return output
+        alpha = self.alpha(t)
+        if self.prediction == "sample":
+            return (z - alpha.sqrt() * output) / (1 - alpha).sqrt()
+        return alpha.sqrt() * output + (1 - alpha).sqrt() * z
+
+
+class Denoiser:
+    """eps*(z, t, c) and eps(z, t, c) from a single set of weights.
+
+    Scores are noise predictions, whatever the network predicts. `evaluations` counts forward passes
+    of one latent and `backwards` those that may be followed by a backward pass.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        schedule: NoiseSchedule,
+        adapter_disabled: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        *,
+        precision: torch.dtype | None = None,
+    ) -> None:
+        """`silenced` turns the eraser off inside its block; `precision` is autocast's, if any."""
+        self.unet, self.schedule = unet, schedule
+        self.adapter_disabled, self.precision = adapter_disabled, precision
+        self.evaluations, self.backwards = 0, 0
+
+    @property
+    def cost(self) -> int:
+        """In UNet evaluations: a forward counts one, a backward two."""
+        return self.evaluations + 2 * self.backwards
+
+    def teacher(self, z: Tensor, t: Tensor, states: Tensor) -> Tensor:
+        """eps*(z, t, c), B x C x h x w float32, with the eraser off.
+
+        Differentiable in the text states where these ask for it, and in nothing else.
+        """
+        with torch.set_grad_enabled(states.requires_grad), self.adapter_disabled():
+            return self._score(z, t, states)
+
+    def student(self, z: Tensor, t: Tensor, states: Tensor) -> Tensor:
+        """eps(z, t, c), B x C x h x w float32, with the eraser on and gradients."""
+        self.backwards += len(z) if torch.is_grad_enabled() else 0
+        return self._score(z, t, states)
+
+    def _score(self, z: Tensor, t: Tensor, states: Tensor) -> Tensor:
+        self.evaluations += len(z)
+        weights = next(self.unet.parameters())
+        there, t = weights.device, t.to(weights.device)
+        seen, states = z.to(there, weights.dtype), states.to(there, weights.dtype)
+        with torch.autocast(there.type, self.precision, enabled=self.precision is not None):
+            output: Tensor = self.unet(seen, t, states, return_dict=False)[0]
+        return self.schedule.epsilon(output.float(), z.to(there).float(), t)
+
+
+@contextmanager
+def counted(unet: Any) -> Iterator[Callable[[], int]]:
+    """UNet evaluations inside the block so far, whoever asks for them.
+
+    A forward of one latent counts one, and two more if it has a graph to go back along.
+    """
+    total = [0]
+
+    def count(module: Any, arguments: Any, output: Any) -> None:
+        score = output[0] if isinstance(output, tuple) else output.sample
+        total[0] += len(score) * (3 if score.requires_grad else 1)
+
+    handle = unet.register_forward_hook(count)
+    try:
+        yield lambda: total[0]
+    finally:
+        handle.remove()

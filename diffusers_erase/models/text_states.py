@@ -1,0 +1,69 @@
+"""Prompts as the pipeline's text encoder reads them, and the words its tokenizer knows."""
+
+import inspect
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def encode(pipe: Any, prompts: Sequence[str], device: torch.device | None = None) -> Tensor:
+    """Text states of the prompts, P x tokens x width, without gradients."""
+    return states_of(pipe, prompts, device)
+
+
+def states_of(pipe: Any, prompts: Sequence[str], device: torch.device | None = None) -> Tensor:
+    """Text states of the prompts, P x tokens x width, from the pipeline's own `encode_prompt`.
+
+    Padding that the model is told to pass over is zero. Who encodes often may look up the
+    pipeline's execution device once: that takes longer than a small text encoder.
+    """
+    takes = inspect.signature(pipe.encode_prompt).parameters
+    options = {"do_classifier_free_guidance": False, "prompt_2": None, "prompt_3": None}
+    states, *others = pipe.encode_prompt(
+        prompt=list(prompts),
+        device=device or pipe._execution_device,
+        num_images_per_prompt=1,
+        **{name: value for name, value in options.items() if name in takes},
+    )
+    if "prompt_attention_mask" in takes:
+        states = states * others[0][..., None].to(states.dtype)
+    found: Tensor = states
+    return found
+
+
+def text_fingerprint(pipe: Any, prompt: str) -> list[float]:
+    """Eight numbers of a prompt's mean state, to recognise a text encoder by."""
+    first: list[float] = encode(pipe, [prompt])[0].float().mean(0)[:8].tolist()
+    return [round(value, 4) for value in first]
+
+
+def whole_words(tokenizer: Any) -> list[str]:
+    """The words a tokenizer has a token for, the most frequent first.
+
+    Its tokens are in the order of how often they, or their merges, were met in the texts it was
+    fitted to. CLIP's words end with a mark, and those of others begin with one.
+    """
+    by_rank = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    marked = re.compile(r"(?:(.+)</w>|[▁Ġ](.+))")
+    found = (marked.fullmatch(token) for token, _ in by_rank)
+    return [match[1] or match[2] for match in found if match]
+
+
+def unknown_words(tokenizer: Any, phrase: str) -> dict[str, list[str]]:
+    """Words of the phrase that are only spelled in fragments -> known words near them.
+
+    A text encoder has no idea of a word it sees as fragments of two letters or so, and erasing
+    such a word erases nothing.
+    """
+    known = whole_words(tokenizer)
+    unknown = {}
+    for word in phrase.lower().split():
+        pieces = tokenizer.tokenize(word)
+        if len(pieces) > 1 and len(word) < 2.5 * len(pieces):
+            unknown[word] = get_close_matches(word, [k for k in known if len(k) > 2], n=3)
+    return unknown

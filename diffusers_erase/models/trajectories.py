@@ -1,0 +1,202 @@
+"""Guided trajectories of the frozen model, sampled once, with the scores of that sampling."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
+
+
+Sampler = Literal["ddim", "own"]
+
+
+@dataclass(frozen=True)
+class View:
+    """A minibatch of latents, and what the two voices say there to each role.
+
+    A role is a name for the prompt a latent is looked at with: `concept`, `target`, `null` ...
+    """
+
+    denoiser: Denoiser
+    z: Tensor
+    t: Tensor
+    states: Mapping[str, Tensor]
+    known: Mapping[str, Tensor]
+    rows: Tensor
+    """Where the latents stand in their trajectories."""
+
+    @property
+    def alpha(self) -> Tensor:
+        """ᾱ_t of each latent, B x 1 x 1 x 1."""
+        return self.denoiser.schedule.alpha(self.t)
+
+    def teacher(self, role: str) -> Tensor:
+        """eps*(z, t, role): looked up where it was kept, else computed."""
+        if role in self.known:
+            return self.known[role]
+        return self.denoiser.teacher(self.z, self.t, self.states[role])
+
+    def student(self, role: str) -> Tensor:
+        """eps(z, t, role), with gradients."""
+        return self.denoiser.student(self.z, self.t, self.states[role])
+
+    def answered(self, states: Tensor, scores: Tensor | None = None) -> "View":
+        """The same view with these states in the role `target`, and their scores if known."""
+        known = {role: score for role, score in self.known.items() if role != "target"}
+        return replace(
+            self,
+            states={**self.states, "target": states},
+            known=known if scores is None else {**known, "target": scores},
+        )
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """N latents z_t of sampling runs for P prompts, with the teacher's scores by role.
+
+    `z` N x C x h x w as the network is shown it, `t` N, `prompt` N (row of `states`); `states` role
+    -> P x tokens x width; `scores` role -> N x C x h x w.
+    """
+
+    z: Tensor
+    t: Tensor
+    prompt: Tensor
+    states: Mapping[str, Tensor]
+    scores: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that sampling made, by name."""
+        scores = {f"score.{role}": score for role, score in self.scores.items()}
+        return {"z": self.z, "t": self.t, "prompt": self.prompt, **scores}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], states: Tensor, null: Tensor) -> "Trajectories":
+        """The inverse of `tensors` for sampled trajectories of these prompts."""
+        return cls(
+            tensors["z"],
+            tensors["t"],
+            tensors["prompt"],
+            {"concept": states, "null": null.expand(len(states), -1, -1)},
+            {role: tensors[f"score.{role}"] for role in ("concept", "null")},
+        )
+
+    def scoreless(self) -> "Trajectories":
+        """The same latents without scores: the teacher is asked where one is looked at."""
+        return replace(self, scores={})
+
+    def remember(
+        self, denoiser: Denoiser, role: str, states: Tensor, *, batch: int = 32
+    ) -> "Trajectories":
+        """The same latents, also looked at with another prompt each; one evaluation a latent."""
+        scores = [
+            denoiser.teacher(self.z[rows], self.t[rows], states[self.prompt[rows]])
+            for rows in torch.arange(len(self)).split(batch)
+        ]
+        return replace(
+            self,
+            states={**self.states, role: states},
+            scores={**self.scores, role: torch.cat(scores)},
+        )
+
+    def draw(
+        self, denoiser: Denoiser, count: int, generator: torch.Generator, part: slice = slice(None)
+    ) -> View:
+        """A random minibatch of independent draws: neighbours in time do not come together.
+
+        Of the `count` rows drawn only `part` is looked at, one process' share.
+        """
+        rows = torch.randint(len(self), (count,), generator=generator)[part]
+        return self.at(denoiser, rows)
+
+    def at(self, denoiser: Denoiser, rows: Tensor) -> View:
+        """The view of the latents in these rows."""
+        return View(
+            denoiser,
+            self.z[rows],
+            self.t[rows],
+            {role: states[self.prompt[rows]] for role, states in self.states.items()},
+            {role: scores[rows] for role, scores in self.scores.items()},
+            rows,
+        )
+
+
+@torch.no_grad()
+def sample_trajectories(
+    denoiser: Denoiser,
+    scheduler: Any,
+    states: Tensor,
+    null: Tensor,
+    *,
+    guidance: float = 5.0,
+    steps: int = 25,
+    seed: int | Sequence[int] = 0,
+    batch: int = 16,
+    sampler: Sampler = "ddim",
+    student: bool = False,
+) -> Trajectories:
+    """Classifier-free guidance, one run per prompt: two evaluations a latent, both kept.
+
+    Args:
+        denoiser: its teacher samples, and the eraser has no say; or its student.
+        scheduler: the pipeline's; its noise schedule is used.
+        states: P x tokens x width, the prompts; they become the role `concept`.
+        null: 1 x tokens x width, the empty prompt; it becomes the role `null`.
+        guidance: scale of classifier-free guidance.
+        steps: latents per prompt.
+        seed: start noise; of all prompts, or one number for each, whatever the others are.
+        batch: prompts sampled together.
+        sampler: `ddim` for DDIM on the scheduler's noise schedule; `own` for the scheduler itself.
+        student: whether the student samples, as it is now (on-policy). No scores are kept then, for
+            they are not the teacher's.
+
+    Raises:
+        ErasureError: the scheduler has no noise schedule of Stable Diffusion's kind.
+    """
+    walk = _sampler(scheduler, sampler)
+    score = denoiser.student if student else denoiser.teacher
+    unet = denoiser.unet.config
+    shape = (unet.in_channels, unet.sample_size, unet.sample_size)
+    noise = _noise(len(states), shape, seed)
+    chance = torch.Generator().manual_seed(seed if isinstance(seed, int) else seed[0])
+    takes_chance = "generator" in inspect.signature(walk.step).parameters
+    names = ("z", "t", "prompt", "score.concept", "score.null")
+    kept: dict[str, list[Tensor]] = {name: [] for name in names}
+    for rows in torch.arange(len(states)).split(batch):
+        walk.set_timesteps(steps)  # schedulers of several steps remember the ones before
+        z = noise[rows].to(states.device) * walk.init_noise_sigma
+        both = torch.cat([states[rows], null.expand(len(rows), -1, -1)])
+        for t in walk.timesteps:
+            scaled = walk.scale_model_input(z, t)
+            times = t.expand(len(rows))
+            conditional, empty = score(scaled.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
+            for name, value in zip(names, (scaled, times, rows, conditional, empty), strict=True):
+                kept[name].append(value)
+            guided = empty + guidance * (conditional - empty)
+            options = {"generator": chance} if takes_chance else {}
+            z = walk.step(guided, t, z, **options).prev_sample
+    found = Trajectories.of({k: torch.cat(values) for k, values in kept.items()}, states, null)
+    return found.scoreless() if student else found
+
+
+def _sampler(scheduler: Any, sampler: Sampler) -> Any:
+    """A scheduler of our own that is given noise predictions."""
+    NoiseSchedule.of(scheduler)
+    kind = DDIMScheduler if sampler == "ddim" else type(scheduler)
+    # a config that says nothing of clipping means none; DDIM's own default would clip latents
+    config = {"clip_sample": False, **scheduler.config, "prediction_type": "epsilon"}
+    return kind.from_config(config)
+
+
+def _noise(count: int, shape: tuple[int, ...], seed: int | Sequence[int]) -> Tensor:
+    if isinstance(seed, int):
+        return torch.randn((count, *shape), generator=torch.Generator().manual_seed(seed))
+    generators = [torch.Generator().manual_seed(each) for each in seed]
+    return torch.stack([torch.randn(shape, generator=each) for each in generators])

@@ -1,0 +1,73 @@
+"""What was found, one line of JSON each, so that a run that was killed goes on where it was."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers_erase.errors import ErasureError
+
+
+class ResultsLog:
+    """Key -> what was found under it, in a folder's `.jsonl` files or in memory alone.
+
+    Every process writes a file of its own and reads those of all. A last line that was cut off is
+    not counted.
+    """
+
+    def __init__(self, folder: Path | None = None, name: str = "found", rank: int = 0) -> None:
+        self.folder, self.name, self.rank = folder, name, rank
+        self.known: dict[str, Any] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read what all processes have written by now."""
+        if self.folder is not None:
+            for path in sorted(self.folder.glob(f"{self.name}.*.jsonl")):
+                self.known.update((entry["key"], entry["found"]) for entry in lines_of(path))
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.known
+
+    def __getitem__(self, key: str) -> Any:
+        return self.known[key]
+
+    def add(self, several: Mapping[str, Any]) -> None:
+        """Keep these; they are on disk when this returns.
+
+        Raises:
+            ErasureError: the folder cannot be written.
+        """
+        self.known.update(several)
+        if self.folder is None or not several:
+            return
+        lines = [json.dumps({"key": key, "found": found}) for key, found in several.items()]
+        path = self.folder / f"{self.name}.{self.rank}.jsonl"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with path.open("a+b") as file:
+                if file.tell():  # what a kill has left of a line is closed off
+                    file.seek(-1, 2)
+                    lines = lines if file.read(1) == b"\n" else ["", *lines]
+                file.write("".join(f"{line}\n" for line in lines).encode())
+                file.flush()
+        except OSError as error:
+            raise ErasureError(
+                f"Cannot keep what was found in '{self.folder}': {error.strerror or error}."
+            ) from error
+
+
+def lines_of(path: Path) -> Iterator[Any]:
+    """The whole lines of JSON in a file; what is none is passed over."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
+
+
+def key_of(**content: Any) -> str:
+    """A short name for plain values."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,184 @@
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from diffusers_erase import cli
+from diffusers_erase.cli import drawing, making, sharing
+from diffusers_erase.errors import ErasureError
+
+
+def command(*arguments, folder):
+    return subprocess.run(
+        [sys.executable, "-m", "diffusers_erase.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_help_is_light(tmp_path):
+    code = (
+        "import sys; from diffusers_erase import cli; "
+        "print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    shown = command("--help", folder=tmp_path)
+    assert shown.returncode == 0
+    assert all(name in shown.stdout for name in ("demo", "train", "edit", "generate"))
+
+
+def test_train_then_generate(tmp_path):
+    trained = command(
+        "train",
+        "--concept",
+        "car",
+        "--target",
+        "truck",
+        "--steps",
+        2,
+        "--output",
+        "eraser",
+        folder=tmp_path,
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "eraser" / "erasure_config.json").is_file()
+    options = ("--steps", 2, "--count", 2)
+    drawn = command(
+        "generate", "a red car", "--eraser", "eraser", *options, "--out", "a.png", folder=tmp_path
+    )
+    assert drawn.returncode == 0, drawn.stderr
+    assert (
+        command("generate", "a red car", *options, "--out", "b.png", folder=tmp_path).returncode
+        == 0
+    )
+    erased, base = (np.asarray(Image.open(tmp_path / name)) for name in ("a.png", "b.png"))
+    assert erased.shape == (64, 128, 3)
+    assert (erased != base).any()
+
+
+def test_edit_from_a_folder_portable_and_not(untrained, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    untrained.save_pretrained(tmp_path / "model")
+    (tmp_path / "words.txt").write_text("truck\nvan\noak\n")
+    shared = ("edit", "--model", "model", "--concept", "car", "--vocabulary", "words.txt")
+    for extra, files in (
+        (
+            (),
+            {
+                "pytorch_lora_weights.safetensors",
+                "eraser.safetensors",
+                "text_map.safetensors",
+            },
+        ),
+        (("--portable",), {"text_map.safetensors"}),
+    ):
+        done = command(*shared, *extra, "--output", "eraser", "--overwrite", folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "Erased 'car', answered as '" in done.stdout
+        written = {path.name for path in (tmp_path / "eraser").iterdir()}
+        assert written == files | {"erasure_config.json", "README.md"}
+        untrained.load_erasure(tmp_path / "eraser")
+        untrained.unload_erasures()
+    refused = command(*shared, "--recipe", "esd", "--output", "other", folder=tmp_path)
+    assert refused.returncode == 2
+    assert "'esd' is trained and not solved" in refused.stderr
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, untrained, make_eraser):
+    """Run a command in a folder with an eraser, a broken one and a diary: code and exception."""
+    monkeypatch.chdir(tmp_path)
+    for commands in (drawing, making, sharing):
+        monkeypatch.setattr(commands, "opened_model", lambda model, **_: untrained)
+    make_eraser(untrained.unet).save_pretrained("good")
+    make_eraser(untrained.unet).save_pretrained("broken")
+    (tmp_path / "broken" / "pytorch_lora_weights.safetensors").write_bytes(b"junk")
+    (tmp_path / "diary").mkdir()
+    (tmp_path / "diary" / "today.txt").write_text("dear diary")
+    (tmp_path / "there.png").write_bytes(b"")
+
+    def run(*arguments):
+        result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
+        return result.exit_code, result.exception
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--concept", "", "--output", "new"), "empty"),
+        (("train", "--concept", "car", "--output", "good"), "exists already.*--overwrite"),
+        (("train", "--concept", "car", "--output", "diary", "--overwrite"), "something else"),
+        (("train", "--concept", "car", "--output", "there.png/new"), "Cannot write"),
+        (
+            ("train", "--concept", "car", "--kind", "verb", "--output", "new"),
+            "Known: object, style, person, attribute",
+        ),
+        (
+            ("train", "--concept", "car", "--recipe", "magic", "--output", "new"),
+            "No recipe named 'magic'",
+        ),
+        (("edit", "--concept", "car", "--output", "good"), "exists already.*--overwrite"),
+        (("edit", "--concept", "", "--output", "new"), "empty"),
+        (("edit", "--concept", "car", "--target", "car", "--output", "new"), "concept itself"),
+        (("edit", "--concept", "car", "--captions", "none.txt", "--output", "new"), "Cannot read"),
+        (
+            ("train", "--concept", "car", "--recipe", "uce", "--rank", "0", "--output", "new"),
+            "rank",
+        ),
+        (
+            ("train", "--concept", "car", "--recipe", "uce", "--steps", "3", "--output", "new"),
+            "is solved and not trained; leave out steps",
+        ),
+        (("generate", "a car", "--eraser", "broken"), "no readable safetensors"),
+        (("generate", "a car", "--eraser", "missing"), "no folder 'missing'"),
+        (("generate", "a car", "--eraser", "diary"), "holds no pytorch_lora_weights.safetensors"),
+        (("generate", "a car", "--out", "there.png"), "exists already"),
+        (("generate", "a car", "--out", "nowhere/a.png"), "no folder 'nowhere'"),
+        (("generate", "a car", "--out", "a.gif"), "PNG"),
+        (("demo", "--out", "diary"), "exists already"),
+        (("demo", "--out", "diary", "--overwrite"), "something else"),
+        (("demo", "--out", "there.png/demo"), "Cannot write"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_sentence_and_leaves_no_trace(
+    run, tmp_path, arguments, message
+):
+    before = sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*"))
+    _, error = run(*arguments)
+    assert isinstance(error, ErasureError)
+    assert re.search(message, str(error)), str(error)
+    assert "\n" not in str(error)
+    assert sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*")) == before
+
+
+def test_errors_leave_with_code_2_and_one_line(tmp_path):
+    done = command(
+        "generate",
+        "a car",
+        "--eraser",
+        "nowhere",
+        "--model",
+        "no/model",
+        "--out",
+        "x.png",
+        folder=tmp_path,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: Cannot open the model 'no/model'")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_that_erases_badly_exits_with_1(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusers_erase.cli.demo.run_demo", lambda *_, **__: False)
+    assert run("demo", "--out", "new")[0] == 1

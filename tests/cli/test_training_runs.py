@@ -1,0 +1,149 @@
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
+
+from diffusers_erase import Concept, ErasureError, Recipe
+from diffusers_erase.cli.training_runs import Run, carry_out, runs_of
+from diffusers_erase.eraser.adapter import EraserAdapter
+from diffusers_erase.making import api as making
+from diffusers_erase.making.api import by_training
+
+
+QUICK = Recipe("replace", trajectories=2, sampling_steps=2, steps=3, batch=2)
+OPTIONS = {"recipe": QUICK, "progress": False}
+
+
+def made(pipe, runs, *, overwrite=False, resume=False):
+    said = []
+    for run in runs:
+        run.check(overwrite=overwrite, resume=resume)
+    options = {"overwrite": overwrite, "resume": resume, "accelerator": Accelerator(cpu=True)}
+    carry_out(runs, pipe, say=said.append, **options)
+    return said
+
+
+def factors(folder):
+    eraser = EraserAdapter.from_pretrained(folder)
+    return torch.cat([f.flatten() for pair in eraser.factors.values() for f in pair])
+
+
+def test_a_file_of_concepts_becomes_runs(tmp_path):
+    file = tmp_path / "concepts.txt"
+    file.write_text("# vehicles\ncar, automobile , sedan -> truck\n\nfire truck\n")
+    car, fire = runs_of(file, tmp_path / "out", "object", {"target": None, "seed": 3})
+    assert car.concepts == (Concept("car", synonyms=("automobile", "sedan")),)
+    assert car.options == {"target": "truck", "seed": 3}
+    assert fire.concepts == (Concept("fire truck"),)
+    assert fire.options == {"target": None, "seed": 3}
+    assert [run.output.name for run in (car, fire)] == ["car", "fire-truck"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "Cannot read the concepts"),
+        ("# nothing\n\n", "names no concept"),
+        ("fire truck\nfire-truck\n", "names 'fire-truck' twice"),
+        (", automobile\n", "empty"),
+    ],
+)
+def test_a_file_that_says_nothing_useful_is_refused(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "concepts.txt").write_text(text)
+    with pytest.raises(ErasureError, match=message):
+        runs_of(tmp_path / "concepts.txt", tmp_path, "object", {})
+
+
+def test_several_erasers_are_made_one_after_the_other(untrained, tmp_path):
+    runs = [
+        Run((Concept(name),), tmp_path / name, {**OPTIONS, "target": "oak"})
+        for name in ("car", "cat")
+    ]
+    said = made(untrained, runs)
+    assert said[1].startswith("Erased 'cat', answered as 'oak'.")
+    assert all(run.done for run in runs)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["car", "cat"]
+    assert not torch.equal(*(factors(run.output) for run in runs))
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_eraser(untrained, tmp_path, monkeypatch):
+    straight, stopped = (
+        Run((Concept("car"),), tmp_path / name, OPTIONS) for name in ("straight", "stopped")
+    )
+    made(untrained, [straight])
+    real = by_training.train
+
+    def cut_off(*arguments, checkpoints, **options):
+        checkpoints = by_training.Checkpoints(checkpoints.folder, checkpoints.run, every=1)
+        loop = real(*arguments, checkpoints=checkpoints, **options)
+        yield next(loop)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(by_training, "train", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            made(untrained, [stopped])
+    assert stopped.work.is_dir()
+    assert not stopped.output.exists()
+    with pytest.raises(ErasureError, match=r"unfinished run; go on with it by `--resume`"):
+        made(untrained, [stopped])
+
+    def taken_up(*arguments, **options):
+        for step in real(*arguments, **options):
+            assert step.index > 0
+            yield step
+
+    monkeypatch.setattr(by_training, "train", taken_up)
+    made(untrained, [stopped], resume=True)
+    assert torch.equal(factors(straight.output), factors(stopped.output))
+    assert not stopped.work.exists()
+
+
+def test_what_is_there_is_kept_without_overwrite_and_replaced_with_it(untrained, tmp_path):
+    run = Run((Concept("car"),), tmp_path / "car", OPTIONS)
+    made(untrained, [run])
+    before = factors(run.output)
+    with pytest.raises(ErasureError, match="exists already"):
+        made(untrained, [run])
+    other = Run((Concept("car"),), tmp_path / "car", {**OPTIONS, "seed": 1})
+    made(untrained, [other], overwrite=True)
+    assert not torch.equal(before, factors(run.output))
+
+
+def test_a_folder_of_somebody_else_is_never_cleared(untrained, tmp_path):
+    run = Run((Concept("car"),), tmp_path / "car", OPTIONS)
+    run.work.mkdir()
+    (run.work / "diary.txt").write_text("dear diary")
+    with pytest.raises(ErasureError, match=r"car\.run' is where .* holds something else"):
+        made(untrained, [run], overwrite=True)
+    assert (run.work / "diary.txt").read_text() == "dear diary"
+
+
+class Notebook(GeneralTracker):
+    name = "notebook"
+    requires_logging_directory = False
+
+    def __init__(self):
+        super().__init__()
+        self.entries = []
+
+    @property
+    def tracker(self):
+        return self.entries
+
+    def store_init_configuration(self, values):
+        self.entries.append(values)
+
+    def log(self, values, step=None, **_):
+        self.entries.append((step, values))
+
+
+def test_trackers_are_told_the_loss_of_every_step(untrained):
+    notebook = Notebook()
+    accelerator = Accelerator(cpu=True, log_with=notebook)
+    accelerator.init_trackers("diffusers-erase")
+    making.erase(untrained, "car", recipe=QUICK, progress=False, accelerator=accelerator)
+    steps = [entry for entry in notebook.entries if isinstance(entry, tuple)]
+    assert [step for step, _ in steps] == [0, 1, 2]
+    assert all(values["loss"] > 0 for _, values in steps)

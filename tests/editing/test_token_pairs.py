@@ -1,0 +1,125 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diffusers_erase.editing.token_pairs import aligned, paired, shell, texts_of, unshared
+from diffusers_erase.errors import ErasureError
+
+
+START, END = 90, 91
+
+
+def tokens(*words):
+    return [START, *words, END]
+
+
+def test_the_same_words_are_paired_wherever_they_stand():
+    found = aligned(tokens(1, 2, 3, 4), tokens(1, 2, 7, 8, 4), 10)
+    assert found.before == [(0, 0), (1, 1), (2, 2)]
+    assert found.own == [(3, 4)]
+    assert found.after == [(4, 5), (5, 6), (6, 7), (7, 8), (8, 9)]
+
+
+def test_a_concept_of_many_tokens_ends_where_its_answer_ends():
+    found = aligned(tokens(1, 5, 6, 7), tokens(1, 9), 8)
+    assert found.own == [(2, 2), (3, 2), (4, 2)]
+    found = aligned(tokens(1, 5), tokens(1, 7, 8, 9), 8)
+    assert found.own == [(2, 4)]
+
+
+def test_a_concept_that_is_taken_out_is_read_as_the_word_before_it():
+    found = aligned(tokens(1, 2, 5, 3), tokens(1, 2, 3), 8)
+    assert found.own == [(3, 2)]
+    assert found.after[0] == (4, 3)
+
+
+def test_an_answer_that_only_adds_a_word_still_has_something_to_erase():
+    found = aligned(tokens(1, 5), tokens(1, 4, 5), 6)
+    assert found.own == [(2, 3)]
+
+
+def test_every_position_is_paired_once_and_inside():
+    for prompt, answer in [
+        (tokens(1, 2, 3), tokens(1, 4, 3)),
+        (tokens(5), tokens(6, 7, 8)),
+        (tokens(5, 6, 7), tokens(1)),
+        (tokens(1, 2), tokens(2)),
+    ]:
+        pairs = aligned(prompt, answer, 8).pairs("all")
+        positions = [i for i, _ in pairs]
+        assert positions == sorted(set(positions))
+        assert all(0 <= i < 8 and 0 <= j < 8 for i, j in pairs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"), [("last", 1), ("last_to_end", 21), ("all", 24), ("around", 20)]
+)
+def test_states_are_those_of_the_tokens_asked_for(untrained, kind, count):
+    texts = texts_of(untrained)
+    E, V = paired(texts, ["a red car"], ["a red van"], kind)
+    assert E.shape == V.shape == (count, 128)
+    states = texts.encode(["a red car", "a red van"]).double()
+    if kind == "last":
+        assert torch.equal(E[0], states[0, 3])
+        assert torch.equal(V[0], states[1, 3])
+
+
+def test_words_before_the_concept_are_read_as_before(untrained):
+    E, V = paired(texts_of(untrained), ["a red car at night"], ["a red van at night"])
+    assert torch.equal(E[:3], V[:3])  # the encoder reads from left to right
+    assert not torch.allclose(E[3:], V[3:])
+
+
+def test_a_prompt_that_is_its_own_answer_is_refused(untrained):
+    with pytest.raises(ErasureError, match="nothing to erase"):
+        paired(texts_of(untrained), ["a car"], ["a car"])
+
+
+def test_the_shell_lies_around_its_rows():
+    rows = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)).double()
+    around = shell(rows, 50, cosine=(0.7, 0.9), generator=torch.Generator().manual_seed(1))
+    each = around.view(3, 50, 16)
+    assert torch.allclose(each.norm(dim=2), rows.norm(dim=1)[:, None].expand(3, 50))
+    cosines = torch.cosine_similarity(each, rows[:, None], dim=2)
+    assert cosines.min() >= 0.7 - 1e-9
+    assert cosines.max() <= 0.9 + 1e-9
+    assert cosines.std() > 0.02
+    with pytest.raises(ErasureError, match="cosine"):
+        shell(rows, 2, cosine=(0.9, 0.7), generator=torch.Generator())
+
+
+def test_what_is_not_shared_is_read_orthogonally_by_all_layers_together():
+    generator = torch.Generator().manual_seed(3)
+    E, V = (torch.randn(4, 12, generator=generator).double() for _ in range(2))
+    layers = torch.randn(5, 7, 12, generator=generator).double()
+    left = unshared(E, V, torch.einsum("loi,loj->ij", layers, layers))
+    across = torch.einsum("loi,ni,loj,nj->n", layers, left, layers, E)
+    before = torch.einsum("loi,ni,loj,nj->n", layers, V, layers, E)
+    assert (across.abs() < 1e-9 * before.abs()).all()
+    with pytest.raises(ErasureError, match="needs the weights"):
+        unshared(E, V, None)
+
+
+def test_padding_is_what_follows_a_prompts_own_tokens_in_every_text(untrained):
+    texts = texts_of(untrained)
+    assert texts.padded(["a car", ""], 6).tolist() == [
+        [False] * 4 + [True] * 2,
+        [False] * 2 + [True] * 4,
+    ]
+    several = replace(texts, segments=((texts.tokenizer, 5), (None, 2), (texts.tokenizer, None)))
+    (found,) = several.padded(["a car"], 12).tolist()
+    assert found == [False] * 4 + [True] + [False] * 2 + [False] * 4 + [True]
+
+
+def test_what_is_recalled_is_what_would_be_encoded(untrained):
+    texts, calls = texts_of(untrained), []
+
+    def encode(prompts):
+        calls.append(list(prompts))
+        return texts.encode(prompts)
+
+    told = replace(texts, encode=encode).recalling(["a car", "a red oak", "a car"])
+    assert torch.equal(told.encode(["a red oak", "a car"]), texts.encode(["a red oak", "a car"]))
+    assert calls == [["a car", "a red oak"]]
+    assert torch.equal(told.encode(["a cat", "a car"]), texts.encode(["a cat", "a car"]))

@@ -1,0 +1,210 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from diffusers_erase.eraser.adapter import EraserAdapter, check_output
+from diffusers_erase.eraser.config import CONFIG_NAME, EraserConfig
+from diffusers_erase.eraser.files import WEIGHTS_NAME
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.runtime.plugin import load_erasure
+
+
+def same(one, other):
+    return one.factors.keys() == other.factors.keys() and all(
+        torch.equal(a, b)
+        for path in one.factors
+        for a, b in zip(one.factors[path], other.factors[path], strict=True)
+    )
+
+
+def test_what_is_saved_comes_back_bit_for_bit(untrained, make_eraser, tmp_path):
+    eraser = make_eraser(untrained.unet)
+    back = EraserAdapter.from_pretrained(eraser.save_pretrained(tmp_path / "car"))
+    assert same(eraser, back)
+    assert back.config == eraser.config
+
+
+def test_alpha_equals_rank_on_disk_so_that_no_reader_loses_the_strength(
+    untrained, make_eraser, tmp_path
+):
+    folder = make_eraser(untrained.unet, rank=3).save_pretrained(tmp_path / "car")
+    with safe_open(folder / WEIGHTS_NAME, "pt") as file:
+        header = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert header["unet.r"] == header["unet.lora_alpha"] == 3
+    assert len(header) == 7
+
+
+@pytest.mark.parametrize("ranks", [(2, 2), (2, 5)])
+def test_plain_diffusers_draws_the_same_with_it(untrained, make_eraser, picture, tmp_path, ranks):
+    first, second = (make_eraser(untrained.unet, rank=r, scale=0.5) for r in ranks)
+    mixed = {p: (first if i % 2 else second).factors[p] for i, p in enumerate(first.factors)}
+    eraser = EraserAdapter(mixed, first.config)
+    folder = eraser.save_pretrained(tmp_path / "car")
+    base = picture(untrained)
+    load_erasure(untrained, folder)
+    ours = picture(untrained)
+    untrained.unload_erasures()
+    untrained.load_lora_weights(folder)
+    assert abs(base - ours).max() > 1e-3
+    assert abs(picture(untrained) - ours).max() < 1e-4
+
+
+def test_the_header_alone_tells_the_story(untrained, make_eraser, tmp_path):
+    eraser = make_eraser(untrained.unet)
+    folder = eraser.save_pretrained(tmp_path / "car")
+    (folder / CONFIG_NAME).unlink()
+    assert EraserAdapter.from_pretrained(folder).config == eraser.config
+
+
+def test_keys_of_a_newer_version_are_kept_and_warned_about(untrained, make_eraser, tmp_path):
+    folder = make_eraser(untrained.unet).save_pretrained(tmp_path / "car")
+    content = json.loads((folder / CONFIG_NAME).read_text())
+    (folder / CONFIG_NAME).write_text(json.dumps({**content, "gate": {"threshold": 0.5}}))
+    with pytest.warns(UserWarning, match="gate"):
+        back = EraserAdapter.from_pretrained(folder)
+    back.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / CONFIG_NAME).read_text())["gate"] == {"threshold": 0.5}
+
+
+def test_an_existing_folder_is_only_replaced_on_request_and_never_if_it_is_something_else(
+    untrained, make_eraser, tmp_path
+):
+    one, two = make_eraser(untrained.unet, seed=1), make_eraser(untrained.unet, seed=2)
+    folder = one.save_pretrained(tmp_path / "car")
+    with pytest.raises(ErasureError, match=r"exists already.*--overwrite"):
+        two.save_pretrained(folder)
+    assert same(EraserAdapter.from_pretrained(folder), one)
+    two.save_pretrained(folder, overwrite=True)
+    assert same(EraserAdapter.from_pretrained(folder), two)
+    diary = tmp_path / "diary"
+    diary.mkdir()
+    (diary / "today.txt").write_text("dear diary")
+    with pytest.raises(ErasureError, match="holds something else"):
+        two.save_pretrained(diary, overwrite=True)
+    assert (diary / "today.txt").read_text() == "dear diary"
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ErasureError, match="holds something else"):
+        one.save_pretrained(folder, overwrite=True)
+    assert same(EraserAdapter.from_pretrained(folder), two)
+
+
+def test_a_save_that_fails_leaves_the_former_eraser(untrained, make_eraser, tmp_path, monkeypatch):
+    one, two = make_eraser(untrained.unet, seed=1), make_eraser(untrained.unet, seed=2)
+    folder = one.save_pretrained(tmp_path / "car")
+
+    write, written = Path.write_bytes, []
+
+    def full(path, content):
+        if written:
+            raise OSError(28, "No space left on device")
+        written.append(write(path, content))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ErasureError, match="No space left"):
+        two.save_pretrained(folder, overwrite=True)
+    assert same(EraserAdapter.from_pretrained(folder), one)
+    assert [path.name for path in tmp_path.iterdir()] == ["car"]
+
+
+def test_an_unwritable_place_is_refused_and_leaves_nothing(untrained, make_eraser, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ErasureError, match="Cannot write"):
+        make_eraser(untrained.unet).save_pretrained(tmp_path / "file" / "car")
+    with pytest.raises(ErasureError, match="Cannot write"):
+        check_output(tmp_path / "file" / "car", overwrite=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def _spoil_bytes(folder):
+    (folder / WEIGHTS_NAME).write_bytes(b"not a safetensors file")
+
+
+def _spoil_config(folder):
+    (folder / CONFIG_NAME).write_text("{")
+
+
+def _remove_weights(folder):
+    (folder / WEIGHTS_NAME).unlink()
+
+
+def _edit(change):
+    def spoil(folder):
+        tensors = load_file(folder / WEIGHTS_NAME)
+        change(tensors, next(iter(tensors)))
+        save_file(tensors, folder / WEIGHTS_NAME)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_spoil_bytes, "no readable safetensors"),
+        (_spoil_config, f"{CONFIG_NAME}' is broken"),
+        (_remove_weights, f"holds no {WEIGHTS_NAME}"),
+        (_edit(lambda tensors, key: tensors.pop(key)), "lacks one of the two"),
+        (_edit(lambda tensors, key: tensors.update(alien=torch.ones(1))), "'alien'"),
+        (_edit(lambda tensors, key: tensors[key].fill_(float("nan"))), "not finite"),
+        (
+            _edit(lambda tensors, key: tensors.update({key: torch.ones(7, 3)})),
+            "do not fit each other",
+        ),
+    ],
+)
+def test_broken_files_are_named_and_change_nothing(
+    untrained, make_eraser, tmp_path, spoil, message
+):
+    folder = make_eraser(untrained.unet).save_pretrained(tmp_path / "car")
+    before = {k: v.clone() for k, v in untrained.unet.state_dict().items()}
+    spoil(folder)
+    with pytest.raises(ErasureError, match=message):
+        untrained.load_erasure(folder)
+    assert all(torch.equal(v, before[k]) for k, v in untrained.unet.state_dict().items())
+    assert untrained.list_erasures() == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no/such/folder", "no folder"),
+        ("nowhere", "no folder 'nowhere'"),
+        ("./erase-car", "no folder './erase-car'"),
+        ("user/erase-vangogh", "cannot be had from the Hub: the Hub cannot be reached"),
+    ],
+)
+def test_what_cannot_be_found_is_said_so(source, message):
+    with pytest.raises(ErasureError, match=message):
+        EraserAdapter.from_pretrained(source)
+
+
+def test_an_ordinary_lora_is_no_eraser(untrained, make_eraser, tmp_path):
+    folder = make_eraser(untrained.unet).save_pretrained(tmp_path / "car")
+    save_file(load_file(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME)
+    (folder / CONFIG_NAME).unlink()
+    with pytest.raises(ErasureError, match="no eraser"):
+        EraserAdapter.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"recipe": "esd"}, "names no concept"),
+        (["car"], "names no concept"),
+        ({"concept": "car", "synonyms": None}, "'synonyms' is not what it should be"),
+        ({"concept": "car", "fingerprint": "sd"}, "'fingerprint' is not what it should be"),
+    ],
+)
+def test_a_damaged_config_is_named(content, message):
+    with pytest.raises(ErasureError, match=message):
+        EraserConfig.from_dict(content)
+
+
+def test_a_config_is_plain_json_and_comes_back_equal():
+    config = EraserConfig("car", synonyms=("auto",), parameters={"parts": ["to_k"], "rank": 4})
+    content = config.to_dict()
+    assert json.loads(json.dumps(content)) == content
+    assert EraserConfig.from_dict(content) == config

@@ -1,0 +1,135 @@
+import copy
+
+import pytest
+import torch
+
+from diffusers_erase.eraser.text_map import TextMap
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.models.architectures import TEXT_PARTS, projections
+
+
+WIDTH = 12
+
+
+def rows(count, seed, width=WIDTH):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, width, generator=generator, dtype=torch.float64)
+
+
+def some_map(rank, seed=0):
+    return TextMap(rows(rank, seed).T / 4, rows(rank, seed + 50).T / 4)
+
+
+def positive(seed):
+    return rows(30, seed).T @ rows(30, seed) / 30
+
+
+def test_lora_weight_edit_and_embedding_map_are_one_thing(untrained):
+    unet, width = untrained.unet, untrained.unet.config.cross_attention_dim
+    T = TextMap(rows(5, 0, width).T / 8, rows(5, 1, width).T / 8)
+    z, t, c = torch.randn(2, 4, 16, 16), torch.tensor([500, 100]), torch.randn(2, 24, width)
+    layers = projections(unet, TEXT_PARTS)
+    with torch.no_grad():
+        before = unet(z, t, c).sample
+        mapped = unet(z, t, T(c)).sample
+        edited = copy.deepcopy(unet)
+        for layer in projections(edited, TEXT_PARTS).values():
+            layer.weight.copy_(layer.weight @ (torch.eye(width) + T.change.float()))
+        as_edit = edited(z, t, c).sample
+        lora = copy.deepcopy(unet)
+        factors = T.factors({path: layer.weight for path, layer in layers.items()})
+        for path, (A, B) in factors.items():
+            lora.get_submodule(path).weight += B @ A
+        as_lora = lora(z, t, c).sample
+    assert (mapped - before).norm() > 1e-3 * before.norm()
+    for other in (as_edit, as_lora):
+        assert (other - mapped).norm() < 1e-6 * before.norm()
+
+
+def test_a_map_is_found_from_what_it_adds_with_no_more_columns_than_needed():
+    T = some_map(3)
+    again = TextMap.of(T.change)
+    assert again.rank == 3
+    assert torch.allclose(again.change, T.change, atol=1e-12)
+    assert TextMap.of(torch.zeros(WIDTH, WIDTH)).rank == 0
+
+
+def test_maps_compose_in_the_order_in_which_they_are_applied():
+    first, second, e = some_map(2, 1), some_map(3, 2), rows(4, 3)
+    both = second.after(first)
+    assert both.rank == 5
+    assert torch.allclose(both(e), second(first(e)), atol=1e-12)
+
+
+def test_editing_an_edited_layer_is_the_earlier_map_after_the_later():
+    earlier, later, W, e = some_map(2, 1), some_map(3, 2), rows(7, 4), rows(4, 3)
+    I = torch.eye(WIDTH, dtype=torch.float64)
+    weight = W @ (I + earlier.change) @ (I + later.change)
+    assert torch.allclose(e @ weight.T, earlier.after(later)(e) @ W.T, atol=1e-12)
+
+
+def test_truncation_is_the_best_of_its_rank_in_the_metric_asked_for():
+    T, S, G = some_map(6), positive(5), positive(6)
+
+    def lost(P):
+        gap = T.change - P
+        return torch.trace(G @ gap @ S @ gap.T).item()
+
+    best, kept = T.truncated(2, second_moment=S, read=G)
+    plain, _ = T.truncated(2)
+    assert best.rank == plain.rank == 2
+    assert lost(best.change) < lost(plain.change)
+    assert kept == pytest.approx(1 - lost(best.change) / lost(0 * T.change), abs=1e-9)
+    nudged = best.change.clone().requires_grad_()
+    torch.trace(G @ (T.change - nudged) @ S @ (T.change - nudged).T).backward()
+    assert (best.U.T @ nudged.grad).abs().max() < 1e-9  # flat within the space it kept
+    assert (nudged.grad @ best.V).abs().max() < 1e-9
+
+
+def test_truncation_answers_with_nothing_whatever_the_whole_did():
+    U, V, held = rows(6, 0).T, rows(6, 1).T, rows(2, 2)
+    Q = torch.linalg.qr(held.T)[0]
+    T = TextMap(U, V - Q @ (Q.T @ V))
+    cut, _ = T.truncated(2, second_moment=positive(5), read=positive(6))
+    assert (cut(held) - held).norm() < 1e-12
+
+
+def test_a_rank_that_is_there_already_changes_nothing():
+    T = some_map(3)
+    whole, kept = T.truncated(8, second_moment=positive(1))
+    assert torch.allclose(whole.change, T.change, atol=1e-10)
+    assert kept == pytest.approx(1)
+    assert TextMap.of(torch.zeros(WIDTH, WIDTH)).truncated(2)[1] == 1
+
+
+def test_truncation_is_that_of_the_weighted_singular_values():
+    for T in (some_map(5), some_map(WIDTH + 4)):
+        S, G = positive(5), positive(6)
+        right, left = torch.linalg.cholesky(S), torch.linalg.cholesky(G).T
+        u, s, v = torch.linalg.svd(left @ T.change @ right)
+        expected = torch.linalg.inv(left) @ u[:, :3] * s[:3] @ v[:3] @ torch.linalg.inv(right)
+        best, kept = T.truncated(3, second_moment=S, read=G)
+        assert torch.allclose(best.change, expected, atol=1e-9)
+        assert kept == pytest.approx(float(s[:3].square().sum() / s.square().sum()))
+
+
+def test_states_keep_their_precision():
+    e = rows(3, 0)
+    assert some_map(2)(e.half()).dtype is torch.float16
+
+
+def test_what_is_no_map_is_refused():
+    with pytest.raises(ErasureError, match="do not fit"):
+        TextMap(torch.zeros(4, 2), torch.zeros(4, 3))
+    with pytest.raises(ErasureError, match="not finite"):
+        TextMap(torch.full((4, 2), float("nan")), torch.zeros(4, 2))
+    with pytest.raises(ErasureError, match="another text encoder"):
+        some_map(2).factors({"up.attn2.to_k": torch.zeros(3, WIDTH + 1)})
+
+
+def test_its_numbers_lie_as_in_a_file_however_they_were_made():
+    U = torch.randn(4, 8, dtype=torch.float64).T
+    map = TextMap(U, U)
+    assert map.U.is_contiguous()
+    assert map.V.is_contiguous()
+    assert map.U.equal(U)

@@ -1,0 +1,33 @@
+import torch
+
+from diffusers_erase.linalg.inverse import EditedReading
+
+
+WIDTH = 6
+
+
+def rows(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, WIDTH, generator=generator, dtype=torch.float64)
+
+
+W, CHANGED, E, OTHER = rows(9, 0), rows(9, 1), rows(3, 2), rows(3, 3)
+READING = EditedReading(W.T @ W, CHANGED.T @ CHANGED, CHANGED.T @ W)
+
+
+def test_distances_are_those_of_what_the_layers_read():
+    direct = (OTHER @ CHANGED.T - E @ W.T).square().sum() / (E @ W.T).square().sum()
+    assert abs(READING.apart(E, OTHER) - direct.item()) < 1e-12
+
+
+def test_what_is_regained_comes_nearest_within_its_bound():
+    again = READING.regained(E, 0.2).requires_grad_()
+    ridge = 0.2 * (W.T @ W).diagonal().mean()
+    loss = (again @ CHANGED.T - E @ W.T).square().sum() + ridge * again.square().sum()
+    loss.backward()
+    assert again.grad.abs().max() < 1e-10
+
+
+def test_looking_further_regains_more():
+    far, near = (READING.apart(E, READING.regained(E, bound)) for bound in (1e-6, 1.0))
+    assert far < near

@@ -1,0 +1,75 @@
+import copy
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.models.architectures import (
+    PARTS,
+    denoiser_of,
+    fingerprint,
+    linear,
+    projections,
+)
+
+
+def test_text_is_read_by_every_second_attention_and_by_no_other(untrained):
+    found = projections(untrained.unet)
+    assert len(found) == 7 * len(PARTS)
+    assert all(".attn2." in path for path in found)
+    width = untrained.unet.config.cross_attention_dim
+    assert all(
+        layer.in_features == width
+        for layer in projections(untrained.unet, ("to_k", "to_v")).values()
+    )
+
+
+def test_the_layers_found_are_the_ones_the_text_goes_through(untrained):
+    unet = untrained.unet
+    z, t, c = torch.randn(1, 4, 16, 16), torch.tensor([500]), torch.randn(1, 24, 128)
+    before = unet(z, t, c).sample
+    for layer in projections(unet, ("to_v",)).values():
+        layer.weight.data.zero_()
+    after = unet(z, t, c).sample
+    assert not torch.allclose(before, after)
+    assert torch.allclose(after, unet(z, t, torch.randn_like(c)).sample, atol=1e-5)
+
+
+def test_layers_are_found_inside_an_adapter(untrained, make_eraser, tmp_path):
+    path = next(iter(projections(untrained.unet)))
+    plain = linear(untrained.unet, path)
+    make_eraser(untrained.unet).save_pretrained(tmp_path / "eraser")
+    untrained.load_lora_weights(tmp_path / "eraser")
+    assert linear(untrained.unet, path).weight is plain.weight
+
+
+def test_a_missing_layer_is_named(untrained):
+    with pytest.raises(ErasureError, match=r"no linear layer 'mid_block.nowhere'"):
+        linear(untrained.unet, "mid_block.nowhere")
+
+
+def test_pipelines_and_denoisers_are_both_taken(untrained):
+    assert denoiser_of(untrained) is untrained.unet
+    assert denoiser_of(untrained.unet) is untrained.unet
+
+
+def test_a_denoiser_without_text_is_refused():
+    with pytest.raises(ErasureError, match="UNet2DModel"):
+        denoiser_of(UNet2DModel(8, block_out_channels=(32, 32, 32, 32)))
+    with pytest.raises(ErasureError, match="'dict'"):
+        denoiser_of({})
+
+
+def test_the_fingerprint_tells_architectures_apart(untrained):
+    other = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+    )
+    assert fingerprint(untrained.unet) == fingerprint(copy.deepcopy(untrained.unet))
+    assert fingerprint(untrained.unet) != fingerprint(other)
+    assert fingerprint(untrained.unet)["text_width"] == 128

@@ -1,0 +1,107 @@
+"""What else people do to a model, before an eraser is loaded and after: the eraser acts."""
+
+import copy
+
+import pytest
+import torch
+from accelerate import cpu_offload
+from diffusers.hooks import apply_group_offloading
+
+from diffusers_erase.models.architectures import linear
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:The eraser")
+
+CPU = torch.device("cpu")
+
+
+def compiled_in_place(pipe):
+    pipe.unet.compile(backend="eager")
+
+
+def compiled_around(pipe):
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+
+
+def offloaded_in_groups(pipe):
+    apply_group_offloading(
+        pipe.unet, onload_device=CPU, offload_device=CPU, offload_type="leaf_level"
+    )
+
+
+def offloaded_to_nowhere(pipe):
+    cpu_offload(pipe.unet, execution_device=CPU)  # as `enable_sequential_cpu_offload` does
+
+
+def with_a_learnt_word(pipe):
+    width = pipe.text_encoder.config.hidden_size
+    vector = torch.randn(width, generator=torch.Generator().manual_seed(0))
+    pipe.load_textual_inversion({"<thing>": vector}, token="<thing>")
+
+
+def with_an_image_prompt(pipe):
+    """An IP-Adapter of random weights; the picture's embedding is handed in below."""
+    width = pipe.unet.config.cross_attention_dim
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator) * 0.1
+
+    state = {"proj.weight": normal(4 * width, 16), "proj.bias": normal(4 * width)}
+    state |= {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
+    texts = [m for n, m in pipe.unet.named_modules() if n.endswith("attn2")]
+    several = {}
+    for k, attention in enumerate(texts):
+        for part in ("to_k_ip", "to_v_ip"):
+            several[f"{2 * k + 1}.{part}.weight"] = normal(attention.to_k.out_features, width)
+    pipe.unet._load_ip_adapter_weights([{"image_proj": state, "ip_adapter": several}])
+
+
+HAPPENINGS = [
+    compiled_in_place,
+    compiled_around,
+    offloaded_in_groups,
+    offloaded_to_nowhere,
+    with_a_learnt_word,
+    with_an_image_prompt,
+]
+
+
+@pytest.fixture
+def own(untrained, untrained_parts):
+    """The pipeline, with a text encoder and a tokenizer that may be changed."""
+    untrained.text_encoder = copy.deepcopy(untrained_parts["text_encoder"])
+    untrained.tokenizer = copy.deepcopy(untrained_parts["tokenizer"])
+    return untrained
+
+
+@pytest.mark.parametrize("happening", HAPPENINGS)
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("mode", ["auto", "hook"])
+def test_it_acts_whatever_else_was_or_is_done(own, make_eraser, picture, happening, before, mode):
+    pipe, other = own, copy.deepcopy(own)
+    eraser = make_eraser(pipe.unet, parts=("to_q", "to_k", "to_v", "to_out.0"), scale=0.4, seed=1)
+    options = {}
+    prompt = "a photo of a red car"
+    if happening is with_an_image_prompt:
+        options = {"ip_adapter_image_embeds": [torch.ones(2, 1, 16)]}
+    if happening is with_a_learnt_word:
+        prompt = "a photo of a <thing> car"
+    for path in eraser.factors:
+        linear(other.unet, path).weight.data += eraser.delta(path)
+    happening(other)
+    expected = picture(other, prompt, **options)
+    if before:
+        happening(pipe)
+        plain = picture(pipe, prompt, **options)
+        assert abs(plain - expected).max() > 1e-3
+        pipe.load_erasure(eraser, mode=mode)
+    else:
+        pipe.load_erasure(eraser, mode=mode)
+        happening(pipe)
+    assert abs(picture(pipe, prompt, **options) - expected).max() < 1e-4
+    if mode == "hook" or (before and happening is offloaded_to_nowhere):
+        assert pipe.list_erasures()["car"].mode == "hook"
+    if before:
+        pipe.unload_erasures()
+        assert abs(picture(pipe, prompt, **options) - plain).max() == 0

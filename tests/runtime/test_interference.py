@@ -1,0 +1,122 @@
+"""Where erasers get in each other's way: said from text states, before any picture."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import cpu_offload
+
+from diffusers_erase import EraserAdapter, erase
+from diffusers_erase.concepts import Concept
+from diffusers_erase.eraser.stacking import interference
+from diffusers_erase.models.architectures import text_weights
+from diffusers_erase.models.text_states import encode
+
+
+def test_interference_is_what_the_other_does_to_the_concepts_states(untrained, make_eraser):
+    one, other = make_eraser(untrained.unet, seed=1), make_eraser(untrained.unet, seed=2)
+    other = replace(other, config=replace(other.config, concept="cat", target=None))
+    with pytest.warns(UserWarning, match="does to"):
+        untrained.load_erasure([one, other], strength=[0.5, 2.0])
+    found = untrained.list_erasures()
+    for name, own, foreign, ratio in (("car", one, other, 4.0), ("cat", other, one, 0.25)):
+        E = encode(untrained, Concept(name).written(4)).flatten(0, 1)
+        moved = [
+            sum(float((E @ eraser.delta(path).T).square().sum()) for path in eraser.factors)
+            for eraser in (foreign, own)
+        ]
+        expected = ratio * (moved[0] / moved[1]) ** 0.5
+        (only,) = found[name].interference.values()
+        assert only == pytest.approx(expected, rel=1e-4)
+
+
+def test_maps_and_the_loras_they_amount_to_interfere_alike(untrained):
+    words = ["oak", "cat", "van"]
+    several = [erase(untrained, n, vocabulary=words, recipe="uce") for n in ("car", "dog")]
+    states = {"car": torch.randn(9, 128), "dog": torch.randn(7, 128)}
+    weights = text_weights(untrained.unet)
+    found = [
+        interference(
+            {e.config.concept: (kind(e), 1.0) for e in several}, states, weights if maps else {}
+        )
+        for maps, kind in (
+            (True, lambda e: e.portable),
+            (False, lambda e: EraserAdapter(e.factors, e.config)),
+        )
+    ]
+    for name in states:
+        assert found[0][name] == pytest.approx(found[1][name], rel=1e-4)
+
+
+def test_one_alone_is_disturbed_by_nothing_and_one_that_is_off_disturbs_nothing(
+    untrained, make_eraser
+):
+    untrained.load_erasure(make_eraser(untrained.unet))
+    assert untrained.list_erasures()["car"].interference == {}
+    untrained.load_erasure(make_eraser(untrained.unet, seed=1, concept="cat"), strength=0.0)
+    assert untrained.list_erasures()["car"].interference == {}
+    assert untrained.list_erasures()["cat"].interference == {}
+
+
+@pytest.mark.filterwarnings("ignore:The eraser")
+def test_it_is_told_that_an_answer_is_itself_erased(untrained, make_eraser):
+    untrained.load_erasure(make_eraser(untrained.unet))  # answered as `truck`
+    truck = make_eraser(untrained.unet, seed=3, concept="lorry")
+    truck = replace(truck, config=replace(truck.config, synonyms=("truck",), target=None))
+    with pytest.warns(UserWarning, match="'car' is answered as 'truck', which 'lorry' erases"):
+        untrained.load_erasure(truck)
+
+
+def test_without_a_text_encoder_nothing_is_said(untrained, make_eraser):
+    from diffusers_erase import list_erasures, load_erasure
+
+    load_erasure(untrained.unet, make_eraser(untrained.unet))
+    load_erasure(untrained.unet, make_eraser(untrained.unet, seed=1, concept="cat"))
+    assert [x.interference for x in list_erasures(untrained.unet).values()] == [{}, {}]
+
+
+@pytest.mark.filterwarnings("ignore:The eraser")
+def test_another_concept_under_the_same_name_is_measured_anew(untrained, make_eraser):
+    several = [make_eraser(untrained.unet, seed=k, concept=c) for k, c in enumerate("xyz")]
+    several = [replace(e, config=replace(e.config, target=None)) for e in several]
+    untrained.load_erasure(several[0], "one")
+    untrained.load_erasure(several[1], "other")
+    untrained.unload_erasure("one")
+    untrained.load_erasure(several[2], "one")
+    again = untrained.list_erasures()["one"].interference
+    untrained.unload_erasures()
+    del untrained.unet._erasures
+    untrained.load_erasure([several[1], several[2]], ["other", "one"])
+    assert untrained.list_erasures()["one"].interference == pytest.approx(again)
+
+
+@pytest.mark.filterwarnings("ignore:The eraser")
+def test_what_is_offloaded_is_listed_and_not_verified(untrained, make_eraser):
+    untrained.load_erasure([make_eraser(untrained.unet, seed=k) for k in (1, 2)], ["a", "b"])
+    known = untrained.list_erasures()
+    cpu_offload(untrained.unet, execution_device=torch.device("cpu"))
+    assert untrained.list_erasures() == known
+    assert all(math.isnan(share) for share in untrained.verify_erasures().values())
+
+
+def test_if_the_text_encoder_fails_nothing_is_loaded(untrained, make_eraser, monkeypatch):
+    untrained.load_erasure(make_eraser(untrained.unet, seed=1), "a")
+    before = {k: v.clone() for k, v in untrained.unet.state_dict().items()}
+
+    def fail(*_, **__):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(untrained, "encode_prompt", fail)
+    with pytest.raises(MemoryError):
+        untrained.load_erasure(make_eraser(untrained.unet, seed=2), "b")
+    monkeypatch.undo()
+    assert list(untrained.list_erasures()) == ["a"]
+    assert all(torch.equal(v, before[k]) for k, v in untrained.unet.state_dict().items())
+
+
+def test_it_is_known_where_an_eraser_came_from(untrained, make_eraser, tmp_path):
+    folder = make_eraser(untrained.unet).save_pretrained(tmp_path / "car")
+    untrained.load_erasure(folder)
+    (found,) = untrained.list_erasures().values()
+    assert (found.source, found.commit) == (str(folder), None)
