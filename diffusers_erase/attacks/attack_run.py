@@ -15,9 +15,7 @@ from diffusers_erase.evaluation.attack import Attempt
 from diffusers_erase.evaluation.detectors import is_seen
 from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
-from diffusers_erase.models.architectures import denoiser_of
 from diffusers_erase.models.denoiser import counted
-from diffusers_erase.models.text_states import encode
 from diffusers_erase.runtime.plugin import erasures_disabled, erasures_key
 
 
@@ -45,7 +43,7 @@ class AttackRun:
     @contextmanager
     def paid_by(self, rows: Sequence[int]) -> Iterator[None]:
         """What the UNet does inside the block is shared out among these; to the last evaluation."""
-        with counted(denoiser_of(self.sampler.pipe)) as spent:
+        with counted(self.sampler.model.denoiser) as spent:
             yield
         share, rest = divmod(spent(), len(rows))
         for i, row in enumerate(rows):
@@ -148,7 +146,7 @@ def drawn_from(sampler: PipelineSampler, states: Tensor, seeds: Sequence[int]) -
     The empty prompt is encoded by itself, where no hook of an attack is in the encoder.
     """
     how, pipe = sampler.sampling, sampler.pipe
-    low, null = getattr(torch, how.precision), encode(pipe, [""])
+    low, null = getattr(torch, how.precision), sampler.model.encode([""])
     pictures: Pictures = []
     for rows in torch.arange(len(states)).split(how.batch):
         with torch.autocast(null.device.type, low, enabled=low != torch.float32):

@@ -13,8 +13,7 @@ from diffusers_erase.attacks.attack_run import another
 from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
-from diffusers_erase.models.denoising_loss import denoiser_in, latents_of
-from diffusers_erase.models.text_states import encode
+from diffusers_erase.models.denoising_loss import latents_of
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,13 @@ def descended(
     noise for each `variant`.
     """
     pipe, how = sampler.pipe, sampler.sampling
-    denoiser, null = denoiser_in(pipe, how.autocast), encode(pipe, [""])
+    denoiser, null = (
+        sampler.model.noise_predictor(precision=how.autocast),
+        sampler.model.encode([""]),
+    )
     pictures: list[Image.Image] = []
     for several in _split(asked, how.batch):
-        states = encode(pipe, [a.prompt for a in several])
+        states = sampler.model.encode([a.prompt for a in several])
         z = _normal(pipe, [torch.Generator().manual_seed(a.seed) for a in several]).to(null.device)
         chance = [torch.Generator().manual_seed(another(a.seed, variant)) for a in several]
         for stride in strides(pipe.scheduler, how.steps):
@@ -109,7 +111,10 @@ def ascended(sampler: PipelineSampler, pictures: Sequence[Image.Image]) -> Tenso
     begins, at the time where it ends, as in diffusers.
     """
     pipe, how = sampler.pipe, sampler.sampling
-    denoiser, null = denoiser_in(pipe, how.autocast), encode(pipe, [""])
+    denoiser, null = (
+        sampler.model.noise_predictor(precision=how.autocast),
+        sampler.model.encode([""]),
+    )
     latents = []
     for several in _split(pictures, how.batch):
         z = latents_of(pipe, several)

@@ -21,7 +21,7 @@ from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.attack import Access, Attempt
 from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
-from diffusers_erase.models.denoising_loss import denoiser_in
+from diffusers_erase.models.model import Model
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def image_to_image(pipe: Any) -> Any:
     Raises:
         ErasureError: the pipeline is none of Stable Diffusion's kind.
     """
-    denoiser_in(pipe)
+    Model.of(pipe).noise_predictor()
     parts = dict(pipe.components)
     checks = parts.get("safety_checker") is not None
     made: Any = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=checks)

@@ -17,12 +17,12 @@ from diffusers_erase.evaluation.attack import Access, Attempt, concept_of
 from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.models.denoising_loss import (
-    denoiser_in,
     denoising_loss,
     latents_of,
 )
 from diffusers_erase.models.embedding_hooks import looking_up
-from diffusers_erase.models.text_states import states_of, whole_words
+from diffusers_erase.models.model import Model
+from diffusers_erase.models.text_states import whole_words
 from diffusers_erase.storage.tensor_cache import digest
 
 
@@ -72,7 +72,7 @@ class Inversion:
 
     def __call__(self, sampler: PipelineSampler, asked: Sequence[PromptCase]) -> list[Attempt]:
         """One picture a prompt, with the word in it."""
-        denoiser_in(sampler.pipe)
+        sampler.model.noise_predictor()
         with recorded(sampler, asked) as record:
             concept = concept_of(asked, self.concept)
             templates = [template_of(a.prompt, concept) for a in asked]
@@ -148,7 +148,7 @@ def invert(
     for template in templates:
         if template.count("{}") != 1:
             raise ErasureError(f"The prompt {template!r} needs one '{{}}', for the word.")
-    denoiser = denoiser_in(pipe, precision)
+    denoiser = Model.of(pipe).noise_predictor(precision=precision)
     clean = latents_of(pipe, pictures)
     known = pipe.text_encoder.get_input_embeddings().weight.detach().float()
     vector = known.mean(0).clone().requires_grad_()
@@ -185,7 +185,7 @@ def _said(pipe: Any, templates: Sequence[str], vector: Tensor, stand_in: tuple[s
     """States of the templates about a word that means `vector`."""
     word, token = stand_in
     with meaning(pipe.text_encoder, token, vector):
-        return states_of(pipe, [template.replace("{}", word) for template in templates])
+        return Model.of(pipe).states([template.replace("{}", word) for template in templates])
 
 
 def _stand_in(tokenizer: Any, templates: Sequence[str]) -> tuple[str, int]:

@@ -15,15 +15,13 @@ from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.attack import Access, Attempt
 from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
-from diffusers_erase.models.architectures import PARTS, denoiser_of
+from diffusers_erase.models.architectures import PARTS
 from diffusers_erase.models.denoiser import Denoiser
 from diffusers_erase.models.denoising_loss import (
-    denoiser_in,
     denoising_loss,
     latents_of,
 )
 from diffusers_erase.models.lora import Attached, attached
-from diffusers_erase.models.text_states import encode
 
 
 UNRELATED = tuple(
@@ -72,12 +70,12 @@ class Relearning:
 
     def __call__(self, sampler: PipelineSampler, asked: Sequence[PromptCase]) -> list[Attempt]:
         """One picture a count of steps; at 0, if that is one, the picture without the attack."""
-        denoiser = denoiser_in(sampler.pipe, sampler.sampling.autocast)
+        denoiser = sampler.model.noise_predictor(precision=sampler.sampling.autocast)
         _check_bare(denoiser.unet)
         with recorded(sampler, asked) as record:
             taught = self._taught(asked)
             clean = latents_of(sampler.pipe, originals(sampler, taught))
-            states = encode(sampler.pipe, [a.prompt for a in taught])
+            states = sampler.model.encode([a.prompt for a in taught])
             with attached(denoiser.unet, parts=PARTS, rank=self.rank, seed=self.seed) as lora:
                 training = self._trained(denoiser, lora, clean, states)
                 for former, count in pairwise((0, *self.steps)):
@@ -131,7 +129,7 @@ class Relearning:
 
 
 def _check_bare(unet: Any) -> None:
-    worn = getattr(denoiser_of(unet), "peft_config", None)
+    worn = getattr(unet, "peft_config", None)
     if worn:
         raise ErasureError(
             f"Relearning trains an adapter of its own, and the denoiser wears {', '.join(worn)}; "

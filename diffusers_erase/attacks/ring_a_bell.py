@@ -14,7 +14,6 @@ from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.attack import Access, Attempt, concept_of
 from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
-from diffusers_erase.models.denoising_loss import denoiser_in
 from diffusers_erase.models.embedding_hooks import (
     artefact_of,
     free_ids,
@@ -22,7 +21,7 @@ from diffusers_erase.models.embedding_hooks import (
     states_of_ids,
     with_prefix,
 )
-from diffusers_erase.models.text_states import encode
+from diffusers_erase.models.model import Model
 from diffusers_erase.storage.tensor_cache import digest
 
 
@@ -42,9 +41,9 @@ class EmbeddingShift:
 
     def __call__(self, sampler: PipelineSampler, asked: Sequence[PromptCase]) -> list[Attempt]:
         """One picture an eta."""
-        denoiser_in(sampler.pipe)
+        sampler.model.noise_predictor()
         with recorded(sampler, asked) as record:
-            states = encode(sampler.pipe, [a.prompt for a in asked])
+            states = sampler.model.encode([a.prompt for a in asked])
             v = concept_vector(sampler.pipe, concept_of(asked, self.concept))
             seeds = [a.seed for a in asked]
             for eta in self.etas:
@@ -93,11 +92,11 @@ class RingABell:
 
     def __call__(self, sampler: PipelineSampler, asked: Sequence[PromptCase]) -> list[Attempt]:
         """One picture of the best text for each prompt; the UNet is asked for nothing else."""
-        denoiser_in(sampler.pipe)
+        sampler.model.noise_predictor()
         with recorded(sampler, asked) as record:
             pipe = sampler.pipe
             v = concept_vector(pipe, concept_of(asked, self.concept))
-            targets = encode(pipe, [a.prompt for a in asked]) + self.eta * v
+            targets = sampler.model.encode([a.prompt for a in asked]) + self.eta * v
             ids = torch.stack(
                 [
                     self.evolved(pipe, target, seed=another(a.seed + self.seed, SEARCHED))
@@ -157,6 +156,7 @@ class RingABell:
 def concept_vector(pipe: Any, concept: Concept) -> Tensor:
     """Mean of c(prompt) - c(prompt without the concept) over its prompts, tokens x width."""
     prompts = concept.written()
-    with_it, without = encode(pipe, prompts), encode(pipe, [concept.without(p) for p in prompts])
+    model = Model.of(pipe)
+    with_it, without = model.encode(prompts), model.encode([concept.without(p) for p in prompts])
     v: Tensor = (with_it - without).mean(0)
     return v

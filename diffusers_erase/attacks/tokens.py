@@ -25,7 +25,6 @@ from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.models.denoiser import Denoiser
 from diffusers_erase.models.denoising_loss import (
-    denoiser_in,
     denoising_loss,
     latents_of,
     noised,
@@ -80,7 +79,7 @@ class TokenSearch:
 
     def __call__(self, sampler: PipelineSampler, asked: Sequence[PromptCase]) -> list[Attempt]:
         """One picture a time and prompt, until it shows what is wanted."""
-        denoiser_in(sampler.pipe)
+        sampler.model.noise_predictor()
         with recorded(sampler, asked) as record:
             untouched = [row for row in record.rows if not record.before[row]]
             for rows in batches(sampler, untouched):
@@ -90,7 +89,7 @@ class TokenSearch:
     def _search(self, record: AttackRun, rows: Sequence[int]) -> None:
         """All of these at once, until each has succeeded or time is up."""
         sampler = record.sampler
-        denoiser = denoiser_in(sampler.pipe, sampler.sampling.autocast)
+        denoiser = sampler.model.noise_predictor(precision=sampler.sampling.autocast)
         some = [record.asked[row] for row in rows]
         clean = latents_of(sampler.pipe, originals(sampler, some))
         search = Prefixes(

@@ -184,6 +184,7 @@ def edit(
     from diffusers_erase.eraser.adapter import check_output
     from diffusers_erase.making.by_algebra import solved
     from diffusers_erase.making.request import Request, edit_of
+    from diffusers_erase.models.model import Model as ModelOf
     from diffusers_erase.models.weight_files import read_weights
     from diffusers_erase.training.targets import as_target
 
@@ -204,7 +205,7 @@ def edit(
     pipe = opened_model(model, **without_denoiser(model))
     weights = None if portable or model == "playground" else read_weights(model)
     cache = Path(HF_HOME) / "diffusers-erase"
-    eraser = solved(pipe, request, weights=weights, cache=cache)
+    eraser = solved(ModelOf.of(pipe), request, weights=weights, cache=cache)
     (eraser.portable if portable else eraser).save_pretrained(output, overwrite=overwrite)
     typer.echo(told(output, eraser))
 

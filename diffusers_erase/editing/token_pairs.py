@@ -8,16 +8,13 @@ import torch
 from torch import Tensor
 
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.models.text_states import encode
+from diffusers_erase.models.model import Model, Segment
 
 
 Tokens = Literal["last", "last_to_end", "all", "around"]
 """The concept's last token; from there to the end; every token; those after the concept's own."""
 
 Pairs = list[tuple[int, int]]
-
-Segment = tuple[Any, int | None]
-"""A tokenizer (None where its encoder was not loaded), and its number of states; None: the rest."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +71,10 @@ class Texts:
         return found
 
 
-def texts_of(pipe: Any) -> Texts:
-    """The texts of a pipeline: its first tokenizer, and all its text encoders."""
-    device = pipe._execution_device
-    segments: tuple[Segment, ...] = ()
-    if hasattr(pipe, "tokenizer_3"):  # Stable Diffusion 3: CLIP's tokens, and T5's
-        segments = ((pipe.tokenizer, pipe.tokenizer_max_length), (pipe.tokenizer_3, None))
-    elif "transformer" in pipe.components and hasattr(pipe, "tokenizer_2"):  # Flux: T5's alone
-        segments = ((pipe.tokenizer_2, None),)
-    return Texts(lambda prompts: encode(pipe, prompts, device), pipe.tokenizer, segments)
+def texts_of(model: Any) -> Texts:
+    """The texts of a `Model` or pipeline: its first tokenizer, and all its text encoders."""
+    model = Model.of(model)
+    return Texts(model.encode, model.tokenizer, model.segments)
 
 
 def _tokens(tokenizer: Any, prompt: str) -> list[int]:

@@ -18,11 +18,11 @@ from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.lowrank import compressed, split
 from diffusers_erase.models.architectures import (
     Factors,
-    denoiser_of,
     fingerprint,
     linear,
     text_layers,
 )
+from diffusers_erase.models.model import Model
 from diffusers_erase.storage.atomic import check_folder, whole_folder
 from diffusers_erase.storage.hub import HubOptions, check_options, publish
 
@@ -257,7 +257,7 @@ class EraserAdapter:
         path = Path(path)
         if not path.is_file():
             raise ErasureError(f"There is no file '{path}'.")
-        unet = None if base is None else denoiser_of(base)
+        unet = None if base is None else Model.of(base).denoiser
         file = opened(path, WHOLE_MODEL)
         odd = [key for key, value in file.tensors.items() if not torch.isfinite(value).all()]
         if odd:

@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from diffusers_erase.models.architectures import architecture_or_default
 from diffusers_erase.storage.hub import tag_of
 
 
@@ -28,13 +29,6 @@ NUMBERS = {
     "drift_cos": "cosine of its guidance with the base's, for the concept",
 }
 """Results that are no share of pictures, in words."""
-
-_FAMILIES = {
-    "768": ["stable-diffusion", "stable-diffusion-diffusers", "template:sd-lora"],
-    "1024": ["stable-diffusion", "stable-diffusion-diffusers", "template:sd-lora"],
-    "2048": ["stable-diffusion-xl", "stable-diffusion-xl-diffusers", "template:sd-lora"],
-}
-"""Width of the text of a UNet -> tags by which the Hub groups LoRAs of such models."""
 
 
 def model_card(
@@ -92,14 +86,21 @@ def _front_matter(config: Mapping[str, Any], repo_id: str, images: Mapping[str, 
     base = config["base_model"]
     published = _published(base)
     names = config["concept"].split(", ")
-    family = _FAMILIES.get(str(config["fingerprint"].get("text_width")), [])
+    row = architecture_or_default(str(config["fingerprint"].get("denoiser")))
+    family = row.families.get(config["fingerprint"].get("text_width"))
     results = _eval_results(config.get("results") or {})
     header = ModelCardData(
         base_model=base if published else None,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=[
-            *("lora", "text-to-image", *family, "concept-erasure", "diffusers-erase"),
+            *(
+                "lora",
+                "text-to-image",
+                *(family.tags if family else ()),
+                "concept-erasure",
+                "diffusers-erase",
+            ),
             *(tag_of(name) for name in names[:20]),
         ],
         base_model_relation="adapter" if published else None,

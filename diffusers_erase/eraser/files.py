@@ -20,7 +20,7 @@ from diffusers_erase.eraser.safetensors_io import Opened, header_of, opened, ser
 from diffusers_erase.eraser.schema import BYTES, problem_of, read_json
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.models.architectures import Factors, component
+from diffusers_erase.models.architectures import Factors, architecture_or_default
 from diffusers_erase.storage.hub import HubOptions, MissingFileError, fetch, files_of, pinned
 
 
@@ -185,11 +185,11 @@ def _lora_files(content: Content, name: str, told: Mapping[str, Any]) -> dict[st
     factors = {path: (A.to(dtype), B.to(dtype)) for path, (A, B) in content.factors.items()}
     if not all(x.isfinite().all() for pair in factors.values() for x in pair):
         raise ErasureError(f"The eraser holds numbers too large for {config.dtype}.")
-    part = component(str(config.fingerprint.get("denoiser", "")))
+    row = architecture_or_default(str(config.fingerprint.get("denoiser", "")))
     story = {"format": "pt", "erasure": json.dumps(told)}
-    tensors, lora = peft_keys(factors, part)
+    tensors, lora = peft_keys(factors, row.component)
     files = {WEIGHTS_NAME: serialized(tensors, {**story, "lora_adapter_metadata": lora})}
-    if part == "unet":  # of transformers, everyone's user interface names the layers otherwise
+    if row.kohya:
         tensors, header = kohya_keys(factors)
         title = {"modelspec.title": f"Erases {config.concept}"}
         files[f"{name}.safetensors"] = serialized(tensors, {**header, **title, **story})

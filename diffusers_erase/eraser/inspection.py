@@ -11,7 +11,7 @@ from diffusers_erase.eraser.config import CONFIG_NAME, EraserConfig
 from diffusers_erase.eraser.files import MAP_NAME, NO_ERASER, WEIGHTS_NAME, read, read_config
 from diffusers_erase.eraser.safetensors_io import shapes_in
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.models.architectures import denoiser_of
+from diffusers_erase.models.model import Model
 from diffusers_erase.storage.hub import HubOptions, commit_of, fetch, files_of, header_on, pinned
 
 
@@ -86,8 +86,9 @@ def verify_eraser(source: str | Path, model: Any = None, **hub: Unpack[HubOption
             _same_change(eraser, EraserAdapter.from_pretrained(fetch(source, name, **hub)), name)
             told.append(f"{name} changes the same layers by the same")
     if model is not None:
-        eraser.check(denoiser_of(model))
-        told.append(f"fits {type(denoiser_of(model)).__name__}")
+        denoiser = Model.of(model).denoiser
+        eraser.check(denoiser)
+        told.append(f"fits {type(denoiser).__name__}")
     return told
 
 

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from diffusers_erase.eraser.safetensors_io import ERASER, Opened
 from diffusers_erase.eraser.schema import read_json
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.models.architectures import COMPONENTS, Factors, reads_text
+from diffusers_erase.models.architectures import (
+    COMPONENTS,
+    Factors,
+    architecture_or_default,
+    reads_text,
+)
 
 
 _PARTS = "|".join(COMPONENTS)
@@ -29,13 +34,6 @@ _PAIRS: tuple[tuple[str, str], ...] = (
 """Keys of one half of a LoRA, and whose they are."""
 
 _ALPHA = rf"(?:(?:{_PARTS})\.|lora_unet_)?(?P<path>.+)\.alpha"
-
-_ARCHITECTURES = {
-    768: "stable-diffusion-v1/lora",
-    1024: "stable-diffusion-v2-512/lora",
-    2048: "stable-diffusion-xl-v1-base/lora",
-}
-"""Width of the text -> what ModelSpec calls a LoRA for such a UNet."""
 
 
 def peft_keys(factors: Mapping[str, Factors], part: str) -> tuple[dict[str, Tensor], str]:
@@ -80,7 +78,8 @@ def kohya_keys(factors: Mapping[str, Factors]) -> tuple[dict[str, Tensor], dict[
         tensors[f"{key}.lora_up.weight"] = torch.cat([B, B.new_zeros(len(B), filled)], 1)
         tensors[f"{key}.alpha"] = torch.tensor(float(rank))
     width = next((A.shape[1] for path, (A, _) in factors.items() if reads_text(path)), 0)
-    known = {"modelspec.architecture": _ARCHITECTURES[width]} if width in _ARCHITECTURES else {}
+    family = architecture_or_default("").families.get(width)
+    known = {"modelspec.architecture": family.modelspec} if family else {}
     header = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.models.architectures import denoiser_of
-from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
-from diffusers_erase.models.text_states import encode
+from diffusers_erase.models.denoiser import Denoiser
+from diffusers_erase.models.model import Model
 from diffusers_erase.models.trajectories import sample_trajectories
 from diffusers_erase.runtime.plugin import erasures_disabled
 
@@ -74,17 +73,17 @@ def bank(
     """
     if not target or not keep:
         raise ErasureError("Drift is measured on prompts about the concept and others; name both.")
-    schedule = NoiseSchedule.of(pipe.scheduler)
-    denoiser = Denoiser(denoiser_of(pipe), schedule)
-    concept = encode(pipe, list(target)).cpu()
-    kept = encode(pipe, [keep[i % len(keep)] for i in range(len(target))]).cpu()
-    null = encode(pipe, [""]).cpu()
+    model = Model.of(pipe)
+    denoiser = Denoiser(model.denoiser, model.schedule)
+    concept = model.encode(list(target)).cpu()
+    kept = model.encode([keep[i % len(keep)] for i in range(len(target))]).cpu()
+    null = model.encode([""]).cpu()
     with erasures_disabled(pipe):
         runs = sample_trajectories(
             denoiser,
-            pipe.scheduler,
-            torch.cat((concept, kept)).to(pipe._execution_device),
-            null.to(pipe._execution_device),
+            model.pipeline.scheduler,
+            torch.cat((concept, kept)).to(model.device),
+            null.to(model.device),
             steps=steps,
             guidance=guidance,
             seed=seed,
@@ -102,7 +101,8 @@ def bank(
 @torch.no_grad()
 def drift(pipe: Any, known: Bank) -> Drift:
     """Of the pipeline as it is now, its erasers on."""
-    denoiser = Denoiser(denoiser_of(pipe), NoiseSchedule.of(pipe.scheduler))
+    model = Model.of(pipe)
+    denoiser = Denoiser(model.denoiser, model.schedule)
     now = {role: _said(denoiser, known.z, known.t, states) for role, states in known.states.items()}
 
     def moved(role: str) -> float:

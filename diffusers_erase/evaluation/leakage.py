@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from diffusers_erase.concepts import Concept
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.models.architectures import denoiser_of, text_layers
-from diffusers_erase.models.text_states import encode
+from diffusers_erase.models.architectures import text_layers
+from diffusers_erase.models.model import Model
 
 
 FOLDS = 4
@@ -87,8 +87,9 @@ def leakage(
 @torch.no_grad()
 def read(pipe: Any, prompts: Sequence[str], eraser: EraserAdapter | None = None) -> Tensor:
     """Keys and values of all layers, averaged over the tokens; prompts x (sum of channels)."""
-    states = encode(pipe, prompts).float().cpu().mean(1)
-    unet = denoiser_of(pipe)
+    model = Model.of(pipe)
+    states = model.encode(prompts).float().cpu().mean(1)
+    unet = model.denoiser
     reached = set(eraser.paths(unet)) if eraser else set[str]()
     found = []
     for path, layer in text_layers(unet).items():

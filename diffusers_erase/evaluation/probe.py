@@ -10,8 +10,8 @@ from torch import Tensor
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.inverse import EditedReading
-from diffusers_erase.models.architectures import denoiser_of, text_layers
-from diffusers_erase.models.text_states import encode
+from diffusers_erase.models.architectures import text_layers
+from diffusers_erase.models.model import Model
 
 
 ROUNDING = 1e-9
@@ -56,7 +56,8 @@ def probe(
     """
     if not prompts:
         raise ErasureError("There is no prompt to probe with; name some about the concept.")
-    unet = denoiser_of(pipe)
+    model = Model.of(pipe)
+    unet = model.denoiser
     eraser.check(unet)
     reached = set(eraser.paths(unet))
     before = after = across = torch.zeros((), dtype=torch.float64)
@@ -69,7 +70,7 @@ def probe(
             across + changed.T @ W,
         )
     reading = EditedReading(before, after, across)
-    c = _rows(encode(pipe, prompts))
+    c = _rows(model.encode(prompts))
     again = reading.regained(c, bound)
     return Probe(reading.apart(c, c), reading.apart(c, again), float(again.norm() / c.norm()))
 

@@ -10,7 +10,7 @@ from PIL import Image
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.detectors import Detector, Verdict, is_seen, looked, told_of
 from diffusers_erase.evaluation.pictures import draw
-from diffusers_erase.models.architectures import denoiser_of
+from diffusers_erase.models.model import Model
 from diffusers_erase.runtime.plugin import erasures_disabled, erasures_key
 from diffusers_erase.storage.tensor_cache import digest
 
@@ -47,6 +47,11 @@ class PipelineSampler:
     pipe: Any
     detector: Detector
     sampling: Sampling = Sampling()
+
+    @property
+    def model(self) -> Model:
+        """What is known of the pipeline."""
+        return Model.of(self.pipe)
 
     def draw(
         self, prompts: Sequence[str], seeds: Sequence[int], **options: Any
@@ -101,8 +106,9 @@ class PipelineSampler:
 def base_digest(pipe: Any) -> str:
     """A name for the exact weights of the pipeline's networks, its erasers left out."""
     with erasures_disabled(pipe):
-        parts = (getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2", "vae"))
-        return digest(denoiser_of(pipe), *(part for part in parts if part is not None))
+        model, vae = Model.of(pipe), getattr(pipe, "vae", None)
+        parts = (model.denoiser, *model.text_encoders, *([] if vae is None else [vae]))
+        return digest(*parts)
 
 
 def _plain(scheduler: Any) -> Mapping[str, Any]:

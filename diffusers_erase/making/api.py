@@ -21,6 +21,7 @@ from diffusers_erase.making.request import (
     recipe_of,
     vocabulary_of,
 )
+from diffusers_erase.models.model import Model
 from diffusers_erase.training.recipes import Recipe
 from diffusers_erase.training.targets import Fixed, Target, as_target
 from diffusers_erase.training.trainer import Step
@@ -74,13 +75,14 @@ def erase(
         ErasureError: an empty concept, an unknown recipe, a pipeline of another kind, or one that
             wears adapters or erasures; whatever is wrong is said before anything is computed.
     """
+    model = Model.of(pipe)
     words, goal = vocabulary_of(vocabulary), None if target is None else as_target(target)
     if isinstance(recipe, str):
         recipe = recipe_of(recipe)
     elif recipe is None:
         way = None if isinstance(goal, Fixed) else goal
         training = any(x is not None for x in (way, steps, accelerator, callback_on_step_end))
-        recipe = chosen(pipe, words, training=training, say=progress)
+        recipe = chosen(model, words, training=training, say=progress)
     request = Request(
         concepts=concepts_of(concept),
         recipe=recipe,
@@ -94,28 +96,27 @@ def erase(
     if isinstance(recipe, Edit):
         if steps is not None:
             raise ErasureError(f"'{recipe.name}' is solved and has no steps; leave `steps` out.")
-        return _probed(
-            pipe, request, solved(pipe, request, cache=folder / "cache" if folder else None)
-        )
+        eraser = solved(model, request, cache=folder / "cache" if folder else None)
+        return _probed(model, request, eraser)
     if steps is not None:
         request = replace(request, recipe=replace(recipe, steps=steps))
     eraser = trained(
-        pipe,
+        model,
         request,
         progress=progress,
         work=folder,
         accelerator=accelerator,
         callback_on_step_end=callback_on_step_end,
     )
-    return _probed(pipe, request, eraser)
+    return _probed(model, request, eraser)
 
 
-def _probed(pipe: Any, request: Request, eraser: EraserAdapter) -> EraserAdapter:
+def _probed(model: Model, request: Request, eraser: EraserAdapter) -> EraserAdapter:
     """The eraser with what `probe` gets back of it among its results, for its card."""
     if not eraser.factors:  # there are no weights to probe
         return eraser
     prompts = [prompt for concept in request.concepts for prompt in concept.written(8)]
-    found = probe(pipe, eraser, prompts)
+    found = probe(model, eraser, prompts)
     results = {
         "regained by other text states": round(found.regained, 3),
         "size of those states": round(found.size, 2),

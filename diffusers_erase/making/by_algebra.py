@@ -15,18 +15,16 @@ from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.making.request import Request, check_bare, config_of, warn_of_unknown_words
 from diffusers_erase.models.architectures import (
-    denoiser_of,
-    denoiser_or_none,
     fingerprint,
     text_weights,
 )
-from diffusers_erase.models.text_states import text_fingerprint
+from diffusers_erase.models.model import Model
 from diffusers_erase.storage.tensor_cache import TensorCache, digest
 from diffusers_erase.training.targets import Fixed, Target
 
 
 def solved(
-    pipe: Any,
+    model: Model,
     request: Request,
     *,
     weights: Mapping[str, Tensor] | None = None,
@@ -35,7 +33,7 @@ def solved(
     """Carry an order out by algebra; see `erase`. The denoiser is not run.
 
     Args:
-        pipe: a pipeline, perhaps without a denoiser and a VAE.
+        model: of a pipeline, perhaps without a denoiser and a VAE.
         request: what to erase.
         weights: path -> weight of the layers that read the text, if not the pipeline's denoiser's.
         cache: a folder for statistics of long lists of prompts.
@@ -43,15 +41,14 @@ def solved(
     recipe = request.recipe
     if not isinstance(recipe, Edit):
         raise TypeError(f"'{recipe.name}' is not solved but trained.")
-    if denoiser_or_none(pipe) is not None:
-        check_bare(pipe)
-        weights = text_weights(denoiser_of(pipe))
+    check_bare(model)
+    if model.found is not None:
+        weights = text_weights(model.found)
     if request.target is not None:
         request.target.check(request.concepts)
-    warn_of_unknown_words(pipe, request)
-    encoders = [getattr(pipe, f"text_encoder{number}", None) for number in ("", "_2", "_3")]
+    warn_of_unknown_words(model, request)
     found = edit(
-        texts_of(pipe),
+        texts_of(model),
         request.concepts,
         recipe,
         targets=_targets(request.target, len(request.concepts)),
@@ -60,15 +57,15 @@ def solved(
         protect=request.protect,
         weights=weights,
         cache=TensorCache(cache) if cache else None,
-        encoder=digest(*(e for e in encoders if e is not None)) if cache else "",
+        encoder=digest(*model.text_encoders) if cache else "",
         seed=request.seed,
     )
     parameters = {"solution_rank": found.rank, "kept_energy": found.kept}
-    return mapped(pipe, request, found.choices, found.map, weights, parameters)
+    return mapped(model, request, found.choices, found.map, weights, parameters)
 
 
 def mapped(
-    pipe: Any,
+    model: Model,
     request: Request,
     choices: Sequence[Choice],
     map: TextMap,
@@ -77,17 +74,17 @@ def mapped(
 ) -> EraserAdapter:
     """The eraser that a text map is, with its LoRA for these weights if there are any."""
     factors = map.factors(weights) if weights else {}
-    there, concept = denoiser_or_none(pipe) is not None, request.concepts[0].name
+    concept = request.concepts[0].name
     config = config_of(
-        pipe,
+        model,
         request,
         choices,
         rank=map.rank,
         payloads=("lora", "text_map") if factors else ("text_map",),
         parameters=parameters,
         fingerprint={
-            **(fingerprint(denoiser_of(pipe)) if there else {}),
-            "text": {"prompt": concept, "state": text_fingerprint(pipe, concept)},
+            **(fingerprint(model.found) if model.found is not None else {}),
+            "text": {"prompt": concept, "state": model.text_fingerprint(concept)},
         },
     )
     return EraserAdapter(factors, config, map)

@@ -18,12 +18,11 @@ from diffusers_erase.editing.token_pairs import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.subspace import row_space
-from diffusers_erase.making.choosing import untrainable
 from diffusers_erase.making.request import Request, check_bare, config_of, warn_of_unknown_words
-from diffusers_erase.models.architectures import denoiser_of, fingerprint, text_weights
+from diffusers_erase.models.architectures import fingerprint, text_weights
 from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.models.lora import Attached, attached
-from diffusers_erase.models.text_states import encode
+from diffusers_erase.models.model import Model
 from diffusers_erase.models.trajectories import Trajectories, sample_trajectories
 from diffusers_erase.storage.tensor_cache import TensorCache, digest
 from diffusers_erase.training.checkpoints import Checkpoints
@@ -34,7 +33,7 @@ from diffusers_erase.training.trainer import Renewal, Step, train
 
 
 def trained(
-    pipe: Any,
+    model: Model,
     request: Request,
     *,
     progress: bool,
@@ -45,11 +44,11 @@ def trained(
     """Carry an order out by training; see `erase`."""
     recipe = _recipe(request)
     way = request.target or recipe.target(request.vocabulary)
-    unet = _check(pipe, request, way)
-    warn_of_unknown_words(pipe, request)
-    hold = request.held(pipe)
+    unet = _check(model, request, way)
+    warn_of_unknown_words(model, request)
+    hold = request.held(model)
     with attached(unet, parts=recipe.parts, rank=recipe.rank, seed=request.seed, hold=hold) as lora:
-        loop, answers = _loop(pipe, request, way, lora, work=work, accelerator=accelerator)
+        loop, answers = _loop(model, request, way, lora, work=work, accelerator=accelerator)
         names = ", ".join(repr(c.name) for c in request.concepts)
         bar = tqdm(loop, f"erasing {names}", recipe.steps, disable=not progress)
         for step in bar:
@@ -60,7 +59,7 @@ def trained(
                 callback_on_step_end(step)
         factors = lora.factors()
     known = {"rank": recipe.rank, "fingerprint": fingerprint(unet)}
-    return EraserAdapter(factors, config_of(pipe, request, answers.choices(), **known))
+    return EraserAdapter(factors, config_of(model, request, answers.choices(), **known))
 
 
 def _recipe(request: Request) -> Recipe:
@@ -70,32 +69,38 @@ def _recipe(request: Request) -> Recipe:
 
 
 def _loop(
-    pipe: Any, request: Request, way: Target, lora: Attached, *, work: Path | None, accelerator: Any
+    model: Model,
+    request: Request,
+    way: Target,
+    lora: Attached,
+    *,
+    work: Path | None,
+    accelerator: Any,
 ) -> tuple[Iterator[Step], TargetState]:
     """Everything the loop needs is made here; nothing is trained before it is asked for a step."""
     recipe, seed = _recipe(request), request.seed
     precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
         accelerator.mixed_precision if accelerator is not None else "no"
     )
-    schedule = NoiseSchedule.of(pipe.scheduler)
-    denoiser = Denoiser(denoiser_of(pipe), schedule, lora.adapter_disabled, precision=precision)
+    schedule = model.schedule
+    denoiser = Denoiser(model.denoiser, schedule, lora.adapter_disabled, precision=precision)
     weights = _weights(denoiser.unet) if work else ""
     cache = TensorCache(work / "cache") if work else None
-    sample = _Sampling(pipe, denoiser, recipe, cache, weights)
+    sample = _Sampling(model, denoiser, recipe, cache, weights)
     written = [(c.written(recipe.trajectories), k) for k, c in enumerate(request.concepts)]
     prompts = tuple(prompt for several, _ in written for prompt in several)
     owners = torch.tensor([k for several, k in written for _ in several])
     trajectories = {"concept": sample(prompts, seed)}
     context = TargetContext(
         denoiser,
-        texts_of(pipe).encode,
+        model.encode,
         request.concepts,
         prompts,
         owners,
         trajectories["concept"],
         passing=recipe.refresh > 0,
     )
-    edit = _Editing(pipe, request, lora, context)
+    edit = _Editing(model, request, lora, context)
     context = replace(context, edit=edit)
     start = lora.factors()
     answers = way.begin(context, seed=seed)
@@ -133,7 +138,7 @@ def _texts(context: TargetContext, answers: TargetState) -> tuple[Tensor, Tensor
 class _Editing:
     """Lets the LoRA begin at the closed-form edit from some text states to others."""
 
-    pipe: Any
+    model: Model
     request: Request
     lora: Attached
     context: TargetContext
@@ -150,7 +155,7 @@ class _Editing:
     @cached_property
     def _weights(self) -> dict[str, Tensor]:
         trained = self.lora.factors()
-        weights = text_weights(denoiser_of(self.pipe))
+        weights = text_weights(self.model.denoiser)
         return {path: W for path, W in weights.items() if path in trained}
 
     @cached_property
@@ -159,7 +164,7 @@ class _Editing:
 
     @cached_property
     def _spared(self) -> Tensor:
-        texts, concepts = texts_of(self.pipe), self.request.concepts
+        texts, concepts = texts_of(self.model), self.request.concepts
         words = self.request.vocabulary.others(concepts) if self.request.vocabulary else ()
         near = near_words(self.context, words) if words else ()
         everything = ["", *self.request.keep, *said(words, concepts[0].kind)]
@@ -167,7 +172,7 @@ class _Editing:
 
     @cached_property
     def _held(self) -> Tensor | None:
-        states = self.request.held(self.pipe)
+        states = self.request.held(self.model)
         return None if states is None else row_space(states)
 
 
@@ -175,18 +180,23 @@ class _Editing:
 class _Sampling:
     """Trajectories of prompts, from the cache if they were sampled before."""
 
-    pipe: Any
+    model: Model
     denoiser: Denoiser
     recipe: Recipe
     cache: TensorCache | None
     weights: str
 
     def __call__(self, prompts: Sequence[str], seed: int) -> Trajectories:
-        states, null = encode(self.pipe, prompts), encode(self.pipe, [""])
+        states, null = self.model.encode(prompts), self.model.encode([""])
 
         def sampled() -> Trajectories:
             return sample_trajectories(
-                self.denoiser, self.pipe.scheduler, states, null, seed=seed, **self._options
+                self.denoiser,
+                self._scheduler,
+                states,
+                null,
+                seed=seed,
+                **self._options,
             )
 
         if self.cache is None:
@@ -196,12 +206,16 @@ class _Sampling:
             "seed": seed,
             "weights": self.weights,
             "texts": digest(states, null),
-            "scheduler": {k: repr(v) for k, v in self.pipe.scheduler.config.items()},
-            "class": type(self.pipe.scheduler).__name__,
+            "scheduler": {k: repr(v) for k, v in self._scheduler.config.items()},
+            "class": type(self._scheduler).__name__,
             "precision": str(self.denoiser.precision),
         }
         tensors = self.cache.get(key, lambda: sampled().tensors())
         return Trajectories.of(tensors, states, null)
+
+    @property
+    def _scheduler(self) -> Any:
+        return self.model.pipeline.scheduler
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -215,12 +229,12 @@ class _Sampling:
         """The student's own runs of the prompts, from new noise each, if the recipe wants them."""
         if not self.recipe.refresh:
             return None
-        states, null = encode(self.pipe, prompts), encode(self.pipe, [""])
+        states, null = self.model.encode(prompts), self.model.encode([""])
 
         def sample(step: int) -> Trajectories:
             return sample_trajectories(
                 self.denoiser,
-                self.pipe.scheduler,
+                self._scheduler,
                 states,
                 null,
                 seed=seed * 1_000_003 + step,
@@ -252,16 +266,16 @@ def _checkpoints(request: Request, work: Path, weights: str, precision: str) -> 
     return Checkpoints(work / "checkpoints", run)
 
 
-def _check(pipe: Any, request: Request, way: Target) -> Any:
+def _check(model: Model, request: Request, way: Target) -> Any:
     """The denoiser, if the order can be carried out there."""
-    unet: Any = denoiser_of(pipe)
-    reason = untrainable(pipe)
+    unet: Any = model.denoiser
+    reason = model.untrainable
     if reason:
         raise ErasureError(
             f"Erasers are trained on Stable Diffusion 1 and 2; {reason}. Solve for one instead "
             '(`recipe="closed-form"`); erasers can be loaded there, too.'
         )
-    check_bare(pipe)
+    check_bare(model)
     way.check(request.concepts)
-    NoiseSchedule.of(pipe.scheduler)
+    NoiseSchedule.of(model.pipeline.scheduler)
     return unet

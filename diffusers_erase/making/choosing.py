@@ -1,27 +1,27 @@
 """The recipe for somebody who names none, and why it is that one."""
 
 import sys
-from typing import Any
 
 from tqdm.auto import tqdm
 
 from diffusers_erase.concepts import Vocabulary
 from diffusers_erase.editing.recipes import CLOSED_FORM, Edit
+from diffusers_erase.models.model import Model
 from diffusers_erase.training.recipes import Recipe, default_recipe
 
 
 def chosen(
-    pipe: Any, vocabulary: Vocabulary | None, *, training: bool, say: bool = False
+    model: Model, vocabulary: Vocabulary | None, *, training: bool, say: bool = False
 ) -> Recipe | Edit:
     """Trained where a vocabulary says what must survive and the model can be trained, else solved.
 
     Args:
-        pipe: the base.
+        model: the base.
         vocabulary: other concepts, if somebody listed them.
         training: whether something was asked for that only training has.
         say: whether to tell which recipe it is, and why.
     """
-    trained, reason = default_recipe(vocabulary), untrainable(pipe)
+    trained, reason = default_recipe(vocabulary), model.untrainable
     recipe: Recipe | Edit = CLOSED_FORM
     if training:
         recipe, why = trained, "what was asked for is a matter of training"
@@ -38,20 +38,3 @@ def chosen(
     if say:
         tqdm.write(f"recipe {recipe.name}: {why}.", file=sys.stderr)
     return recipe
-
-
-def untrainable(pipe: Any) -> str:
-    """Why no eraser can be trained on this pipeline; empty if one can."""
-    unet = getattr(pipe, "unet", None)
-    if unet is None:
-        return f"'{type(pipe).__name__}' has no UNet to train on"
-    config = unet.config
-    needs_more = (
-        type(unet).__name__ != "UNet2DConditionModel"
-        or config.in_channels != config.out_channels
-        or config.addition_embed_type
-        or config.encoder_hid_dim_type
-        or config.class_embed_type
-        or not isinstance(config.sample_size, int)
-    )
-    return f"'{type(pipe).__name__}' needs more than a prompt" if needs_more else ""

@@ -27,7 +27,8 @@ from diffusers_erase.making.request import (
     prompts_of,
     vocabulary_of,
 )
-from diffusers_erase.models.architectures import denoiser_of, text_weights
+from diffusers_erase.models.architectures import text_weights
+from diffusers_erase.models.model import Model
 
 
 DEBIAS = replace(CLOSED_FORM, name="debias", choose="given", prompts=4, spare=0.3)
@@ -80,11 +81,12 @@ def debias(
     request = Request(
         concepts_of(concept), recipe, words, None, prompts_of("keep", keep), protect=(), seed=0
     )
-    check_bare(pipe)
+    model = Model.of(pipe)
+    check_bare(model)
     wanted = _goal(goal, len(names))
     if rounds < 1:
         raise ErasureError(f"`rounds` must be positive; got {rounds}.")
-    at = _erasers(pipe, request, names)
+    at = _erasers(model, request, names)
     amounts, best, least = [0.0] * len(names), None, math.inf
     for _ in range(rounds + 1):
         eraser = at(amounts) if any(amounts) else None
@@ -105,10 +107,10 @@ def debias(
 
 
 def _erasers(
-    pipe: Any, request: Request, names: Sequence[str]
+    model: Model, request: Request, names: Sequence[str]
 ) -> Callable[[Sequence[float]], EraserAdapter]:
     """Amounts of the attributes -> the eraser that reads the concept with them."""
-    recipe, texts, (concept,) = request.recipe, texts_of(pipe), request.concepts
+    recipe, texts, (concept,) = request.recipe, texts_of(model), request.concepts
     assert isinstance(recipe, Edit)
     blend = Blend.of(texts, concept, names, recipe.prompts)
     words = request.vocabulary.others([concept]) if request.vocabulary else ()
@@ -117,13 +119,13 @@ def _erasers(
     hold = row_space(texts.encode([""])) if recipe.hold_null else None
     problem = Problem.of(blend.E, blend.E, S, spare=recipe.spare, ridge=recipe.ridge, hold=hold)
     A = reader(problem.E, problem.penalty, hold)
-    weights = text_weights(denoiser_of(pipe))
+    weights = text_weights(model.denoiser)
 
     def at(amounts: Sequence[float]) -> EraserAdapter:
         T = TextMap((blend.at(amounts) - blend.E).T @ A, torch.eye(A.shape[1], dtype=A.dtype))
         map, kept = T.truncated(recipe.rank * texts.several, second_moment=problem.second_moment)
         chosen = Choice(concept.name, None, "balanced", dict(zip(names, amounts, strict=True)))
-        return mapped(pipe, request, [chosen], map, weights, {"kept_energy": kept})
+        return mapped(model, request, [chosen], map, weights, {"kept_energy": kept})
 
     return at
 

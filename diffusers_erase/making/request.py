@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 from warnings import warn
 
@@ -13,7 +12,8 @@ from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.editing.recipes import EDITS, Edit
 from diffusers_erase.eraser.config import Choice, EraserConfig, versions
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.models.text_states import encode, unknown_words
+from diffusers_erase.models.model import Model
+from diffusers_erase.models.text_states import unknown_words
 from diffusers_erase.runtime.plugin import list_erasures
 from diffusers_erase.training.recipes import RECIPES, Recipe
 from diffusers_erase.training.targets import Fixed, Target
@@ -44,10 +44,10 @@ class Request:
                         "one of them out."
                     )
 
-    def held(self, pipe: Any) -> Tensor | None:
+    def held(self, model: Model) -> Tensor | None:
         """States of the prompts that must not change, P x tokens x width, if there are any."""
         prompts = [*([""] if self.recipe.hold_null else []), *self.protect]
-        return encode(pipe, prompts) if prompts else None
+        return model.encode(prompts) if prompts else None
 
 
 def recipe_of(name: str) -> Recipe | Edit:
@@ -108,11 +108,13 @@ def prompts_of(name: str, several: Sequence[str]) -> tuple[str, ...]:
     return tuple(several)
 
 
-def config_of(pipe: Any, request: Request, choices: Sequence[Choice], **known: Any) -> EraserConfig:
+def config_of(
+    model: Model, request: Request, choices: Sequence[Choice], **known: Any
+) -> EraserConfig:
     """Everything an eraser says of itself.
 
     Args:
-        pipe: what it was made for.
+        model: what it was made for.
         request: what was asked for.
         choices: what the concepts are answered as.
         **known: further fields of the config; `parameters` are added to the order's.
@@ -136,41 +138,35 @@ def config_of(pipe: Any, request: Request, choices: Sequence[Choice], **known: A
             ],
             **known.pop("parameters", {}),
         },
-        base_model=base_model(pipe),
+        base_model=model.name,
         versions=versions(),
         **known,
     )
 
 
-def check_bare(pipe: Any) -> None:
+def check_bare(model: Model) -> None:
     """Erasers are made from the bare base.
 
     Raises:
         ErasureError: the pipeline wears erasures or adapters.
     """
-    if list_erasures(pipe):
+    if model.found is not None and list_erasures(model.source):
         raise ErasureError(
-            f"The pipeline has erasures loaded ({', '.join(list_erasures(pipe))}); "
+            f"The pipeline has erasures loaded ({', '.join(list_erasures(model.source))}); "
             "erasers are made from the bare base: call `pipe.unload_erasures()` first."
         )
-    if getattr(pipe.text_encoder, "peft_config", None):
+    if any(getattr(encoder, "peft_config", None) for encoder in model.text_encoders):
         raise ErasureError(
-            "The text encoder wears adapters; erasers are made from the bare base: call "
+            "A text encoder wears adapters; erasers are made from the bare base: call "
             "`pipe.unload_lora_weights()` first."
         )
 
 
-def base_model(pipe: Any) -> str:
-    """The Hub id the pipeline came from, or its folder's name: paths are nobody's business."""
-    name = str(getattr(pipe, "name_or_path", None) or "")
-    return Path(name).name if Path(name).exists() else name
-
-
-def warn_of_unknown_words(pipe: Any, request: Request) -> None:
+def warn_of_unknown_words(model: Model, request: Request) -> None:
     """To erase what the text encoder spells in fragments erases nothing."""
     names = [name for concept in request.concepts for name in concept.names]
     targets = request.target.words if isinstance(request.target, Fixed) else ()
     for phrase in (*names, *targets):
-        for word, near in unknown_words(pipe.tokenizer, phrase).items():
+        for word, near in unknown_words(model.tokenizer, phrase).items():
             hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
             warn(f"The text encoder does not know the word {word!r}.{hint}", stacklevel=4)

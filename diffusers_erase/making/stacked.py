@@ -13,7 +13,7 @@ from diffusers_erase.eraser.config import EraserConfig
 from diffusers_erase.eraser.stacking import SPARE, Rest, compact, fused, held, scaled, summed
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.subspace import row_space
-from diffusers_erase.models.text_states import encode
+from diffusers_erase.models.model import Model
 
 
 def stack(
@@ -61,7 +61,7 @@ def stack(
         wanted = "`protect`" if protect else "Gram fusion"
         raise ErasureError(f"{wanted} asks the text encoder: pass the pipeline.")
     several = [scaled(eraser, s) for eraser, s in zip(several, factors, strict=True)]
-    Q = row_space(encode(pipe, ["", *protect])) if protect or fusion == "gram" else None
+    Q = row_space(Model.of(pipe).encode(["", *protect])) if protect or fusion == "gram" else None
     if fusion == "gram":
         texts = texts_of(pipe)
         second_moment = [gram(texts, _prompts(eraser.config)) for eraser in several]

@@ -1,8 +1,9 @@
 """Where text enters a denoiser: one table of architectures, and a fingerprint of a model."""
 
 import re
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -23,28 +24,76 @@ Factors = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
+class Family:
+    """What others call a family of models."""
+
+    modelspec: str
+    """ModelSpec's architecture of a LoRA for it."""
+    tags: tuple[str, ...]
+    """Tags by which the Hub groups LoRAs of such models."""
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """Where text enters denoisers of one class; patterns match whole paths."""
+    """All that is known of one class of denoisers; patterns match whole paths of layers."""
 
     text: str
     """The linear layers that read the text encoder's states as they come."""
     attention: str | None = None
     """Text cross-attentions with `PARTS`, if there are any; temporal ones are not among them."""
+    component: Literal["unet", "transformer"] = "unet"
+    """What pipelines call the denoiser."""
+    trainable: bool = False
+    """Whether erasers are trained here; closed forms are solved in every architecture."""
+    tokenizers: tuple[tuple[str, str | None], ...] = (("tokenizer", None),)
+    """Tokenizers whose states stand one after another, each with the pipeline's attribute that says
+    how many states it has; None: the rest."""
+    kohya: bool = False
+    """Whether user interfaces read kohya's keys for it."""
+    families: Mapping[int, Family] = field(default_factory=dict)
+    """Width of the text -> names of the model family."""
 
 
-def _cross_attention(pattern: str) -> Architecture:
-    return Architecture(rf"{pattern}\.(?:{'|'.join(TEXT_PARTS)})", pattern)
-
-
+_TEXT = f"(?:{'|'.join(TEXT_PARTS)})"
 _BLOCK = r".*transformer_blocks\.\d+\.attn2"
 
+_SD = ("stable-diffusion", "stable-diffusion-diffusers", "template:sd-lora")
+_SDXL = ("stable-diffusion-xl", "stable-diffusion-xl-diffusers", "template:sd-lora")
+
+_UNET_FAMILIES = {
+    768: Family("stable-diffusion-v1/lora", _SD),
+    1024: Family("stable-diffusion-v2-512/lora", _SD),
+    2048: Family("stable-diffusion-xl-v1-base/lora", _SDXL),
+}
+
+
+def _unet(attention: str, *, trainable: bool = False) -> Architecture:
+    return Architecture(
+        rf"{attention}\.{_TEXT}",
+        attention,
+        trainable=trainable,
+        kohya=True,
+        families=_UNET_FAMILIES,
+    )
+
+
 ARCHITECTURES: dict[str, Architecture] = {
-    "UNet2DConditionModel": _cross_attention(_BLOCK),
-    "UNetMotionModel": _cross_attention(rf"(?!.*motion_modules|transformer_in){_BLOCK}"),
-    "UNet3DConditionModel": _cross_attention(rf"(?!.*temp_attentions|transformer_in){_BLOCK}"),
-    "SD3Transformer2DModel": Architecture("context_embedder"),
-    "FluxTransformer2DModel": Architecture("context_embedder"),
-    "PixArtTransformer2DModel": Architecture(r"caption_projection\.linear_1"),
+    "UNet2DConditionModel": _unet(_BLOCK, trainable=True),
+    "UNetMotionModel": _unet(rf"(?!.*motion_modules|transformer_in){_BLOCK}"),
+    "UNet3DConditionModel": _unet(rf"(?!.*temp_attentions|transformer_in){_BLOCK}"),
+    "SD3Transformer2DModel": Architecture(
+        "context_embedder",
+        component="transformer",
+        tokenizers=(("tokenizer", "tokenizer_max_length"), ("tokenizer_3", None)),  # CLIP's, T5's
+    ),
+    "FluxTransformer2DModel": Architecture(
+        "context_embedder",
+        component="transformer",
+        tokenizers=(("tokenizer_2", None),),  # T5's
+    ),
+    "PixArtTransformer2DModel": Architecture(
+        r"caption_projection\.linear_1", component="transformer"
+    ),
 }
 """By class. Transformers read the text once, through one projection, before all their blocks."""
 
@@ -63,28 +112,9 @@ def architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def component(name: str) -> str:
-    """What pipelines call a denoiser of this class."""
-    return "transformer" if name.endswith("Transformer2DModel") else "unet"
-
-
-def denoiser_of(pipe: Any) -> nn.Module:
-    """The UNet or transformer of a pipeline, or the model itself; a compiled wrapper is taken off.
-
-    Raises:
-        ErasureError: there is no denoiser of a supported class.
-    """
-    model = pipe if isinstance(pipe, nn.Module) else denoiser_or_none(pipe)
-    model = getattr(model, "_orig_mod", model)
-    architecture(type(pipe if model is None else model).__name__)
-    assert isinstance(model, nn.Module)
-    return model
-
-
-def denoiser_or_none(pipe: Any) -> Any:
-    """What a pipeline denoises with, whatever it is; None if that was not loaded."""
-    parts = (getattr(pipe, name, None) for name in COMPONENTS)
-    return next((part for part in parts if part is not None), None)
+def architecture_or_default(name: str) -> Architecture:
+    """The row of a class; that of Stable Diffusion's UNet where the class is not known."""
+    return ARCHITECTURES.get(name, ARCHITECTURES["UNet2DConditionModel"])
 
 
 def projections(unet: nn.Module, parts: tuple[str, ...] = PARTS) -> dict[str, nn.Linear]:

@@ -7,9 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusers_erase.errors import ErasureError
-from diffusers_erase.models.architectures import denoiser_of
-from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.models.denoiser import Denoiser
 
 
 def denoising_loss(
@@ -41,22 +39,6 @@ def noised(denoiser: Denoiser, clean: Tensor, t: Tensor, noise: Tensor) -> Tenso
     """√ᾱ_t x_0 + √(1-ᾱ_t) n."""
     alpha = denoiser.schedule.alpha(t).to(clean)
     return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise.to(clean)
-
-
-def denoiser_in(pipe: Any, precision: torch.dtype | None = None) -> Denoiser:
-    """The pipeline's denoiser as it is now, erasers and all.
-
-    Raises:
-        ErasureError: the pipeline is none of Stable Diffusion's kind, with one text encoder.
-    """
-    if type(denoiser_of(pipe)).__name__ != "UNet2DConditionModel" or hasattr(
-        pipe, "text_encoder_2"
-    ):
-        raise ErasureError(
-            f"This attack knows pipelines of Stable Diffusion's kind, with a UNet and one text "
-            f"encoder; got '{type(pipe).__name__}'. Attacks on prompt and seed work with any."
-        )
-    return Denoiser(denoiser_of(pipe), NoiseSchedule.of(pipe.scheduler), precision=precision)
 
 
 @torch.no_grad()

@@ -13,14 +13,19 @@ from torch import Tensor
 @torch.no_grad()
 def encode(pipe: Any, prompts: Sequence[str], device: torch.device | None = None) -> Tensor:
     """Text states of the prompts, P x tokens x width, without gradients."""
-    return states_of(pipe, prompts, device)
+    return text_states(pipe, prompts, device)
 
 
-def states_of(pipe: Any, prompts: Sequence[str], device: torch.device | None = None) -> Tensor:
+def text_states(pipe: Any, prompts: Sequence[str], device: torch.device | None = None) -> Tensor:
     """Text states of the prompts, P x tokens x width, from the pipeline's own `encode_prompt`.
 
-    Padding that the model is told to pass over is zero. Who encodes often may look up the
-    pipeline's execution device once: that takes longer than a small text encoder.
+    States of masked padding are zero.
+
+    Args:
+        pipe: a pipeline with `encode_prompt`.
+        prompts: P of them.
+        device: where to compute; the pipeline's execution device if omitted. To look that up takes
+            longer than a small text encoder: callers that encode often pass it.
     """
     takes = inspect.signature(pipe.encode_prompt).parameters
     options = {"do_classifier_free_guidance": False, "prompt_2": None, "prompt_3": None}
@@ -34,12 +39,6 @@ def states_of(pipe: Any, prompts: Sequence[str], device: torch.device | None = N
         states = states * others[0][..., None].to(states.dtype)
     found: Tensor = states
     return found
-
-
-def text_fingerprint(pipe: Any, prompt: str) -> list[float]:
-    """Eight numbers of a prompt's mean state, to recognise a text encoder by."""
-    first: list[float] = encode(pipe, [prompt])[0].float().mean(0)[:8].tolist()
-    return [round(value, 4) for value in first]
 
 
 def whole_words(tokenizer: Any) -> list[str]:

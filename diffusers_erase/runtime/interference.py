@@ -8,8 +8,7 @@ from torch import Tensor
 from diffusers_erase.concepts import TEMPLATES, Concept
 from diffusers_erase.eraser.config import EraserConfig
 from diffusers_erase.eraser.stacking import interference
-from diffusers_erase.models.architectures import denoiser_of
-from diffusers_erase.models.text_states import encode
+from diffusers_erase.models.model import Model
 from diffusers_erase.runtime.erasures import Erasures
 from diffusers_erase.runtime.loaded_eraser import LoadedEraser
 
@@ -19,23 +18,22 @@ DISTURBED = 0.5
 
 
 def interferences(
-    pipe: Any, erasures: Erasures, loaded: Mapping[str, LoadedEraser]
+    model: Model, erasures: Erasures, loaded: Mapping[str, LoadedEraser]
 ) -> Mapping[str, Mapping[str, float]]:
     """Eraser -> other eraser -> how much it does to the former's concept; see `interference`.
 
     Empty for fewer than two, or where no text encoder or readable weight is at hand.
 
     Args:
-        pipe: whose texts are asked for; a denoiser has none.
+        model: whose texts are encoded; a bare denoiser has none.
         erasures: what is known of the denoiser's weights, and of states met before.
         loaded: name -> eraser, in force or about to be.
     """
-    asks = hasattr(pipe, "encode_prompt") and getattr(pipe, "text_encoder", None) is not None
-    if len(loaded) < 2 or not asks:
+    if len(loaded) < 2 or model.textless:
         return {}
     weights = {}
     if not all(eraser.adapter.factors for eraser in loaded.values()):
-        weights = erasures.bases(denoiser_of(pipe))
+        weights = erasures.bases(model.denoiser)
     if any(W.is_meta or not W.is_floating_point() for W in weights.values()):
         return {}
     states = {}
@@ -43,18 +41,18 @@ def interferences(
         config = eraser.adapter.config
         key = (config.kind, *config.names)
         if key not in erasures.states:
-            erasures.states[key] = _states(pipe, config)
+            erasures.states[key] = _states(model, config)
         states[name] = erasures.states[key]
     erasers = {name: (eraser.adapter, eraser.strength) for name, eraser in loaded.items()}
     return interference(erasers, states, weights)
 
 
 def heavily_interfering(
-    pipe: Any, erasures: Erasures, loaded: Mapping[str, LoadedEraser], fresh: Sequence[str]
+    model: Model, erasures: Erasures, loaded: Mapping[str, LoadedEraser], fresh: Sequence[str]
 ) -> list[str]:
     """What to tell somebody who loads these fresh erasers beside the others."""
     told = []
-    for name, others in interferences(pipe, erasures, loaded).items():
+    for name, others in interferences(model, erasures, loaded).items():
         for other, share in others.items():
             if share > DISTURBED and (name in fresh or other in fresh):
                 told.append(
@@ -75,7 +73,7 @@ def heavily_interfering(
     return told
 
 
-def _states(pipe: Any, config: EraserConfig) -> Tensor:
+def _states(model: Model, config: EraserConfig) -> Tensor:
     kind: Any = config.kind if config.kind in TEMPLATES else "object"
     concept = Concept(config.concept, kind, config.synonyms)
-    return encode(pipe, concept.written(4)).flatten(0, 1).float().cpu()
+    return model.encode(concept.written(4)).flatten(0, 1).float().cpu()

@@ -14,8 +14,8 @@ from torch import nn
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import CONFIG_NAME
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.models.architectures import denoiser_of, linear
-from diffusers_erase.models.text_states import text_fingerprint
+from diffusers_erase.models.architectures import linear
+from diffusers_erase.models.model import Model
 from diffusers_erase.runtime.adapting import SILENCED_BY
 from diffusers_erase.runtime.baking import Keep, rewritable
 from diffusers_erase.runtime.erasures import Erasures
@@ -118,7 +118,7 @@ def load_erasure(
             nothing is changed.
     """
     check_options("load_erasure", hub)
-    unet = _plain(denoiser_of(pipe))
+    unet = _plain(Model.of(pipe).denoiser)
     if keep_base not in (True, False, "cpu", None):
         raise ErasureError(f'`keep_base` is True, False or "cpu"; got {keep_base!r}.')
     alone = isinstance(source, Source)
@@ -130,7 +130,7 @@ def load_erasure(
     found: list[str] = []
     for one, own, s in zip(sources, names, strengths, strict=True):
         adapter, commit = _read(one, hub)
-        _same_texts(pipe, adapter)
+        _same_texts(Model.of(pipe), adapter)
         key = own or adapter.config.concept
         if key in loaded:
             raise ErasureError(
@@ -141,7 +141,10 @@ def load_erasure(
         came_from = None if isinstance(one, EraserAdapter) else str(one)
         loaded[key] = LoadedEraser(adapter, s, _mode(mode, unet, adapter), came_from, commit)
         found.append(key)
-    warnings = [*heavily_interfering(pipe, erasures, loaded, found), *_silenced(mode, found)]
+    warnings = [
+        *heavily_interfering(Model.of(pipe), erasures, loaded, found),
+        *_silenced(mode, found),
+    ]
     erasures.become(unet, loaded, keep_base)
     setattr(unet, _ATTRIBUTE, erasures)
     for told in warnings:
@@ -151,14 +154,14 @@ def load_erasure(
 
 def unload_erasure(pipe: Any, name: str) -> None:
     """Take one eraser off; after the last one the weights are the original ones bit for bit."""
-    unet = _plain(denoiser_of(pipe))
+    unet = _plain(Model.of(pipe).denoiser)
     erasures = _named(unet, name)
     erasures.become(unet, {k: v for k, v in erasures.loaded.items() if k != name})
 
 
 def unload_erasures(pipe: Any) -> None:
     """Take all erasers off."""
-    unet = _plain(denoiser_of(pipe))
+    unet = _plain(Model.of(pipe).denoiser)
     _erasures(unet).become(unet, {})
 
 
@@ -168,9 +171,10 @@ def list_erasures(pipe: Any) -> dict[str, ErasureInfo]:
     Interference is measured on text states, without sampling; it is empty where there is no text
     encoder to ask.
     """
-    unet = denoiser_of(pipe)
+    model = Model.of(pipe)
+    unet = model.denoiser
     erasures = _erasures(unet)
-    disturbing = interferences(pipe, erasures, erasures.loaded)
+    disturbing = interferences(model, erasures, erasures.loaded)
     return {
         name: ErasureInfo(
             eraser.adapter.config.concept,
@@ -189,7 +193,7 @@ def set_erasure_strength(
     pipe: Any, name: str | Sequence[str], strength: float | Sequence[float]
 ) -> None:
     """Change how strongly an eraser acts, or several: 0 is off, 1 as made."""
-    unet = _plain(denoiser_of(pipe))
+    unet = _plain(Model.of(pipe).denoiser)
     names = [name] if isinstance(name, str) else list(name)
     strengths = _each("strength", strength, len(names))
     loaded = dict(_erasures(unet).loaded)
@@ -205,7 +209,7 @@ def verify_erasures(pipe: Any) -> dict[str, float]:
     others added (a fused style) does not count. Less than 1 means that somebody else wrote the
     weights since, the base's own for example; to load the eraser anew puts it back.
     """
-    unet = denoiser_of(pipe)
+    unet = Model.of(pipe).denoiser
     shares = _erasures(unet).acting(unet)
     if _fused(unet):  # copies of the projections, which have no hooks
         loaded = _erasures(unet).loaded
@@ -225,7 +229,7 @@ def export_erased(pipe: Any, folder: str | Path, *, overwrite: bool = False) -> 
         ErasureError: nothing is erased, an eraser does not act in full, ordinary adapters are
             loaded (fuse and unload them first), or the folder cannot be written.
     """
-    denoiser = _plain(denoiser_of(pipe))
+    denoiser = _plain(Model.of(pipe).denoiser)
     there = Path(folder).absolute()
     parts = tuple(name for name in getattr(pipe, "components", {}))
     check_folder(there, overwrite=overwrite, marker="model_index.json", known=(*parts, "README.md"))
@@ -256,7 +260,7 @@ def erasures_key(pipe: Any) -> list[list[str | float]]:
 
     Empty while they are disabled: two pipelines with the same base and the same key draw alike.
     """
-    return sorted(content(eraser) for eraser in _erasures(denoiser_of(pipe)).loaded.values())
+    return sorted(content(eraser) for eraser in _erasures(Model.of(pipe).denoiser).loaded.values())
 
 
 @contextmanager
@@ -265,7 +269,7 @@ def erasures_disabled(pipe: Any) -> Iterator[None]:
 
     Erasers cannot be loaded, unloaded or changed inside.
     """
-    unet = _plain(denoiser_of(pipe))
+    unet = _plain(Model.of(pipe).denoiser)
     erasures = _erasures(unet)
     loaded = erasures.loaded
     erasures.become(unet, {})
@@ -302,12 +306,12 @@ def _named(unet: nn.Module, name: str) -> Erasures:
     return erasures
 
 
-def _same_texts(pipe: Any, adapter: EraserAdapter) -> None:
+def _same_texts(model: Model, adapter: EraserAdapter) -> None:
     """Refuse a text map that was made for another text encoder, if there is one to compare with."""
     known = adapter.config.fingerprint.get("text") if adapter.text_map else None
-    if not known or getattr(pipe, "text_encoder", None) is None:
+    if not known or model.textless:
         return
-    there = torch.tensor(text_fingerprint(pipe, known["prompt"]))
+    there = torch.tensor(model.text_fingerprint(known["prompt"]))
     then = torch.tensor(known["state"])
     if (there - then).norm() > 0.1 * then.norm():
         raise ErasureError(

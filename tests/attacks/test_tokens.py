@@ -13,7 +13,8 @@ from diffusers_erase.evaluation.detectors import FromFunction
 from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
 from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.making.api import erase
-from diffusers_erase.models.denoising_loss import denoiser_in, latents_of
+from diffusers_erase.models.denoising_loss import latents_of
+from diffusers_erase.models.model import Model
 
 
 def bisected(v):
@@ -58,7 +59,10 @@ def test_the_loss_falls_and_rows_stay_on_the_simplex(search):
     left, t = [0, 1, 2], torch.full((3,), 600)
     noise = prefixes.normal(left, clean)
     start = [row.detach().clone() for row in prefixes.rows]
-    losses = [sum(prefixes.improve(denoiser_in(pipe), left, clean, t, noise)) for _ in range(40)]
+    losses = [
+        sum(prefixes.improve(Model.of(pipe).noise_predictor(), left, clean, t, noise))
+        for _ in range(40)
+    ]
     assert sum(losses[-10:]) < sum(losses[:10])
     for row, former in zip(prefixes.rows, start, strict=True):
         assert row.min() >= 0
@@ -70,7 +74,7 @@ def test_prompts_that_are_done_are_left_alone_and_others_do_not_notice(search):
     pipe, prefixes, clean = search
     alone = Prefixes(pipe, ["a red car at night"], 2, seeds=[1])
     t = torch.tensor([300])
-    denoiser = denoiser_in(pipe)
+    denoiser = Model.of(pipe).noise_predictor()
     for _ in range(2):
         for each, left, latents in ((prefixes, [1], clean), (alone, [0], clean[1:2])):
             noise = each.normal(left, latents)

@@ -26,8 +26,9 @@ from diffusers_erase.editing.recipes import EDITS
 from diffusers_erase.evaluation.metrics import Rate
 from diffusers_erase.evaluation.probe import probe
 from diffusers_erase.making.api import erase
-from diffusers_erase.models.architectures import PARTS, denoiser_of
+from diffusers_erase.models.architectures import PARTS
 from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule, counted
+from diffusers_erase.models.model import Model
 from diffusers_erase.models.text_states import encode
 from diffusers_erase.models.trajectories import sample_trajectories
 from diffusers_erase.playground import (
@@ -169,7 +170,7 @@ def coloured(several: Sequence[PromptCase], verdicts: Sequence[Verdict]) -> Rate
 def stage_of(name: str) -> tuple[Any, TargetContext]:
     """The base's own runs on a concept, for nearness and damage."""
     pipe, concept = load_pipeline(), concept_of(name)
-    denoiser = Denoiser(denoiser_of(pipe), NoiseSchedule.of(pipe.scheduler))
+    denoiser = Denoiser(Model.of(pipe).denoiser, NoiseSchedule.of(pipe.scheduler))
     prompts = tuple(concept.written(4))
     kept = sample_trajectories(
         denoiser, pipe.scheduler, encode(pipe, prompts), encode(pipe, [""]), steps=10, seed=99
@@ -201,7 +202,7 @@ def damage(pipe: Any, word: str, erased: Concept | None = None) -> float:
     kept = context.trajectories
     names = torch.tensor([erased is not None and erased.is_named_in(p) for p in context.prompts])
     rows = (~names[kept.prompt]).nonzero()[:, 0]
-    said = Denoiser(denoiser_of(pipe), NoiseSchedule.of(pipe.scheduler)).teacher(
+    said = Denoiser(Model.of(pipe).denoiser, NoiseSchedule.of(pipe.scheduler)).teacher(
         kept.z[rows], kept.t[rows], kept.states["concept"][kept.prompt[rows]]
     )
 
@@ -217,7 +218,7 @@ def null_drift(pipe: Any, word: str) -> float:
     """|eps'(z,"") - eps*(z,"")| / |eps*(z,"")| on the same runs: what every picture gets of it."""
     kept = stage_of(word)[1].trajectories
     null = kept.states["null"][kept.prompt]
-    said = Denoiser(denoiser_of(pipe), NoiseSchedule.of(pipe.scheduler)).teacher(
+    said = Denoiser(Model.of(pipe).denoiser, NoiseSchedule.of(pipe.scheduler)).teacher(
         kept.z, kept.t, null
     )
     before = kept.scores["null"]

@@ -11,8 +11,8 @@ import torch
 from diffusers_erase.concepts import Concept
 from diffusers_erase.evaluation.pictures import draw
 from diffusers_erase.making.api import erase
-from diffusers_erase.models.architectures import denoiser_of
 from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.models.model import Model
 from diffusers_erase.models.text_states import encode
 from diffusers_erase.models.trajectories import sample_trajectories
 from diffusers_erase.playground import load_judge, load_pipeline
@@ -41,7 +41,7 @@ def main() -> None:
     print(f"16 pictures with an eraser: {seconds(lambda: draw(pipe, prompts)):.1f} s")
     pipe.unload_erasures()
     denoiser, concept = (
-        Denoiser(denoiser_of(pipe), NoiseSchedule.of(pipe.scheduler)),
+        Denoiser(Model.of(pipe).denoiser, NoiseSchedule.of(pipe.scheduler)),
         Concept("car"),
     )
     states, null = encode(pipe, concept.written()), encode(pipe, [""])

@@ -22,7 +22,8 @@ from diffusers.hooks import apply_group_offloading
 from diffusers_erase import erase
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import EraserConfig
-from diffusers_erase.models.architectures import TEXT_PARTS, denoiser_of, projections
+from diffusers_erase.models.architectures import TEXT_PARTS, projections
+from diffusers_erase.models.model import Model
 from diffusers_erase.playground import load_pipeline
 
 
@@ -182,7 +183,7 @@ def verdict(name: str, mode: str, eraser: EraserAdapter, folder: Path) -> str:
         drawn = picture(other if isinstance(other, StableDiffusionPipeline) else pipe, **options)
     except Exception as error:
         return f"{type(error).__name__}"
-    expected = dense((eraser, 1.0), (style_of(denoiser_of(pipe)), strength))
+    expected = dense((eraser, 1.0), (style_of(Model.of(pipe).denoiser), strength))
     tolerance = 0.05 if "bfloat16" in name else TOLERANCE
     apart = float(np.abs(drawn - expected).max())
     return "exact" if apart < tolerance else f"broken ({apart:.2f})"

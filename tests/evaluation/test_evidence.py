@@ -22,8 +22,8 @@ from diffusers_erase.evaluation.runner import Runner
 from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
 from diffusers_erase.evaluation.suites import Suite
 from diffusers_erase.making.api import erase
-from diffusers_erase.models.architectures import denoiser_of
 from diffusers_erase.models.denoiser import counted
+from diffusers_erase.models.model import Model
 
 
 SUITE = Suite.of(
@@ -133,7 +133,7 @@ def test_a_control_is_what_the_attack_drew_and_not_what_is_shown_without_it(evid
 
 def test_a_second_run_draws_nothing_and_writes_the_same(evidence, runner):
     lines = list(evidence.lines())
-    with counted(denoiser_of(runner.sampler.pipe)) as spent:
+    with counted(Model.of(runner.sampler.pipe).denoiser) as spent:
         again = evaluate(runner, SUITE, attacks=ATTACKS, attempts=4)
         assert spent() <= 1000  # drift alone is measured anew
     assert list(again.lines()) == lines

@@ -9,8 +9,8 @@ from diffusers_erase.evaluation.metrics import Rate
 from diffusers_erase.evaluation.runner import Runner
 from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
 from diffusers_erase.making.api import erase
-from diffusers_erase.models.architectures import denoiser_of
 from diffusers_erase.models.denoiser import counted
+from diffusers_erase.models.model import Model
 from diffusers_erase.playground.protocols import graph_protocol, likeness
 
 
@@ -134,7 +134,7 @@ def test_erasing_each_concept_hits_it_and_a_second_run_draws_nothing(runner):
         assert graph.erased[word][word].value <= 0.25
     assert graph.erased["oak"]["car"].value >= 0.5
     assert runner.sampler.pipe.list_erasures() == {}
-    with counted(denoiser_of(runner.sampler.pipe)) as spent:
+    with counted(Model.of(runner.sampler.pipe).denoiser) as spent:
         assert concept_graph(runner, SMALL, make) == graph
     assert (spent(), len(made)) == (0, 3)
 

@@ -7,8 +7,8 @@ from diffusers_erase.evaluation.detectors import FromFunction
 from diffusers_erase.evaluation.runner import Runner
 from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
 from diffusers_erase.evaluation.suites import PromptCase
-from diffusers_erase.models.architectures import denoiser_of
 from diffusers_erase.models.denoiser import counted
+from diffusers_erase.models.model import Model
 
 
 ASKED = [
@@ -36,7 +36,7 @@ def erased(sampler, make_eraser):
 
 
 def cost(sampler, run):
-    with counted(denoiser_of(sampler.pipe)) as evaluations:
+    with counted(Model.of(sampler.pipe).denoiser) as evaluations:
         return run(), evaluations()
 
 

@@ -12,7 +12,13 @@ from diffusers_erase.editing.recipes import CLOSED_FORM
 from diffusers_erase.editing.token_pairs import paired, texts_of
 from diffusers_erase.evaluation.probe import probe
 from diffusers_erase.making.choosing import chosen
-from diffusers_erase.models.architectures import component, denoiser_of, reads_text, text_weights
+from diffusers_erase.models.architectures import (
+    architecture,
+    architecture_or_default,
+    reads_text,
+    text_weights,
+)
+from diffusers_erase.models.model import Model
 from diffusers_erase.models.text_states import encode
 from diffusers_erase.models.weight_files import read_weights
 from tests import zoo
@@ -79,13 +85,13 @@ def test_an_eraser_is_the_text_read_otherwise_and_nothing_else(pipe, eraser):
     mapped = mapped + (mapped @ eraser.text_map.V) @ eraser.text_map.U.T
     before = draw(pipe)
     reference = draw(pipe, prompt=None, **{**embeds, "prompt_embeds": mapped.float()})
-    weights = {path: W.clone() for path, W in text_weights(denoiser_of(pipe)).items()}
+    weights = {path: W.clone() for path, W in text_weights(Model.of(pipe).denoiser).items()}
     pipe.load_erasure(eraser)
     after = draw(pipe)
     assert abs(after - reference).max() < 2e-5
     assert abs(after - before).max() > 5e-4
     pipe.unload_erasures()
-    for path, W in text_weights(denoiser_of(pipe)).items():
+    for path, W in text_weights(Model.of(pipe).denoiser).items():
         assert torch.equal(W, weights[path])
 
 
@@ -142,7 +148,7 @@ def test_the_probe_reads_the_layers_there_are(pipe, eraser):
 
 def test_weights_are_read_from_disk_without_the_denoiser(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
-    there = text_weights(denoiser_of(pipe))
+    there = text_weights(Model.of(pipe).denoiser)
     found = read_weights(tmp_path / "model")
     assert found.keys() == there.keys()
     assert all(torch.equal(found[path], there[path]) for path in there)
@@ -183,6 +189,6 @@ def test_stable_diffusion_3_without_t5_is_erased_in_what_there_is(untrained):
 def test_unknown_denoisers_are_named():
     model = torch.nn.Linear(2, 2)
     with pytest.raises(ErasureError, match=r"Cannot erase in 'Linear'.*FluxTransformer2DModel"):
-        denoiser_of(model)
-    assert component("FluxTransformer2DModel") == "transformer"
-    assert component("UNet2DConditionModel") == component("") == "unet"
+        Model.of(model)
+    assert architecture("FluxTransformer2DModel").component == "transformer"
+    assert architecture_or_default("").component == "unet"

@@ -7,11 +7,11 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.architectures import (
     PARTS,
-    denoiser_of,
     fingerprint,
     linear,
     projections,
 )
+from diffusers_erase.models.model import Model
 
 
 def test_text_is_read_by_every_second_attention_and_by_no_other(untrained):
@@ -50,15 +50,15 @@ def test_a_missing_layer_is_named(untrained):
 
 
 def test_pipelines_and_denoisers_are_both_taken(untrained):
-    assert denoiser_of(untrained) is untrained.unet
-    assert denoiser_of(untrained.unet) is untrained.unet
+    assert Model.of(untrained).denoiser is untrained.unet
+    assert Model.of(untrained.unet).denoiser is untrained.unet
 
 
 def test_a_denoiser_without_text_is_refused():
     with pytest.raises(ErasureError, match="UNet2DModel"):
-        denoiser_of(UNet2DModel(8, block_out_channels=(32, 32, 32, 32)))
+        Model.of(UNet2DModel(8, block_out_channels=(32, 32, 32, 32)))
     with pytest.raises(ErasureError, match="'dict'"):
-        denoiser_of({})
+        _ = Model.of({}).denoiser
 
 
 def test_the_fingerprint_tells_architectures_apart(untrained):

@@ -17,7 +17,8 @@ from diffusers import (
 )
 from PIL import Image
 
-from diffusers_erase.models.architectures import denoiser_of, linear
+from diffusers_erase.models.architectures import linear
+from diffusers_erase.models.model import Model
 from tests import zoo
 
 
@@ -108,7 +109,7 @@ def test_erased_as_the_weights_say_and_back_bit_for_bit(made, make_eraser, mode)
     pipe, options, unet = made
     one = make_eraser(unet, seed=1, parts=("to_q", "to_k", "to_v", "to_out.0"), scale=0.3)
     two = make_eraser(unet, seed=2, concept="cat", scale=0.3)
-    denoiser = denoiser_of(pipe)
+    denoiser = Model.of(pipe).denoiser
     before = {k: v.clone() for k, v in denoiser.state_dict().items()}
     plain = drawn(pipe, options)
     reference = copy.deepcopy(denoiser)

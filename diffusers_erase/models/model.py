@@ -1,0 +1,249 @@
+"""`Model.of(pipe)`: everything the library needs to know of a pipeline, found out in one place."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.models.architectures import (
+    ARCHITECTURES,
+    COMPONENTS,
+    Architecture,
+    architecture,
+)
+from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.models.text_states import text_states
+
+
+class Pipeline(Protocol):
+    """What the library uses of a diffusers pipeline, beside its parts."""
+
+    scheduler: Any
+
+    @property
+    def components(self) -> Mapping[str, Any]:
+        """Name -> part: text encoders, tokenizers, denoiser, VAE ..."""
+        ...
+
+    @property
+    def _execution_device(self) -> torch.device: ...
+
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+        """Text states of prompts."""
+        ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Pictures."""
+        ...
+
+
+Segment = tuple[Any, int | None]
+"""A tokenizer (None if its encoder was not loaded) and its number of states; None: the rest."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A pipeline, or a denoiser alone, with its row of the table of architectures.
+
+    Attributes of parts that are not there raise an `ErasureError` that names them.
+    """
+
+    source: Any
+    """The pipeline, or the denoiser."""
+    found: nn.Module | None
+    """The denoiser, without a compiled wrapper; None if the pipeline was loaded without one."""
+
+    @classmethod
+    def of(cls, source: Any) -> "Model":
+        """Find the denoiser of a pipeline.
+
+        Args:
+            source: a pipeline, with or without a denoiser; a denoiser; or a `Model`.
+
+        Raises:
+            ErasureError: the denoiser's class is not in the table of architectures.
+        """
+        if isinstance(source, Model):
+            return source
+        module = source if isinstance(source, nn.Module) else _first(source, COMPONENTS)
+        module = getattr(module, "_orig_mod", module)
+        if module is not None:
+            architecture(type(module).__name__)
+        return cls(source, module)
+
+    @property
+    def name(self) -> str:
+        """The Hub id the pipeline came from, or its folder's name: paths are private."""
+        name = str(getattr(self.source, "name_or_path", None) or "")
+        return Path(name).name if Path(name).exists() else name
+
+    @property
+    def kind(self) -> str:
+        """The class of the pipeline, for messages."""
+        return type(self.source).__name__
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline.
+
+        Raises:
+            ErasureError: only a denoiser was given.
+        """
+        if isinstance(self.source, nn.Module):
+            raise ErasureError(f"This needs a pipeline; got a bare '{self.kind}'.")
+        found: Pipeline = self.source
+        return found
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The UNet or transformer.
+
+        Raises:
+            ErasureError: there is none.
+        """
+        if self.found is None:
+            raise ErasureError(
+                f"'{self.kind}' has no denoiser; load the pipeline with its UNet or transformer. "
+                f"Supported: {', '.join(ARCHITECTURES)}."
+            )
+        return self.found
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """The row of the denoiser's class; of the class the pipeline declares if none is loaded."""
+        if self.found is not None:
+            return architecture(type(self.found).__name__)
+        declared = inspect.signature(type(self.source).__init__).parameters
+        names = (declared[part].annotation for part in COMPONENTS if part in declared)
+        known = (ARCHITECTURES.get(getattr(name, "__name__", str(name))) for name in names)
+        return next((row for row in known if row is not None), None)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule and what the network predicts.
+
+        Raises:
+            ErasureError: the scheduler has none of Stable Diffusion's kind.
+        """
+        return NoiseSchedule.of(self.pipeline.scheduler)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the pipeline computes."""
+        return self.pipeline._execution_device
+
+    # --- text ---------------------------------------------------------------------------------
+
+    @property
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        """The text encoders that were loaded."""
+        found = (getattr(self.source, f"text_encoder{n}", None) for n in ("", "_2", "_3"))
+        return tuple(encoder for encoder in found if encoder is not None)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The first tokenizer."""
+        found = _first(self.source, ("tokenizer", "tokenizer_2", "tokenizer_3"))
+        if found is None:
+            raise ErasureError(f"'{self.kind}' has no tokenizer; load the pipeline with it.")
+        return found
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The tokenizers whose states stand one after another, with how many states each has."""
+        row = self.architecture
+        found = tuple(
+            (getattr(self.source, name, None), getattr(self.source, length) if length else None)
+            for name, length in (row.tokenizers if row else ())
+        )
+        return found if any(tokenizer for tokenizer, _ in found) else ((self.tokenizer, None),)
+
+    @property
+    def textless(self) -> str:
+        """Why prompts cannot be encoded; empty if they can."""
+        if isinstance(self.source, nn.Module):
+            return f"'{self.kind}' is a denoiser without a text encoder"
+        if not callable(getattr(self.source, "encode_prompt", None)):
+            return f"'{self.kind}' has no method `encode_prompt`"
+        takes = inspect.signature(self.source.encode_prompt).parameters
+        missing = {"prompt", "device", "do_classifier_free_guidance"} - takes.keys()
+        if missing - {"do_classifier_free_guidance"} and "kwargs" not in takes:
+            return f"`{self.kind}.encode_prompt` does not take {' and '.join(sorted(missing))}"
+        return "" if self.text_encoders else f"'{self.kind}' was loaded without a text encoder"
+
+    def states(self, prompts: Sequence[str]) -> Tensor:
+        """Text states of the prompts, P x tokens x width, with gradients if the encoder has them.
+
+        Raises:
+            ErasureError: the pipeline cannot encode prompts; the message says what it lacks.
+        """
+        if self.textless:
+            raise ErasureError(
+                f"{self.textless}; pass a pipeline with `encode_prompt` and its text encoders, "
+                "such as StableDiffusionPipeline."
+            )
+        return text_states(self.source, prompts, self.device)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Text states of the prompts, P x tokens x width, without gradients."""
+        return self.states(prompts)
+
+    def text_fingerprint(self, prompt: str) -> list[float]:
+        """Eight numbers of a prompt's mean state, to recognise a text encoder by."""
+        first: list[float] = self.encode([prompt])[0].float().mean(0)[:8].tolist()
+        return [round(value, 4) for value in first]
+
+    # --- noise predictions --------------------------------------------------------------------
+
+    @property
+    def untrainable(self) -> str:
+        """Why no eraser can be trained on this model; empty if one can."""
+        row = self.architecture
+        if self.found is None or row is None or not row.trainable:
+            return f"'{self.kind}' has no UNet to train on"
+        config: Any = self.found.config
+        needs_more = (
+            config.in_channels != config.out_channels
+            or config.addition_embed_type
+            or config.encoder_hid_dim_type
+            or config.class_embed_type
+            or not isinstance(config.sample_size, int)
+        )
+        return f"'{self.kind}' needs more than a prompt" if needs_more else ""
+
+    def noise_predictor(
+        self,
+        adapter_disabled: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        *,
+        precision: torch.dtype | None = None,
+    ) -> Denoiser:
+        """Noise predictions of the model as it is now, erasers and all.
+
+        Args:
+            adapter_disabled: a context in which the eraser in training is off.
+            precision: of autocast, if any.
+
+        Raises:
+            ErasureError: the model needs more than latents, times and text states.
+        """
+        row = self.architecture
+        if row is None or not row.trainable or len(self.text_encoders) > 1:
+            raise ErasureError(
+                "Noise predictions need a pipeline of Stable Diffusion's kind, with a UNet and one "
+                f"text encoder; got '{self.kind}'."
+            )
+        return Denoiser(self.denoiser, self.schedule, adapter_disabled, precision=precision)
+
+
+def _first(source: Any, names: Sequence[str]) -> Any:
+    """The first of these parts that is there."""
+    parts = (getattr(source, name, None) for name in names)
+    return next((part for part in parts if part is not None), None)
