@@ -173,9 +173,10 @@ class Model:
         if not callable(getattr(self.source, "encode_prompt", None)):
             return f"'{self.kind}' has no method `encode_prompt`"
         takes = inspect.signature(self.source.encode_prompt).parameters
-        missing = {"prompt", "device", "do_classifier_free_guidance"} - takes.keys()
-        if missing - {"do_classifier_free_guidance"} and "kwargs" not in takes:
-            return f"`{self.kind}.encode_prompt` does not take {' and '.join(sorted(missing))}"
+        anything = any(each.kind is each.VAR_KEYWORD for each in takes.values())
+        missing = sorted({"prompt", "device", "num_images_per_prompt"} - takes.keys())
+        if missing and not anything:
+            return f"`encode_prompt` of '{self.kind}' does not take {' and '.join(missing)}"
         return "" if self.text_encoders else f"'{self.kind}' was loaded without a text encoder"
 
     def states(self, prompts: Sequence[str]) -> Tensor:

@@ -7,7 +7,7 @@ from diffusers_erase import Concept, ErasureError, Recipe
 from diffusers_erase.cli.training_runs import Run, carry_out, runs_of
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.making import api as making
-from diffusers_erase.making.api import by_training
+from diffusers_erase.making import by_training
 
 
 QUICK = Recipe("replace", trajectories=2, sampling_steps=2, steps=3, batch=2)

@@ -125,7 +125,7 @@ def test_it_is_saved_and_read_back_and_fits_as_a_map_alone(pipe, eraser, tmp_pat
 
 
 def test_where_there_is_nothing_to_train_on_the_recipe_is_solved(pipe, capsys):
-    assert chosen(pipe, WORDS, training=False, say=True) is CLOSED_FORM
+    assert chosen(Model.of(pipe), WORDS, training=False, say=True) is CLOSED_FORM
     assert "this one needs the text encoders alone" in capsys.readouterr().err
     with pytest.raises(ErasureError, match="trained on Stable Diffusion 1 and 2"):
         erase(pipe, "car", target="truck", vocabulary=WORDS, recipe="esd")

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from diffusers_erase import Concept, EraserAdapter, ErasureError, Recipe, erase
-from diffusers_erase.making.api import by_training
+from diffusers_erase.making import by_training
 from diffusers_erase.models.architectures import projections
+from diffusers_erase.models.model import Model
 from diffusers_erase.models.text_states import encode
 from diffusers_erase.training.recipes import RECIPES
 
@@ -203,11 +204,11 @@ def test_several_concepts_share_an_eraser_and_have_targets_of_their_own(untraine
 def test_the_pool_preserves_words_of_the_vocabulary_and_never_the_concept(untrained, monkeypatch):
     said = []
 
-    def watched(pipe, prompts):
+    def watched(model, prompts):
         said.append(list(prompts))
-        return encode(pipe, prompts)
+        return encode(model.pipeline, prompts)
 
-    monkeypatch.setattr(by_training, "encode", watched)
+    monkeypatch.setattr(Model, "encode", watched)
     recipe = replace(QUICK, pool=10, trajectories=2)
     erase(untrained, "truck", vocabulary=WORDS, recipe=recipe, progress=False)
     (pool,) = (prompts for prompts in said if len(prompts) == 10)

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from diffusers_erase import Nearest, Vocabulary, erase
-from diffusers_erase.making.api import choosing
+from diffusers_erase.making import choosing
 from diffusers_erase.training.recipes import default_recipe
 
 
