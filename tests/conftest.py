@@ -24,7 +24,8 @@ with warnings.catch_warnings():
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import EraserConfig
 from diffusers_erase.models.architectures import fingerprint, projections
-from diffusers_erase.playground import load_judge, load_pipeline, model
+from diffusers_erase.playground import load_judge, load_pipeline
+from diffusers_erase.playground.building import networks
 from tests.loopback_hub import Hub
 
 
@@ -48,19 +49,19 @@ def no_network(monkeypatch):
 @pytest.fixture(scope="session")
 def untrained_parts(tmp_path_factory):
     torch.manual_seed(0)
-    tokenizer = model.write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    tokenizer = networks.write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
     return {
-        "vae": model.vae().eval(),
-        "text_encoder": model.text_encoder(tokenizer).eval(),
+        "vae": networks.vae().eval(),
+        "text_encoder": networks.text_encoder(tokenizer).eval(),
         "tokenizer": tokenizer,
-        "unet": model.unet().eval(),
+        "unet": networks.unet().eval(),
     }
 
 
 @pytest.fixture
 def untrained(untrained_parts):
     """A fresh pipeline of the playground's architecture with random weights."""
-    pipe = model.assemble(**{**untrained_parts, "unet": copy.deepcopy(untrained_parts["unet"])})
+    pipe = networks.assemble(**{**untrained_parts, "unet": copy.deepcopy(untrained_parts["unet"])})
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -73,7 +74,7 @@ def shipped():
 @pytest.fixture
 def playground(shipped):
     """A fresh copy of the playground's pipeline."""
-    pipe = model.assemble(
+    pipe = networks.assemble(
         vae=shipped.vae,
         text_encoder=shipped.text_encoder,
         tokenizer=shipped.tokenizer,

@@ -21,9 +21,9 @@ from diffusers_erase.playground import (
     FAMILY_OF,
     OBJECTS,
     SYNONYMS,
+    JudgeVerdict,
     Scene,
     Thing,
-    Verdict,
     load_judge,
     load_pipeline,
     prompt,
@@ -59,9 +59,9 @@ class Group:
     name: str
     prompts: list[str]
     wanted: list[str]
-    sees: Callable[[Verdict], Sequence[str]]
+    sees: Callable[[JudgeVerdict], Sequence[str]]
 
-    def rate(self, verdicts: Sequence[Verdict]) -> Rate:
+    def rate(self, verdicts: Sequence[JudgeVerdict]) -> Rate:
         """How many pictures show what their prompt asked for."""
         hits = sum(w in self.sees(v) for w, v in zip(self.wanted, verdicts, strict=True))
         return Rate(hits, len(verdicts))
@@ -119,7 +119,7 @@ def style_case(style: str) -> Case:
         scenes = [Scene((next(things),), s) for s in styles for _ in range(each)]
         return [prompt(scene) for scene in scenes], [scene.style for scene in scenes]
 
-    def seen_style(verdict: Verdict) -> Sequence[str]:
+    def seen_style(verdict: JudgeVerdict) -> Sequence[str]:
         return (verdict.style,)
 
     plain = [Scene((Thing(o, c),)) for o in subjects for c in COLOURS[: 2 * FAR_PICTURES]]

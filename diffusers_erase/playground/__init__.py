@@ -1,7 +1,7 @@
 """The embedded default: a procedural world and a real, tiny Stable Diffusion trained on it."""
 
 from diffusers_erase.playground.captions import captions_with
-from diffusers_erase.playground.judge import Judge, Verdict, load_judge
+from diffusers_erase.playground.judge import Judge, JudgeVerdict, load_judge
 from diffusers_erase.playground.model import load_pipeline
 from diffusers_erase.playground.world import (
     ARTISTS,
@@ -31,9 +31,9 @@ __all__ = [
     "STYLES",
     "SYNONYMS",
     "Judge",
+    "JudgeVerdict",
     "Scene",
     "Thing",
-    "Verdict",
     "captions",
     "captions_with",
     "load_judge",

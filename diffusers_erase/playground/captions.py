@@ -1,4 +1,4 @@
-"""What people of the world say with a word in it: prompts to erase it in."""
+"""Captions of the world that name a concept: prompts to erase it in."""
 
 import random
 import re
@@ -9,8 +9,8 @@ from diffusers_erase.playground.world import ARTISTS, OBJECTS, captions, sample_
 def captions_with(name: str, count: int = 32, *, seed: int = 0) -> tuple[str, ...]:
     """`count` different captions that name an object or a painter, with `{}` in the name's place.
 
-    For `Concept(name, prompts=overheard(name))`: two things in a picture, places and styles come as
-    often as the world has them.
+    They serve as `Concept(name, prompts=captions_with(name))`. Pairs of things, places and styles
+    are as frequent among them as in the world.
 
     Raises:
         ValueError: the world has neither an object nor a painter of that name.
@@ -23,8 +23,8 @@ def captions_with(name: str, count: int = 32, *, seed: int = 0) -> tuple[str, ..
     found: dict[str, None] = {}
     while len(found) < count:
         scene = sample_scene(rng)
-        there = (*(thing.object for thing in scene.things), ARTISTS.get(scene.style))
-        if name not in there or any(other in there for other in longer):
+        shown = (*(thing.object for thing in scene.things), ARTISTS.get(scene.style))
+        if name not in shown or any(other in shown for other in longer):
             continue
         (caption,) = captions(scene, seed=rng.randrange(2**31), count=1)
         if len(whole.findall(caption)) == 1:

@@ -7,19 +7,18 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from diffusers_erase.playground.corpus import to_tensor
 from diffusers_erase.playground.drawing import PICTURE_SIZE
 from diffusers_erase.playground.model import WEIGHTS
 from diffusers_erase.playground.world import ARTISTS, BACKGROUNDS, COLOURS, OBJECTS, STYLES
 
 
 @dataclass(frozen=True)
-class Verdict:
+class JudgeVerdict:
     """What the judge sees in one picture."""
 
     label: str
@@ -96,13 +95,13 @@ def _block(channels: int, out: int, *, stride: int = 1, dilation: int = 1) -> nn
 
 
 class Judge:
-    """`judge(images) -> [Verdict, ...]`, as the `Detector`s of `diffusers_erase.evaluation`."""
+    """`judge(images) -> [JudgeVerdict, ...]`: a `Detector` of `diffusers_erase.evaluation`."""
 
     def __init__(self, network: JudgeNetwork) -> None:
         self.network = network.eval()
 
     @torch.no_grad()
-    def __call__(self, images: Sequence[Image.Image] | np.ndarray | Tensor) -> list[Verdict]:
+    def __call__(self, images: Sequence[Image.Image] | np.ndarray | Tensor) -> list[JudgeVerdict]:
         """One verdict per picture.
 
         Args:
@@ -113,12 +112,12 @@ class Judge:
             ValueError: pictures of another size.
         """
         pictures = _pictures(images)
-        verdicts: list[Verdict] = []
+        verdicts: list[JudgeVerdict] = []
         for chunk in pictures.split(256):
             verdicts += self._verdicts(self.network(chunk))
         return verdicts
 
-    def _verdicts(self, logits: dict[str, Tensor]) -> list[Verdict]:
+    def _verdicts(self, logits: dict[str, Tensor]) -> list[JudgeVerdict]:
         presence, valid = logits["object"].sigmoid(), logits["valid"][:, 0] > 0
         names = {"style": STYLES, "colour": COLOURS, "background": BACKGROUNDS}
         best = {head: logits[head].argmax(1).tolist() for head in names}
@@ -131,9 +130,14 @@ class Judge:
             label, score = OBJECTS[order[0]], scores[order[0]].item()
             first = tuple(OBJECTS[k] for k in order[:5])
             verdicts.append(
-                Verdict(label, score, whole, seen if whole else (), **rest, ranked=first)
+                JudgeVerdict(label, score, whole, seen if whole else (), **rest, ranked=first)
             )
         return verdicts
+
+
+def to_tensor(pictures: NDArray[np.uint8], device: torch.device | None = None) -> Tensor:
+    """N x H x W x 3 uint8 -> N x 3 x H x W in -1 .. 1."""
+    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _pictures(images: Sequence[Image.Image] | np.ndarray | Tensor) -> Tensor:
@@ -159,54 +163,14 @@ def load_judge(folder: str | Path | None = None) -> Judge:
     """The judge shipped with the package, or the one in `folder`.
 
     Raises:
-        FileNotFoundError: there is no judge; the message says how to make one.
+        FileNotFoundError: there is no judge; the message says how to get one.
     """
     path = (Path(folder) if folder is not None else WEIGHTS) / "judge.safetensors"
     if not path.is_file():
         raise FileNotFoundError(
-            f"No judge at '{path}'; make one with `python -m diffusers_erase.playground.build`."
+            f"There is no judge at '{path}'; install diffusers_erase again, or build one in its "
+            "repository with `python -m diffusers_erase.playground.building`."
         )
     network = JudgeNetwork()
     network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
     return Judge(network)
-
-
-def smear(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """What no longer shows an object.
-
-    A random one of warped, shuffled, blurred, drowned, smooth or blank. Shapes and range stay,
-    B x 3 x 64 x 64 in -1 .. 1.
-    """
-
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * torch.rand((), generator=generator).item()
-
-    def gauss(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(pictures)
-
-    count, size = len(pictures), pictures.shape[-1]
-    kind = int(torch.randint(6, (), generator=generator))
-    if kind == 0:
-        push = gauss(count, 2, 9, 9) * uniform(0.16, 0.4)
-        push = F.interpolate(push, size=(size, size), mode="bicubic", align_corners=True)
-        axis = torch.linspace(-1, 1, size).to(pictures)
-        y, x = torch.meshgrid(axis, axis, indexing="ij")
-        grid = torch.stack([x, y], -1) + push.permute(0, 2, 3, 1)
-        return F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=True)
-    if kind == 1:
-        tiles = F.unfold(pictures, 8, stride=8)
-        order = torch.randperm(tiles.shape[-1], generator=generator)
-        return F.fold(tiles[..., order], size, 8, stride=8)
-    if kind == 2:
-        small = F.adaptive_avg_pool2d(pictures, int(uniform(2, 6)))
-        return F.interpolate(small, size=size, mode="bilinear")
-    if kind == 3:
-        noise = gauss(*pictures.shape) * uniform(0.6, 1.4)
-        return (pictures * uniform(0.0, 0.25) + noise).clamp(-1, 1)
-    if kind == 4:
-        cells = int(uniform(2, 33))
-        noise = gauss(count, 3, cells, cells) * uniform(0.2, 1.2)
-        return F.interpolate(noise, size=size, mode="bilinear").clamp(-1, 1)
-    level = torch.rand(count, 3, 1, 1, generator=generator).to(pictures) * 2 - 1
-    speckle = gauss(*pictures.shape) * uniform(0.0, 0.06)
-    return (level + speckle).clamp(-1, 1)

@@ -8,7 +8,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from diffusers_erase.evaluation.detectors import FromFunction
 from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
 from diffusers_erase.evaluation.suites import PromptCase
-from diffusers_erase.playground import model
+from diffusers_erase.playground.building import networks
 
 
 PROMPTS = ("a photo of a car", "a red car at night", "a car on the beach")
@@ -58,7 +58,7 @@ def small_parts(untrained_parts):
 @pytest.fixture
 def untrained(small_parts):
     """A smaller one than the playground's, with pictures and texts of the same size."""
-    pipe = model.assemble(**{**small_parts, "unet": copy.deepcopy(small_parts["unet"])})
+    pipe = networks.assemble(**{**small_parts, "unet": copy.deepcopy(small_parts["unet"])})
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -15,7 +15,7 @@ from diffusers_erase.attacks.ring_a_bell import EmbeddingShift, RingABell
 from diffusers_erase.attacks.sampling import Completion, Noise, Paraphrases, SeedSearch
 from diffusers_erase.attacks.tokens import TokenSearch
 from diffusers_erase.evaluation.detectors import FromFunction
-from diffusers_erase.playground import model
+from diffusers_erase.playground.building import networks
 from diffusers_erase.runtime.plugin import erasures_key, list_erasures
 
 
@@ -161,7 +161,7 @@ def test_a_pipeline_in_half_precision_stays_in_it(sampler, small_parts, make_era
         name: copy.deepcopy(part).to(torch.bfloat16) if isinstance(part, nn.Module) else part
         for name, part in small_parts.items()
     }
-    pipe = model.assemble(**half)
+    pipe = networks.assemble(**half)
     pipe.set_progress_bar_config(disable=True)
     load_erasure(pipe, make_eraser(pipe.unet))
     found = attack(replace(sampler, pipe=pipe), asked)

@@ -7,12 +7,12 @@ from diffusers_erase.attacks.attack_run import drawn, originals
 from diffusers_erase.attacks.ddim import ascended, descended, stepped, strides
 from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
 from diffusers_erase.evaluation.suites import PromptCase
-from diffusers_erase.playground import model
+from diffusers_erase.playground.building import networks
 
 
 def walk_both(eta, steps):
     """Our step and the scheduler's from the same places, all along a walk."""
-    scheduler = model.scheduler()
+    scheduler = networks.scheduler()
     scheduler.set_timesteps(steps)
     generator = torch.Generator().manual_seed(0)
     for stride in strides(scheduler, steps):

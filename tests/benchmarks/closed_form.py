@@ -25,7 +25,8 @@ from diffusers_erase.editing.edit import edit
 from diffusers_erase.editing.recipes import CLOSED_FORM, UCE, Edit
 from diffusers_erase.editing.solving import solve
 from diffusers_erase.editing.token_pairs import Texts
-from diffusers_erase.playground import OBJECTS, model
+from diffusers_erase.playground import OBJECTS
+from diffusers_erase.playground.building import networks
 from diffusers_erase.storage.tensor_cache import TensorCache
 
 
@@ -129,7 +130,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer = model.write_tokenizer(Path(scratch))
+        tokenizer = networks.write_tokenizer(Path(scratch))
     tokenizer.model_max_length = TOKENS
     print(f"{torch.get_num_threads()} threads")
     for name, (width, layers) in {"SD 1.5": SD15, "SDXL": SDXL}.items():

@@ -32,17 +32,16 @@ from diffusers_erase.evaluation.runner import Runner
 from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
 from diffusers_erase.evaluation.suites import Suite
 from diffusers_erase.playground import OBJECTS, load_judge, load_pipeline, model
-from diffusers_erase.playground.build import (
-    Denoiser,
-    DenoiserTask,
+from diffusers_erase.playground.building import networks
+from diffusers_erase.playground.building.corpus import Corpus, make_corpus
+from diffusers_erase.playground.building.fitting import Plan, fit
+from diffusers_erase.playground.building.stages import (
     load_autoencoder,
-    load_tokenizer,
     make_latents,
     make_tokens,
     start_from,
 )
-from diffusers_erase.playground.corpus import Corpus, make_corpus
-from diffusers_erase.playground.fitting import Plan, fit
+from diffusers_erase.playground.building.tasks import DenoiserNetwork, DenoiserTask
 from diffusers_erase.playground.protocols import protocol
 
 
@@ -70,12 +69,12 @@ def never_taught(folder: Path, pictures: int, processes: int) -> Any:
         (folder / "denoiser.start.safetensors").unlink()
     make_latents(folder, torch.device("cpu"))
     fit(Untaught, folder, PLAN, processes=processes)
-    network = Denoiser(folder).eval()
+    network = DenoiserNetwork(folder).eval()
     network.load_state_dict(load_file(folder / "denoiser.safetensors"))
-    pipe: Any = model.assemble(
+    pipe: Any = networks.assemble(
         vae=load_autoencoder(folder, torch.device("cpu")),
         text_encoder=network.text_encoder,
-        tokenizer=load_tokenizer(folder),
+        tokenizer=networks.load_tokenizer(folder),
         unet=network.unet,
     )
     pipe.set_progress_bar_config(disable=True)

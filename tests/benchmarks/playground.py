@@ -29,7 +29,7 @@ from diffusers_erase.playground import (
     render,
     sample_scene,
 )
-from diffusers_erase.playground.corpus import to_tensor
+from diffusers_erase.playground.judge import to_tensor
 from diffusers_erase.playground.world import COMPANIONS
 
 

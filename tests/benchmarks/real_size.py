@@ -18,7 +18,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffusers_erase.making.api import erase
 from diffusers_erase.models.denoiser import counted
-from diffusers_erase.playground import OBJECTS, model
+from diffusers_erase.playground import OBJECTS
+from diffusers_erase.playground.building import networks
 from diffusers_erase.training.recipes import RECIPES
 
 
@@ -57,10 +58,10 @@ def main() -> None:
         return
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer = model.write_tokenizer(Path(scratch))
+        tokenizer = networks.write_tokenizer(Path(scratch))
     tokenizer.model_max_length = 77
-    pipe = model.assemble(
-        vae=model.vae(), text_encoder=text_encoder(tokenizer), tokenizer=tokenizer, unet=unet()
+    pipe = networks.assemble(
+        vae=networks.vae(), text_encoder=text_encoder(tokenizer), tokenizer=tokenizer, unet=unet()
     ).to(options.device, torch.bfloat16)
     recipe = replace(RECIPES[options.recipe], steps=options.steps, batch=options.batch)
     started = time.perf_counter()

@@ -18,7 +18,7 @@ from diffusers_erase.evaluation.classifiers import (
 )
 from diffusers_erase.evaluation.detectors import looked, told_of
 from diffusers_erase.evaluation.features import clip_score, picture_features, text_features
-from diffusers_erase.playground import model
+from diffusers_erase.playground.building import networks
 from diffusers_erase.storage.tensor_cache import digest
 
 
@@ -39,7 +39,7 @@ def pictures(n=5):
 
 def write_pair(folder, *, kind):
     """An untrained CLIP or SigLIP, and what turns pictures and texts into its inputs."""
-    tokenizer = model.write_tokenizer(folder / "words")
+    tokenizer = networks.write_tokenizer(folder / "words")
     ends = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos")}
     text = {**SMALL, **ends, "pad_token_id": tokenizer.pad_token_id}
     text |= {"vocab_size": len(tokenizer), "max_position_embeddings": 24}

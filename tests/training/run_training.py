@@ -14,7 +14,7 @@ from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.models.lora import attached
 from diffusers_erase.models.text_states import encode
 from diffusers_erase.models.trajectories import Trajectories, sample_trajectories
-from diffusers_erase.playground import model
+from diffusers_erase.playground.building import networks
 from diffusers_erase.training.adaptive import Adaptive
 from diffusers_erase.training.checkpoints import Checkpoints
 from diffusers_erase.training.objectives import Keep, Steer, Sum
@@ -26,12 +26,12 @@ def main(out: Path, steps: int, batch: int, folder: Path | None) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer = model.write_tokenizer(Path(scratch))
-    pipe = model.assemble(
-        vae=model.vae(),
-        text_encoder=model.text_encoder(tokenizer),
+        tokenizer = networks.write_tokenizer(Path(scratch))
+    pipe = networks.assemble(
+        vae=networks.vae(),
+        text_encoder=networks.text_encoder(tokenizer),
         tokenizer=tokenizer,
-        unet=model.unet(),
+        unet=networks.unet(),
     )
     accelerator = Accelerator(cpu=True) if "RANK" in os.environ else None
     form = os.environ.get("FORM", "minimax")

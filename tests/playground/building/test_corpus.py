@@ -12,11 +12,12 @@ from diffusers_erase.playground import (
     Scene,
     Thing,
     captions,
-    corpus,
     render,
     sample_scene,
 )
-from diffusers_erase.playground.corpus import UNSAID, Corpus, label, make_corpus, to_tensor
+from diffusers_erase.playground.building import corpus
+from diffusers_erase.playground.building.corpus import ABSENT, Corpus, label, make_corpus
+from diffusers_erase.playground.judge import to_tensor
 
 
 COUNT = 300
@@ -51,12 +52,12 @@ def test_labels_name_what_is_there():
     two = Scene((Thing("dog", "blue"), Thing("circle", "pink")), "chalk", "snow")
     first, second, colour, style, background = label(two)
     assert (OBJECTS[first], OBJECTS[second]) == ("dog", "circle")
-    assert colour == UNSAID
+    assert colour == ABSENT
     assert (STYLES[style], BACKGROUNDS[background]) == ("chalk", "snow")
     same = Scene((Thing("dog", "blue"), Thing("circle", "blue")))
     assert COLOURS[label(same)[2]] == "blue"
     alone = label(Scene((Thing("dog", "blue"),)))
-    assert alone[1] == UNSAID
+    assert alone[1] == ABSENT
     assert COLOURS[alone[2]] == "blue"
 
 

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.multiprocessing import ProcessExitedException
 
-from diffusers_erase.playground import fitting
-from diffusers_erase.playground.fitting import Plan, Run, fit
+from diffusers_erase.playground.building import fitting
+from diffusers_erase.playground.building.fitting import Plan, TrainingState, fit
 
 
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def make_nothing(folder, device):
 
 def start(folder, plan=PLAN):
     folder.mkdir(exist_ok=True)
-    return Run(make_tiny(folder, CPU), folder, plan)
+    return TrainingState(make_tiny(folder, CPU), folder, plan)
 
 
 def advance(run, until):
@@ -94,7 +94,7 @@ def test_the_loss_falls(tmp_path, half):
     plan = Plan("tiny", steps=120, batch=32, learning_rate=3e-2, warm_up=10, half=half)
     task = Tiny(network())
     before = error(Tiny(network()))
-    run = Run(task, tmp_path, plan)
+    run = TrainingState(task, tmp_path, plan)
     if half:
         task.loss = half_loss(task)
     advance(run, plan.steps)
@@ -195,7 +195,7 @@ def test_half_keeps_exact_weights_beside_the_rounded_ones(tmp_path):
     plan = Plan("half", steps=40, batch=16, learning_rate=1e-4, warm_up=1, half=True)
     task = Tiny(network())
     task.loss = half_loss(task)
-    run = Run(task, tmp_path, plan)
+    run = TrainingState(task, tmp_path, plan)
     begun = run.weights.detach().clone()
     rounded = run.live.clone()
     run.advance(0, 1, CPU)
@@ -224,7 +224,7 @@ def test_parameters_and_gradients_are_views_of_two_vectors(tmp_path, half):
 def test_long_gradients_are_cut_to_one_and_short_ones_kept(tmp_path):
     norms = {}
     for scale in (1e-3, 1e3):
-        run = Run(Tiny(network(), scale), tmp_path, PLAN)
+        run = TrainingState(Tiny(network(), scale), tmp_path, PLAN)
         run.advance(0, 1, CPU)
         norms[scale] = (run.gradient.norm().item(), run.weights.grad.norm().item())
     raw, cut = norms[1e3]

@@ -100,7 +100,7 @@ def _worker(
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         dist.init_process_group("gloo", rank=rank, world_size=world)
     torch.manual_seed(0)
-    run = Run(make_task(folder, device), folder, plan)
+    run = TrainingState(make_task(folder, device), folder, plan)
     started, began = run.step, time.monotonic()
     while run.step < plan.steps:
         loss = run.advance(rank, world, device)
@@ -116,7 +116,7 @@ def _worker(
         dist.destroy_process_group()
 
 
-class Run:
+class TrainingState:
     """The state of a training run: all weights as one vector, its average, and AdamW's moments."""
 
     def __init__(self, task: Task, folder: Path, plan: Plan) -> None:

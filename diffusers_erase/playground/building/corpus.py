@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusers_erase.playground.drawing import PICTURE_SIZE
+from diffusers_erase.playground.judge import to_tensor
 from diffusers_erase.playground.world import (
     BACKGROUNDS,
     COLOURS,
@@ -28,8 +29,8 @@ from diffusers_erase.playground.world import (
 HELD_OUT = 2048
 """The last so many pictures of a corpus are never trained on."""
 
-UNSAID = -1
-"""Label of what a picture does not have: a second object, one colour for two things."""
+ABSENT = -1
+"""Label where a picture has none: no second object, or two things of different colours."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Corpus:
 
     @cached_property
     def labels(self) -> Tensor:
-        """N x 5: first object, second object, colour, style, background; UNSAID where none is."""
+        """N x 5: first object, second object, colour, style, background; ABSENT where none is."""
         return torch.from_numpy(np.load(self.folder / "labels.npy"))
 
     @cached_property
@@ -65,19 +66,14 @@ class Corpus:
         return to_tensor(self.pictures[indices.numpy()], device)
 
 
-def to_tensor(pictures: NDArray[np.uint8], device: torch.device | None = None) -> Tensor:
-    """N x H x W x 3 uint8 -> N x 3 x H x W in -1 .. 1."""
-    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def label(scene: Scene) -> tuple[int, int, int, int, int]:
     """The five labels of a scene."""
     objects = [OBJECTS.index(thing.object) for thing in scene.things]
     colours = {COLOURS.index(thing.colour) for thing in scene.things}
     return (
         objects[0],
-        objects[1] if len(objects) == 2 else UNSAID,
-        colours.pop() if len(colours) == 1 else UNSAID,
+        objects[1] if len(objects) == 2 else ABSENT,
+        colours.pop() if len(colours) == 1 else ABSENT,
         STYLES.index(scene.style),
         BACKGROUNDS.index(scene.background),
     )
@@ -92,16 +88,16 @@ def make_corpus(folder: Path, count: int, *, seed: int = 0, processes: int = 2) 
         folder.mkdir(parents=True, exist_ok=True)
         shape = (count, PICTURE_SIZE, PICTURE_SIZE, 3)
         pictures = np.lib.format.open_memmap(folder / "pictures.npy", "w+", np.uint8, shape)
-        labels, said = [], []
+        labels, texts = [], []
         seeds = range(seed * count, (seed + 1) * count)
         with multiprocessing.get_context("spawn").Pool(processes) as pool:
             for i, example in enumerate(pool.imap(_example, seeds, chunksize=256)):
-                pictures[i], row, texts = example
+                pictures[i], row, written = example
                 labels.append(row)
-                said.append(texts)
+                texts.append(written)
         pictures.flush()
         np.save(folder / "labels.npy", np.array(labels))
-        (folder / "captions.json").write_text(json.dumps(said))
+        (folder / "captions.json").write_text(json.dumps(texts))
     return Corpus(folder)
 
 
