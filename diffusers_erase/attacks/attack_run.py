@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.attack import Attempt
-from diffusers_erase.evaluation.detectors import is_seen
+from diffusers_erase.evaluation.detector import shows_any
 from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.models.denoiser import counted
@@ -68,7 +68,7 @@ class AttackRun:
     ) -> list[bool]:
         """The same of pictures that are no success of the attack: a control's."""
         verdicts = zip(rows, self.sampler.look(pictures), strict=True)
-        shown = [is_seen(self.asked[row].wanted, verdict.labels) for row, verdict in verdicts]
+        shown = [shows_any(verdict.labels, self.asked[row].wanted) for row, verdict in verdicts]
         if at is not None:
             for row, hit in zip(rows, shown, strict=True):
                 self.curves[row][at] = float(hit)

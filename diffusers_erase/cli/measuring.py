@@ -20,8 +20,8 @@ SuiteName = Annotated[
 DetectorName = Annotated[
     str | None,
     typer.Option(
-        help="'judge' (the playground's), 'classifier:<Hub id>', or 'clip:<Hub id>' with the "
-        "suite's labels."
+        help="'judge' (the playground's), 'classifier:<model>', 'clip:<model>' with the suite's "
+        "labels, or 'nudenet'; <model> is a Hub id or a folder."
     ),
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="Of the sampler.")]
@@ -308,19 +308,10 @@ def _runner(
 
 
 def _detector(name: str, labels: tuple[str, ...]) -> Any:
-    from diffusers_erase.evaluation.classifiers import ClipZeroShot, ImageClassifier
-    from diffusers_erase.evaluation.suites import unknown
+    from diffusers_erase.evaluation.detectors import detector_named
     from diffusers_erase.playground import load_judge
 
-    kind, _, source = name.partition(":")
-    if kind == "judge":
-        return load_judge()
-    if kind == "clip" and source:
-        return ClipZeroShot.from_pretrained(source, labels)
-    if kind == "classifier" and source:
-        return ImageClassifier.from_pretrained(source)
-    known = ("judge", "classifier:<Hub id>", "clip:<Hub id>")
-    raise ErasureError(unknown("detector", name, known))
+    return detector_named(name, labels, {"judge": lambda model, labels: load_judge()})
 
 
 def _work(out: Path) -> Path:

@@ -6,7 +6,7 @@ from typing import Any
 
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.evaluation.detectors import measurable
+from diffusers_erase.evaluation.detector import measurable
 from diffusers_erase.evaluation.graph import ConceptSet, check_nothing_erased, rates
 from diffusers_erase.evaluation.metrics import Rate
 from diffusers_erase.evaluation.runner import Runner

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from diffusers_erase.eraser.config import versions
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.attack import Access, Attack, AttackResult, Attempt
-from diffusers_erase.evaluation.detectors import told_of
+from diffusers_erase.evaluation.detector import info_of
 from diffusers_erase.evaluation.drift import bank, drift
 from diffusers_erase.evaluation.metrics import Rate, compared, esr, psr
 from diffusers_erase.evaluation.runner import Judgement, Runner, Side, voice
@@ -179,7 +179,7 @@ def evaluate(
         },
         "seed": seed,
         "sampling": asdict(runner.sampler.sampling),
-        "detector": told_of(runner.sampler.detector),
+        "detector": info_of(runner.sampler.detector),
         "model": str(getattr(pipe, "name_or_path", "") or ""),
         "versions": versions(),
     }

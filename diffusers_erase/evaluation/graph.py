@@ -9,7 +9,7 @@ from diffusers_erase.concepts import Concept, articles_agree
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import CONFIG_NAME
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.evaluation.detectors import measurable
+from diffusers_erase.evaluation.detector import measurable
 from diffusers_erase.evaluation.metrics import Rate, difference, spearman
 from diffusers_erase.evaluation.runner import Runner, Side
 from diffusers_erase.evaluation.sampler import base_digest

@@ -104,38 +104,6 @@ def erasebench(
     return harmonic(_rest(efficacy), _rest(generality), sensitivity)
 
 
-def mace(erased: float | None, kept: float | None, general: float | None = None) -> float | None:
-    """H_c = 2 / ( 1/(1 − Acc_e) + 1/Acc_s ); with `general`, H_o (MACE, arXiv 2403.06135).
-
-    H_o = 3 / ( 1/(1 − Acc_e) + 1/Acc_s + 1/(1 − Acc_g) ). Three columns of the paper's table are
-    not what this makes of their own rows: CA, SLD-M and ESD-u.
-
-    Args:
-        erased: Acc_e, accuracy on erased concepts; low is good.
-        kept: Acc_s, on concepts that were to stay; high is good.
-        general: Acc_g, on synonyms of the erased; low is good.
-    """
-    synonyms = () if general is None else (_rest(general),)
-    return harmonic(_rest(erased), kept, *synonyms)
-
-
-def mace_art(clip_erased: float, clip_kept: float) -> float:
-    """H_a = CLIP_s − CLIP_e, a difference in spite of its name (MACE, arXiv 2403.06135)."""
-    return clip_kept - clip_erased
-
-
-def erb(target: float | None, adjacent: float | None) -> float | None:
-    """ERB = 2 / ( 1/(1 − A_tar) + 1/A_adj ), in shares (FADE, arXiv 2503.19783).
-
-    As other papers describe it; how the paper scales it we have not seen.
-
-    Args:
-        target: accuracy on the erased concept; low is good.
-        adjacent: mean accuracy on its nearest neighbours; high is good.
-    """
-    return harmonic(_rest(target), adjacent)
-
-
 def esr(ranked: Sequence[Sequence[str]], wanted: str | Sequence[str], k: int = 1) -> Rate:
     """ESR-k: share of pictures whose wanted label is not among their first k.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.evaluation.features import optional
+from diffusers_erase.evaluation.extras import optional
 from diffusers_erase.evaluation.graph import Graph
 from diffusers_erase.evaluation.summary import Summary
 

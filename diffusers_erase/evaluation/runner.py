@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.evaluation.detectors import Verdict, is_seen
+from diffusers_erase.evaluation.detector import Verdict, require_info, shows_any
 from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.runtime.plugin import erasures_disabled
@@ -39,7 +39,7 @@ class Judgement:
     @property
     def hit(self) -> bool:
         """Whether one of the wanted labels was seen, in whatever case it is written."""
-        return is_seen(self.wanted, self.labels)
+        return shows_any(self.labels, self.wanted)
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class Runner:
             raise ErasureError(
                 f"{self._world} processes share what they see in a folder; name one as `work`."
             )
+        if self.work is not None:
+            require_info(self.sampler.detector, f"A run that is kept in '{self.work}'")
 
     @property
     def main(self) -> bool:

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
+from torch import nn
 
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.evaluation.detectors import Detector, Verdict, is_seen, looked, told_of
+from diffusers_erase.evaluation.detector import Detector, Verdict, info_of, shows_any, verdicts_of
 from diffusers_erase.evaluation.pictures import draw
 from diffusers_erase.models.model import Model
 from diffusers_erase.runtime.plugin import erasures_disabled, erasures_key
@@ -82,11 +83,11 @@ class PipelineSampler:
         Raises:
             ErasureError: it says something else than that.
         """
-        return looked(self.detector, pictures)
+        return verdicts_of(self.detector, pictures)
 
     def shows(self, pictures: Sequence[Image.Image], wanted: Sequence[str]) -> list[bool]:
         """Whether any of the labels is seen, picture by picture."""
-        return [is_seen(wanted, verdict.labels) for verdict in self.look(pictures)]
+        return [shows_any(verdict.labels, wanted) for verdict in self.look(pictures)]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -99,16 +100,15 @@ class PipelineSampler:
             "erasers": erasures_key(self.pipe),
             "scheduler": _plain(self.pipe.scheduler),
             "sampling": {k: v for k, v in asdict(self.sampling).items() if k != "batch"},
-            "detector": told_of(self.detector),
+            "detector": info_of(self.detector),
         }
 
 
 def base_digest(pipe: Any) -> str:
-    """A name for the exact weights of the pipeline's networks, its erasers left out."""
+    """The digest of the weights of all networks of the pipeline, without its erasers."""
+    parts = [getattr(part, "_orig_mod", part) for _, part in sorted(vars(pipe).items())]
     with erasures_disabled(pipe):
-        model, vae = Model.of(pipe), getattr(pipe, "vae", None)
-        parts = (model.denoiser, *model.text_encoders, *([] if vae is None else [vae]))
-        return digest(*parts)
+        return digest(*(part for part in parts if isinstance(part, nn.Module)))
 
 
 def _plain(scheduler: Any) -> Mapping[str, Any]:

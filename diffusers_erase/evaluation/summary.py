@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.evaluation.detectors import measurable
+from diffusers_erase.evaluation.detector import measurable
 from diffusers_erase.evaluation.metrics import Rate, erasebench, paired_bootstrap
 from diffusers_erase.evaluation.runner import Judgement
 from diffusers_erase.evaluation.suites import RELATIONS

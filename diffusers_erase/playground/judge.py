@@ -1,7 +1,9 @@
 """A judge of rendered pictures: which objects, which style, colour and background, or none."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from diffusers_erase.playground.drawing import PICTURE_SIZE
@@ -99,6 +101,13 @@ class Judge:
 
     def __init__(self, network: JudgeNetwork) -> None:
         self.network = network.eval()
+
+    @cached_property
+    def info(self) -> dict[str, str]:
+        """The judge's name, and the digest of its weights."""
+        weights = save(self.network.state_dict())
+        digest = hashlib.blake2b(weights, digest_size=16).hexdigest()
+        return {"name": "playground judge", "weights": digest}
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image] | np.ndarray | Tensor) -> list[JudgeVerdict]:

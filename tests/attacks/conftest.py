@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from diffusers_erase.evaluation.detectors import FromFunction
+from diffusers_erase.evaluation.detector import FromFunction
 from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
 from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.playground.building import networks

@@ -14,7 +14,7 @@ from diffusers_erase.attacks.relearning import Relearning
 from diffusers_erase.attacks.ring_a_bell import EmbeddingShift, RingABell
 from diffusers_erase.attacks.sampling import Completion, Noise, Paraphrases, SeedSearch
 from diffusers_erase.attacks.tokens import TokenSearch
-from diffusers_erase.evaluation.detectors import FromFunction
+from diffusers_erase.evaluation.detector import FromFunction
 from diffusers_erase.playground.building import networks
 from diffusers_erase.runtime.plugin import erasures_key, list_erasures
 

@@ -6,7 +6,7 @@ import torch
 from diffusers_erase import ErasureError
 from diffusers_erase.attacks.ring_a_bell import EmbeddingShift, RingABell, concept_vector
 from diffusers_erase.concepts import Concept
-from diffusers_erase.evaluation.detectors import FromFunction
+from diffusers_erase.evaluation.detector import FromFunction
 from diffusers_erase.models.embedding_hooks import ids_of, states_of_ids
 from diffusers_erase.models.text_states import encode
 

@@ -9,7 +9,7 @@ from diffusers_erase.attacks.sampling import equal_budget, picture_cost
 from diffusers_erase.attacks.tokens import Prefixes, TokenSearch, onto_simplex
 from diffusers_erase.concepts import Concept
 from diffusers_erase.evaluation.attack import run_attack
-from diffusers_erase.evaluation.detectors import FromFunction
+from diffusers_erase.evaluation.detector import FromFunction
 from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
 from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.making.api import erase

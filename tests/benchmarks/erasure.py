@@ -37,7 +37,7 @@ from diffusers_erase.playground import (
     FAMILIES,
     OBJECTS,
     SYNONYMS,
-    Verdict,
+    JudgeVerdict,
     load_judge,
     load_pipeline,
 )
@@ -126,13 +126,13 @@ class Pictures:
 
     def __init__(self, kept: Path = Path("build/base.jsonl")) -> None:
         self.judge, self.kept = load_judge(), kept
-        self.base: dict[PromptCase, Verdict] = {}
+        self.base: dict[PromptCase, JudgeVerdict] = {}
         for asked, verdict in written(kept):
             verdict["objects"] = tuple(verdict["objects"])
-            self.base[PromptCase(**asked)] = Verdict(**verdict)
+            self.base[PromptCase(**asked)] = JudgeVerdict(**verdict)
 
-    def seen(self, pipe: Any, several: Sequence[PromptCase]) -> list[Verdict]:
-        verdicts: list[Verdict] = []
+    def seen(self, pipe: Any, several: Sequence[PromptCase]) -> list[JudgeVerdict]:
+        verdicts: list[JudgeVerdict] = []
         for start in range(0, len(several), 32):
             chunk = several[start : start + 32]
             generators = [torch.Generator().manual_seed(a.seed) for a in chunk]
@@ -146,7 +146,7 @@ class Pictures:
             verdicts += self.judge(pictures)
         return verdicts
 
-    def of_base(self, pipe: Any, several: Sequence[PromptCase]) -> list[Verdict]:
+    def of_base(self, pipe: Any, several: Sequence[PromptCase]) -> list[JudgeVerdict]:
         missing = [a for a in several if a not in self.base]
         found = dict(zip(missing, self.seen(pipe, missing), strict=True))
         self.base |= found
@@ -154,14 +154,14 @@ class Pictures:
         return [self.base[a] for a in several]
 
 
-def hits(several: Sequence[PromptCase], verdicts: Sequence[Verdict]) -> Rate:
-    def hit(a: PromptCase, v: Verdict) -> bool:
+def hits(several: Sequence[PromptCase], verdicts: Sequence[JudgeVerdict]) -> Rate:
+    def hit(a: PromptCase, v: JudgeVerdict) -> bool:
         return v.style == STYLE_OF[a.word] if a.word in STYLE_OF else a.word in v.objects
 
     return Rate(sum(map(hit, several, verdicts)), len(several))
 
 
-def coloured(several: Sequence[PromptCase], verdicts: Sequence[Verdict]) -> Rate:
+def coloured(several: Sequence[PromptCase], verdicts: Sequence[JudgeVerdict]) -> Rate:
     seen = [(a, v) for a, v in zip(several, verdicts, strict=True) if v.valid]
     return Rate(sum(v.colour == a.colour for a, v in seen), len(seen))
 

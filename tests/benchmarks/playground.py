@@ -20,9 +20,9 @@ from diffusers_erase.playground import (
     COLOURS,
     OBJECTS,
     Judge,
+    JudgeVerdict,
     Scene,
     Thing,
-    Verdict,
     load_judge,
     load_pipeline,
     prompt,
@@ -41,7 +41,7 @@ def fresh_scenes(count: int) -> list[Scene]:
     return [sample_scene(random.Random(FRESH + i)) for i in range(count)]
 
 
-def rate(verdicts: Sequence[Verdict], hit: Callable[[int, Verdict], bool]) -> Rate:
+def rate(verdicts: Sequence[JudgeVerdict], hit: Callable[[int, JudgeVerdict], bool]) -> Rate:
     return Rate(sum(hit(i, v) for i, v in enumerate(verdicts)), len(verdicts))
 
 
@@ -112,7 +112,7 @@ def main() -> None:
     judge, pipe = load_judge(), load_pipeline(options.pipeline).to(options.device)
     started = time.monotonic()
 
-    def drawn(scenes: list[Scene], seed: int) -> tuple[list[Image.Image], list[Verdict]]:
+    def drawn(scenes: list[Scene], seed: int) -> tuple[list[Image.Image], list[JudgeVerdict]]:
         pictures = draw(
             pipe,
             [prompt(s) for s in scenes],

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -72,3 +73,10 @@ def test_another_model_needs_a_protocol_of_its_own(tmp_path):
     result = run("graph", "--model", "somewhere", "-o", tmp_path / "graph")
     assert "'netfive', or a YAML file" in str(result.exception)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluate_reaches_nudenet_by_its_name(make_eraser, shipped, tmp_path, monkeypatch):
+    folder = make_eraser(shipped.unet).save_pretrained(tmp_path / "erase-car")
+    monkeypatch.setitem(sys.modules, "nudenet", None)
+    result = run("evaluate", folder, "-o", tmp_path / "out", "--detector", "nudenet")
+    assert "pip install diffusers-erase[nsfw]" in str(result.exception)

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.evaluation.detectors import FromFunction
+from diffusers_erase.evaluation.detector import Detection, FromFunction
 from diffusers_erase.evaluation.runner import Runner
 from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
 from diffusers_erase.evaluation.suites import PromptCase
@@ -26,7 +26,9 @@ def bright(picture):
 
 @pytest.fixture
 def sampler(untrained):
-    return PipelineSampler(untrained, FromFunction(bright), Sampling(steps=STEPS, batch=2))
+    return PipelineSampler(
+        untrained, FromFunction(bright, "bright"), Sampling(steps=STEPS, batch=2)
+    )
 
 
 @pytest.fixture
@@ -81,6 +83,45 @@ def test_whatever_changes_the_pictures_or_the_verdicts_is_looked_at_anew(
     assert cost(erased, lambda: runner(ASKED[:1], "erased"))[1] > 0
 
 
+class Constant:
+    """Says the same of every picture, and nothing of itself."""
+
+    def __init__(self, label):
+        self.label = label
+
+    def __call__(self, pictures):
+        return [Detection(self.label, 1.0) for _ in pictures]
+
+
+class DescribedConstant(Constant):
+    @property
+    def info(self):
+        return {"name": "constant", "label": self.label}
+
+
+@pytest.mark.parametrize(
+    "detector",
+    [
+        Constant("bright"),
+        lambda pictures: [Detection("bright", 1.0) for _ in pictures],
+        FromFunction(lambda picture: "bright"),
+    ],
+)
+def test_runner_refuses_a_work_folder_for_a_detector_without_info(sampler, tmp_path, detector):
+    silent = dataclasses.replace(sampler, detector=detector)
+    with pytest.raises(ErasureError, match=r"'.*work' needs a detector with `info`"):
+        Runner(silent, tmp_path / "work", progress=False)
+    assert list(tmp_path.iterdir()) == []
+    assert Runner(silent, progress=False)(ASKED[:1], "base")[0].label == "bright"
+
+
+def test_runner_never_returns_the_verdicts_of_another_detector(sampler, tmp_path):
+    for label in ("bright", "dark"):
+        detector = DescribedConstant(label)
+        runner = Runner(dataclasses.replace(sampler, detector=detector), tmp_path, progress=False)
+        assert [x.label for x in runner(ASKED[:2], "base")] == [label] * 2
+
+
 @pytest.mark.filterwarnings("ignore:The eraser")
 def test_names_batches_and_the_order_of_erasers_do_not_matter(untrained, make_eraser, tmp_path):
     one, two = (make_eraser(untrained.unet, seed=k) for k in (1, 2))
@@ -90,7 +131,7 @@ def test_names_batches_and_the_order_of_erasers_do_not_matter(untrained, make_er
         for name, eraser in names:
             untrained.load_erasure(eraser, name)
         sampler = PipelineSampler(
-            untrained, FromFunction(bright), Sampling(steps=STEPS, batch=batch)
+            untrained, FromFunction(bright, "bright"), Sampling(steps=STEPS, batch=batch)
         )
         found = cost(sampler, lambda: Runner(sampler, tmp_path, progress=False)(asked, "erased"))
         untrained.unload_erasures()
@@ -112,7 +153,7 @@ def test_a_run_that_was_interrupted_keeps_what_it_has_and_ends_the_same(erased, 
             raise RuntimeError("the detector broke")
         return bright(picture)
 
-    broken = dataclasses.replace(erased, detector=FromFunction(failing))
+    broken = dataclasses.replace(erased, detector=FromFunction(failing, "bright"))
     work = tmp_path / "work"
     with pytest.raises(ErasureError, match="the detector broke"):
         Runner(broken, work, progress=False)(ASKED, "erased")
@@ -154,8 +195,3 @@ def test_processes_share_the_pictures(erased, tmp_path):
 def test_nothing_asked_is_refused(erased):
     with pytest.raises(ErasureError, match="no prompt to look at"):
         Runner(erased)([], "base")
-
-
-def test_pictures_need_a_step():
-    with pytest.raises(ErasureError, match="1 step or more"):
-        Sampling(steps=0)

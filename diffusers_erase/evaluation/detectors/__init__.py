@@ -1,0 +1,45 @@
+"""Detectors, one per file, and the registry by which they are named: `detector_named`."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.evaluation.detector import Detector
+from diffusers_erase.evaluation.detectors.clip_zero_shot import ClipZeroShot
+from diffusers_erase.evaluation.detectors.image_classifier import ImageClassifier
+from diffusers_erase.evaluation.detectors.nudenet import NudeNet
+from diffusers_erase.evaluation.suites import unknown
+
+
+__all__ = ["DETECTORS", "ClipZeroShot", "ImageClassifier", "MakeDetector", "NudeNet"]
+__all__ += ["detector_named"]
+
+MakeDetector = Callable[[str, Sequence[str]], Detector]
+"""(model, labels) -> detector: what follows the name's colon, and the labels of the suite."""
+
+DETECTORS: Mapping[str, MakeDetector] = {
+    "clip:<model>": ClipZeroShot.from_pretrained,
+    "classifier:<model>": lambda model, labels: ImageClassifier.from_pretrained(model),
+    "nudenet": lambda model, labels: NudeNet.installed(),
+}
+"""Name -> maker; a name with a colon takes a Hub id or folder after it."""
+
+
+def detector_named(
+    name: str, labels: Sequence[str], others: Mapping[str, MakeDetector] | None = None
+) -> Detector:
+    """The detector of that name, such as `nudenet` or `clip:openai/clip-vit-base-patch32`.
+
+    Args:
+        name: one of `DETECTORS` or of `others`.
+        labels: what a picture may show.
+        others: more detectors by name.
+
+    Raises:
+        ErasureError: the name is unknown, its model is missing, or the detector cannot be loaded.
+    """
+    known = {**DETECTORS, **(others or {})}
+    kind, _, model = name.partition(":")
+    for full, make in known.items():
+        if full.partition(":")[0] == kind and bool(model) == (":" in full):
+            return make(model, labels)
+    raise ErasureError(unknown("detector", name, known))
