@@ -20,7 +20,7 @@ def main(folder: Path, steps: int, pictures: int) -> None:
     eraser = erase(pipe, "car")
     pipe.load_erasure(eraser)
 
-    # For another model: `Suite.of("mine.yaml")`, and any detector of `evaluation.classifiers`.
+    # For another model: `Suite.of("mine.yaml")`, and any detector of `evaluation.detectors`.
     suite = Suite.of(protocol("card", "car", pictures=pictures))
     sampler = PipelineSampler(pipe, judge, Sampling(steps=steps, batch=16))
     runner = Runner(sampler, folder / "measured.run")  # a run that is stopped goes on from there

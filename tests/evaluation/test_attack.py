@@ -5,6 +5,7 @@ from diffusers_erase.attacks import ATTACKS, attack_named
 from diffusers_erase.concepts import Concept
 from diffusers_erase.evaluation.attack import AttackResult, Attempt, concept_of
 from diffusers_erase.evaluation.metrics import Rate
+from diffusers_erase.evaluation.suites import PromptCase
 
 
 def attempt(*, before=False, found=0, images=4, prompt="a car", curve=None):
@@ -59,6 +60,7 @@ def test_attacks_that_need_the_concept_are_told_it_and_others_are_not():
     assert attack_named("noise", car) is ATTACKS["noise"]
 
 
-def test_a_concept_that_is_not_told_is_what_is_wanted_first(asked):
-    assert concept_of(asked, None) == Concept("car")
-    assert concept_of(asked, Concept("truck")) == Concept("truck")
+def test_concept_of_is_the_first_wanted_label_where_no_concept_is_given():
+    cases = [PromptCase("target", "a photo of a car", ("car", "truck"), 0)]
+    assert concept_of(cases, None) == Concept("car")
+    assert concept_of(cases, Concept("truck")) == Concept("truck")
