@@ -47,7 +47,9 @@ def trained(
     unet = _check(model, request, way)
     warn_of_unknown_words(model, request)
     hold = request.held(model)
-    with attached(unet, parts=recipe.parts, rank=recipe.rank, seed=request.seed, hold=hold) as lora:
+    with attached(
+        unet, parts=recipe.parts, rank=recipe.rank, seed=request.seed, protect=hold
+    ) as lora:
         loop, answers = _loop(model, request, way, lora, work=work, accelerator=accelerator)
         names = ", ".join(repr(c.name) for c in request.concepts)
         bar = tqdm(loop, f"erasing {names}", recipe.steps, disable=not progress)

@@ -1,4 +1,4 @@
-"""Where text enters a denoiser: one table of architectures, and a fingerprint of a model."""
+"""Table of architectures (where text enters a denoiser), and the fingerprint of a model."""
 
 import re
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ PARTS = ("to_q", "to_k", "to_v", "to_out.0")
 """The four projections of a cross-attention."""
 
 TEXT_PARTS = ("to_k", "to_v")
-"""Those that read the text."""
+"""The projections that read the text."""
 
 COMPONENTS = ("unet", "transformer")
-"""What pipelines call their denoiser."""
+"""Names of the denoiser in pipelines."""
 
 Factors = tuple[Tensor, Tensor]
 """A (rank x in) and B (out x rank) of one layer: its weight changes by B A."""
@@ -99,14 +99,14 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architecture(name: str) -> Architecture:
-    """The table's entry for a class of denoisers.
+    """The table's row for a class of denoisers.
 
     Raises:
         ErasureError: there is none.
     """
     if name not in ARCHITECTURES:
         raise ErasureError(
-            f"Cannot erase in '{name}': where it reads the text is not known. "
+            f"Cannot erase in '{name}': its text layers are not known. "
             f"Supported: {', '.join(ARCHITECTURES)}."
         )
     return ARCHITECTURES[name]
@@ -139,7 +139,7 @@ def text_weights(denoiser: nn.Module) -> dict[str, Tensor]:
 
 
 def reads_text(path: str) -> bool:
-    """Whether a layer of this path reads the text, in some architecture."""
+    """Whether a layer with this path reads the text in any architecture."""
     return any(re.fullmatch(known.text, path) for known in ARCHITECTURES.values())
 
 
@@ -166,7 +166,7 @@ def linear(unet: nn.Module, path: str) -> nn.Linear:
 
 
 def fingerprint(unet: nn.Module) -> dict[str, Any]:
-    """What an eraser shares with the model it fits: class, text width, sizes of its layers."""
+    """Class, text width and layer sizes that an eraser and its model have in common."""
     name, text = type(unet).__name__, text_layers(unet)
     layers = projections(unet) if architecture(name).attention else text
     shapes = [(layer.out_features, layer.in_features) for layer in layers.values()]

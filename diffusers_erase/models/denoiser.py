@@ -1,4 +1,4 @@
-"""One UNet, two voices: the teacher is the base model, the student has the eraser on."""
+"""Noise predictions of the frozen base (teacher) and of the model with the eraser (student)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,13 +16,13 @@ class NoiseSchedule:
     """z_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε, and which of these the network predicts."""
 
     alphas: Tensor
-    """ᾱ of every whole training time, falling from 1."""
+    """ᾱ of every integer training time, falling from 1."""
     prediction: str = "epsilon"
     """`epsilon`, `v_prediction` (√ᾱ ε - √(1-ᾱ) x_0) or `sample` (x_0)."""
 
     @classmethod
     def of(cls, scheduler: Any) -> "NoiseSchedule":
-        """The schedule that a scheduler of Stable Diffusion's kind walks along.
+        """The noise schedule of a DDPM-type scheduler.
 
         Raises:
             ErasureError: the scheduler has no such schedule.
@@ -42,7 +42,7 @@ class NoiseSchedule:
         return cls(alphas.float().cpu(), prediction)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """ᾱ_t, B x 1 x 1 x 1; between whole times √(1/ᾱ - 1) is interpolated, as Euler does."""
+        """ᾱ_t, B x 1 x 1 x 1; √(1/ᾱ - 1) is interpolated between integer times, as Euler does."""
         sigmas = (1 / self.alphas.double() - 1).sqrt()
         times = t.detach().double().cpu().clamp(0, len(sigmas) - 1)
         low = times.floor().long()
@@ -51,7 +51,7 @@ class NoiseSchedule:
         return (1 / (sigma.square() + 1)).float().view(-1, 1, 1, 1).to(t.device)
 
     def epsilon(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        """The noise in z_t according to the network's output there."""
+        """Noise prediction from the network's output at z_t."""
         if self.prediction == "epsilon":
             return output
         alpha = self.alpha(t)
@@ -61,10 +61,10 @@ class NoiseSchedule:
 
 
 class Denoiser:
-    """eps*(z, t, c) and eps(z, t, c) from a single set of weights.
+    """Noise predictions eps*(z, t, c) without and eps(z, t, c) with the eraser, from one UNet.
 
-    Scores are noise predictions, whatever the network predicts. `evaluations` counts forward passes
-    of one latent and `backwards` those that may be followed by a backward pass.
+    Outputs of v- and sample-prediction networks are converted to noise. `evaluations` counts
+    forward passes of one latent, `backwards` those that may be followed by a backward pass.
     """
 
     def __init__(
@@ -75,14 +75,14 @@ class Denoiser:
         *,
         precision: torch.dtype | None = None,
     ) -> None:
-        """`silenced` turns the eraser off inside its block; `precision` is autocast's, if any."""
+        """`adapter_disabled` is a context without the eraser; `precision` is that of autocast."""
         self.unet, self.schedule = unet, schedule
         self.adapter_disabled, self.precision = adapter_disabled, precision
         self.evaluations, self.backwards = 0, 0
 
     @property
     def cost(self) -> int:
-        """In UNet evaluations: a forward counts one, a backward two."""
+        """Cost in UNet evaluations: a forward pass counts one, a backward pass two."""
         return self.evaluations + 2 * self.backwards
 
     def teacher(self, z: Tensor, t: Tensor, states: Tensor) -> Tensor:
@@ -110,9 +110,9 @@ class Denoiser:
 
 @contextmanager
 def counted(unet: Any) -> Iterator[Callable[[], int]]:
-    """UNet evaluations inside the block so far, whoever asks for them.
+    """Context manager that counts UNet evaluations, whoever calls the UNet.
 
-    A forward of one latent counts one, and two more if it has a graph to go back along.
+    A forward pass of one latent counts one, and three if its output has a graph for a backward.
     """
     total = [0]
 

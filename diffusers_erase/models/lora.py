@@ -1,6 +1,6 @@
-"""A LoRA in training on a denoiser's cross-attention, and prompts that it cannot touch.
+"""A LoRA in training on a denoiser's cross-attention, and protected prompts it cannot change.
 
-The only module that knows peft.
+The only module that imports peft.
 """
 
 import re
@@ -27,36 +27,35 @@ class Attached:
 
     parameters: list[nn.Parameter]
     adapter_disabled: Callable[[], AbstractContextManager[Any]]
-    """In its block the denoiser is the bare base, bit for bit; `requires_grad` is left alone."""
+    """Context in which the denoiser is the bare base, bit for bit; `requires_grad` is unchanged."""
     factors: Callable[[], dict[str, Factors]]
-    """The trained factors so far, copied."""
+    """Copies of the trained factors."""
     begin: Callable[[Mapping[str, Factors]], None]
-    """Go on from these factors, of the LoRA's rank or less, of the trained layers; what they do to
-    held prompts is left out."""
+    """Sets factors of the LoRA's rank or less, without their effect on protected prompts."""
 
 
 @contextmanager
 def attached(
-    unet: Any, *, parts: tuple[str, ...], rank: int, seed: int, hold: Tensor | None = None
+    unet: Any, *, parts: tuple[str, ...], rank: int, seed: int, protect: Tensor | None = None
 ) -> Iterator[Attached]:
-    """A fresh LoRA (B = 0, so it changes nothing yet) on the bare denoiser; taken off at the end.
+    """Context with a new LoRA (B = 0, no change yet) on the bare denoiser; removed at the end.
 
     Args:
         unet: the denoiser.
         parts: which projections of every cross-attention.
         rank: of every layer's change.
         seed: of the first A.
-        hold: N x width text states that are read by `to_k` and `to_v` as the base reads them,
-            whatever is trained, at any strength and in any sum of such erasers: A stays orthogonal
-            to them by construction. Each independent state costs one of the width's dimensions.
+        protect: N x width text states that `to_k` and `to_v` map as the base does, whatever is
+            trained, at any strength and in any sum of such erasers: A stays orthogonal to them.
+            Each independent state costs one dimension of the text width.
 
     Raises:
-        ErasureError: the denoiser wears another adapter (erasers are made from the bare base), has
-            no such parts, or `hold` is asked of parts that do not read the text.
+        ErasureError: the denoiser has another adapter (erasers are made from the bare base) or
+            no such parts, or `protect` is given with parts that do not read the text.
     """
     if getattr(unet, "peft_config", None):
         raise ErasureError(
-            f"The denoiser wears adapters ({', '.join(unet.peft_config)}); "
+            f"The denoiser has adapters ({', '.join(unet.peft_config)}); "
             "erasers are made from the bare base: "
             "call `pipe.unload_lora_weights()` first."
         )
@@ -66,9 +65,9 @@ def attached(
             f"There is no cross-attention with {' or '.join(parts)} in '{type(unet).__name__}'. "
             f"Known parts: {', '.join(PARTS)}."
         )
-    if hold is not None and set(parts) - set(TEXT_PARTS):
+    if protect is not None and set(parts) - set(TEXT_PARTS):
         raise ErasureError(
-            f"Prompts can be held exactly where only {' and '.join(TEXT_PARTS)} are trained; "
+            f"Prompts can be protected where only {' and '.join(TEXT_PARTS)} are trained; "
             f"asked for {', '.join(parts)}."
         )
     trainable = {p: p.requires_grad for p in unet.parameters()}
@@ -94,8 +93,8 @@ def attached(
         parameters = [p for p in unet.parameters() if p not in trainable]
         for p in parameters:
             p.data = p.data.float()  # in half precision Adam's steps round to nothing, or to nan
-        if hold is not None:
-            basis = row_space(hold)
+        if protect is not None:
+            basis = row_space(protect)
             for path in paths:
                 A = unet.get_submodule(path).lora_A[name]
                 register_parametrization(A, "weight", Orthogonal(basis.to(A.weight)))
@@ -107,7 +106,7 @@ def attached(
 
 
 class Orthogonal(nn.Module):
-    """A -> A (I - Q Q^T): whatever is learnt, A Q = 0."""
+    """Parametrisation A -> A (I - Q Q^T), so that A Q = 0."""
 
     Q: Tensor
 
@@ -117,14 +116,14 @@ class Orthogonal(nn.Module):
         self.register_buffer("Q", Q)
 
     def forward(self, A: Tensor) -> Tensor:
-        """The part of A's rows that lies outside the span of Q."""
+        """The part of A's rows outside the span of Q."""
         return free(A, self.Q)
 
 
 def _stored(layer: Any) -> nn.Parameter:
-    """The parameter behind a weight, if need be before its parametrisation."""
-    bent = is_parametrized(layer, "weight")
-    kept: nn.Parameter = layer.parametrizations.weight.original if bent else layer.weight
+    """The parameter that stores a weight, before its parametrisation if it has one."""
+    parametrised = is_parametrized(layer, "weight")
+    kept: nn.Parameter = layer.parametrizations.weight.original if parametrised else layer.weight
     return kept
 
 

@@ -1,4 +1,4 @@
-"""Prompts as the pipeline's text encoder reads them, and the words its tokenizer knows."""
+"""Text encoder outputs of prompts, and the words a tokenizer has a token for."""
 
 import inspect
 import re
@@ -44,8 +44,8 @@ def text_states(pipe: Any, prompts: Sequence[str], device: torch.device | None =
 def whole_words(tokenizer: Any) -> list[str]:
     """The words a tokenizer has a token for, the most frequent first.
 
-    Its tokens are in the order of how often they, or their merges, were met in the texts it was
-    fitted to. CLIP's words end with a mark, and those of others begin with one.
+    Token ids are ordered by frequency in the texts the tokenizer was fitted to. CLIP marks the end
+    of a word, other tokenizers its beginning.
     """
     by_rank = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     marked = re.compile(r"(?:(.+)</w>|[▁Ġ](.+))")
@@ -54,9 +54,9 @@ def whole_words(tokenizer: Any) -> list[str]:
 
 
 def unknown_words(tokenizer: Any, phrase: str) -> dict[str, list[str]]:
-    """Words of the phrase that are only spelled in fragments -> known words near them.
+    """Words of the phrase that the tokenizer splits into short fragments -> similar known words.
 
-    A text encoder has no idea of a word it sees as fragments of two letters or so, and erasing
+    A text encoder does not understand a word split into fragments of about two letters; erasing
     such a word erases nothing.
     """
     known = whole_words(tokenizer)

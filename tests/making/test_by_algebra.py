@@ -211,5 +211,5 @@ def test_a_model_without_text_is_refused(tmp_path):
     (tmp_path / "unet").mkdir()
     (tmp_path / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DModel"]}')
     (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet2DModel"}')
-    with pytest.raises(ErasureError, match="'UNet2DModel': where it reads the text is not known"):
+    with pytest.raises(ErasureError, match="'UNet2DModel': its text layers are not known"):
         read_weights(tmp_path)
