@@ -1,4 +1,4 @@
-"""What is to be erased: its names, the prompts it is met in, and those prompts without it."""
+"""Concepts to erase: their names, prompts that name them, and those prompts without them."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from diffusers_erase.errors import ErasureError
+from diffusers_erase.errors import ErasureError, require_choice
 
 
 Kind = Literal["object", "style", "person", "attribute"]
@@ -17,20 +17,37 @@ _DOING = ("smiling", "at a desk", "giving a speech", "walking in a street", "as 
 _MANNERS = ("close-up", "black and white", "painted", "detailed")
 _SUBJECTS = ("house", "car", "cat", "dog", "church", "castle", "star", "fish", "flower", "clock")
 
+_VOWEL_SOUND = (
+    r"(?!uni(?!n|m)|us[aeu]|u[ks]\b|uk[eu]|ut[aeio]|ur[aio]|ufo|eu|ewe|one\b|once\b)[aeiou]"
+    r"|hour|honou?r|honest|heir"
+)
+
+
+def with_article(name: str) -> str:
+    """The name after `a` or `an`, by its first sound: `a car`, `an oak`, `a unicorn`, `an hour`."""
+    return f"{'an' if re.match(_VOWEL_SOUND, name, re.IGNORECASE) else 'a'} {name}"
+
+
 TEMPLATES: dict[Kind, tuple[str, ...]] = {
     "object": (
-        "a photo of a {}",
-        "a picture of a {}",
-        "an image of a {}",
-        "a {}",
-        *(f"a photo of a {colour} {{}}" for colour in _COLOURS),
-        *(f"a {colour} {{}}" for colour in _COLOURS),
-        *(f"a {{}} {place}" for place in _PLACES),
-        *(f"a photo of a {c} {{}} {p}" for c, p in zip(_COLOURS, _PLACES * 2, strict=True)),
+        "a photo of {a}",
+        "a picture of {a}",
+        "an image of {a}",
+        "{a}",
+        *(f"a photo of {with_article(colour)} {{}}" for colour in _COLOURS),
+        *(f"{with_article(colour)} {{}}" for colour in _COLOURS),
+        *(f"{{a}} {place}" for place in _PLACES),
+        *(
+            f"a photo of {with_article(c)} {{}} {p}"
+            for c, p in zip(_COLOURS, _PLACES * 2, strict=True)
+        ),
     ),
     "style": (
         *(f"a painting of a {subject} in the style of {{}}" for subject in _SUBJECTS),
-        *(f"a painting of a {c} {s} by {{}}" for c, s in zip(_COLOURS, _SUBJECTS, strict=False)),
+        *(
+            f"a painting of {with_article(c)} {s} by {{}}"
+            for c, s in zip(_COLOURS, _SUBJECTS, strict=False)
+        ),
         *(f"a {s} in the style of {{}} {p}" for s, p in zip(_SUBJECTS, _PLACES, strict=False)),
         *(f"an artwork of a {s} by {{}}" for s in _SUBJECTS[:4]),
         "a painting in the style of {}",
@@ -46,21 +63,63 @@ TEMPLATES: dict[Kind, tuple[str, ...]] = {
         *(f"a {manner} photo of {{}} {p}" for manner, p in zip(_MANNERS, _PLACES, strict=True)),
     ),
     "attribute": (
-        *(f"a photo of a {{}} {subject}" for subject in _SUBJECTS),
-        *(f"a {{}} {subject}" for subject in _SUBJECTS),
-        *(f"a {{}} {s} {p}" for s, p in zip(_SUBJECTS, _PLACES, strict=False)),
+        *(f"a photo of {{a}} {subject}" for subject in _SUBJECTS),
+        *(f"{{a}} {subject}" for subject in _SUBJECTS),
+        *(f"{{a}} {s} {p}" for s, p in zip(_SUBJECTS, _PLACES, strict=False)),
         *(f"a picture of a {s} that is {{}}" for s in _SUBJECTS[:4]),
     ),
 }
-"""Kind of concept -> prompts around it, where `{}` stands for its name."""
+"""Kind of concept -> templates of prompts around it (see `Prompt.template`)."""
 
 _LEADS: dict[Kind, str] = {
-    "style": r"(?:\s*\b(?:in the style of|in the manner of|by|in|as)(?: an?| the)?\s+)?",
+    "style": r"(?:\s*\b(?:in the style of|in the manner of|by|in|as)(?: an?| the| \{a\})?\s+)?",
     "attribute": r"(?:\s*\bthat (?:is|are)\s+)?",
 }
-"""Words that go with the concept when it is taken out of a prompt."""
+"""Words that introduce a concept and are taken out of a prompt with it."""
 
-_ARTICLE = r"\b(?P<article>an?) (?=(?P<next>\w))"
+_NAME = r"\{(a?)\}"
+_DANGLING = r"(?:\s*(?:\b(?:of|and|an?|the)|\{a\}))+$"
+
+
+def filled(template: str, name: str) -> str:
+    """The template with the name for `{}`, and the name after its article for `{a}`."""
+    return re.sub(_NAME, lambda slot: with_article(name) if slot[1] else name, template)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A template, and the name of a concept that stands in it."""
+
+    template: str
+    """`{}` is where a name stands, `{a}` where a name stands after `a` or `an`; nothing else of a
+    template is ever changed."""
+    name: str
+    kind: Kind = "object"
+
+    @property
+    def text(self) -> str:
+        """The prompt as the text encoder reads it."""
+        return filled(self.template, self.name)
+
+    def about(self, target: str | None) -> str:
+        """The same prompt about `target`; None for the prompt without the concept."""
+        return self.without() if target is None else filled(self.template, target)
+
+    def without(self) -> str:
+        """The same prompt without the concept: `a red car at night` -> `a red at night`.
+
+        For a style, the words that introduce it go too: `a house in the style of X` -> `a house`;
+        for an attribute, `that is`. A person becomes `a person`. This, and not the empty prompt, is
+        what no target means for a whole prompt: else colour and place would be erased along with
+        the concept.
+        """
+        if self.kind == "person":
+            return re.sub(_NAME, "a person", self.template)
+        slots = self.template.replace("{a}", "{a} {}")
+        rest = re.sub(_LEADS.get(self.kind, "") + r"\{\}", "", slots, flags=re.IGNORECASE)
+        rest = re.sub(r"\s+", " ", rest).strip()
+        rest = re.sub(_DANGLING, "", rest)
+        return re.sub(r"\{a\} (\w*)", lambda next_word: with_article(next_word[1]), rest)
 
 
 @dataclass(frozen=True)
@@ -71,23 +130,21 @@ class Concept:
     kind: Kind = "object"
     synonyms: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
-    """Prompts around the concept, `{}` for its name; the built-in ones of its kind if empty."""
+    """Templates of prompts around the concept: `{}` for its name, `{a}` for its name after `a` or
+    `an`. The built-in ones of its kind if empty."""
 
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise ErasureError("The concept to erase is empty; name one, for example 'car'.")
-        if self.kind not in get_args(Kind):
-            raise ErasureError(
-                f"No kind of concept named {self.kind!r}. Known: {', '.join(get_args(Kind))}."
-            )
+        require_choice("kind of concept", self.kind, get_args(Kind))
         if isinstance(self.synonyms, str) or isinstance(self.prompts, str):
             raise ErasureError("`synonyms` and `prompts` are sequences of strings, not one string.")
         if not all(name.strip() for name in self.synonyms):
             raise ErasureError(f"One of the synonyms of {self.name!r} is empty; leave it out.")
-        for prompt in self.prompts:
-            if "{}" not in prompt:
+        for template in self.prompts:
+            if not re.search(_NAME, template):
                 raise ErasureError(
-                    f"The prompt {prompt!r} has no '{{}}' where the concept's name belongs."
+                    f"The prompt {template!r} has no '{{}}' where the concept's name belongs."
                 )
 
     @property
@@ -95,56 +152,50 @@ class Concept:
         """The name and its synonyms."""
         return (self.name, *self.synonyms)
 
-    def written(self, count: int | None = None) -> list[str]:
-        """`count` prompts with a name in it, spread evenly over the templates.
+    def example_prompts(self, count: int | None = None) -> list[Prompt]:
+        """`count` prompts with one of its names, spread evenly over its templates.
 
         Every other prompt uses a synonym, if there are any, and these take turns. Without a
         count every template is used once, or twice if there are synonyms.
         """
         templates = self.prompts or TEMPLATES[self.kind]
         count = count or len(templates) * (2 if self.synonyms else 1)
-        prompts = []
-        for i in range(count):
-            name = (
-                self.synonyms[i // 2 % len(self.synonyms)] if self.synonyms and i % 2 else self.name
-            )
-            template = templates[i * len(templates) // count]
-            prompts.append(articles_agree(template.replace("{}", name)))
-        return prompts
+        names = [
+            self.synonyms[i // 2 % len(self.synonyms)] if self.synonyms and i % 2 else self.name
+            for i in range(count)
+        ]
+        return [
+            Prompt(templates[i * len(templates) // count], name, self.kind)
+            for i, name in enumerate(names)
+        ]
 
-    def replaced(self, prompt: str, target: str) -> str:
-        """The same prompt about `target`: colour, place and layout words stay."""
-        return articles_agree(self._pattern().sub(lambda _: target, prompt))
+    def replaced(self, text: str, target: str) -> str:
+        """A text of somebody else's with `target` for every name of the concept.
 
-    def without(self, prompt: str) -> str:
-        """The same prompt without the concept phrase: `a red car at night` -> `a red at night`.
-
-        For a style, the words that introduce it go too: `a house in the style of X` -> `a house`;
-        for an attribute, `that is`. A person becomes `a person`.
-        This, and not the empty prompt, is what a null target means for a whole prompt: else colour
-        and place would be erased along with the concept.
+        Besides, only an article right before such a name changes, where `target` wants another.
         """
-        if self.kind == "person":
-            return self.replaced(prompt, "a person")
-        pattern = re.compile(_LEADS.get(self.kind, "") + self._pattern().pattern, re.IGNORECASE)
-        stripped = re.sub(r"\s+", " ", pattern.sub("", prompt)).strip()
-        return articles_agree(re.sub(r"(?:\s*\b(?:of|and|an?|the))+$", "", stripped))
+
+        def replacement(found: re.Match[str]) -> str:
+            article = found["article"]
+            if not article or not target[:1].isalpha():
+                return (article or "") + target
+            agreed = with_article(target)
+            return agreed[0].upper() + agreed[1:] if article[0].isupper() else agreed
+
+        return self._pattern(r"(?P<article>\ban? )?").sub(replacement, text)
 
     def is_named_in(self, text: str) -> bool:
         """Whether the text names the concept, in the singular or the plural."""
-        return bool(self._pattern().search(text) or self._pattern("(?:s|es)").search(text))
+        return bool(self._pattern(ending="(?:s|es)?").search(text))
 
     def is_named_by(self, text: str) -> bool:
         """Whether the text is a name of the concept, in the singular or the plural."""
-        return any(
-            pattern.fullmatch(text.strip())
-            for pattern in (self._pattern(), self._pattern("(?:s|es)"))
-        )
+        return bool(self._pattern(ending="(?:s|es)?").fullmatch(text.strip()))
 
-    def _pattern(self, ending: str = "") -> re.Pattern[str]:
+    def _pattern(self, lead: str = "", ending: str = "") -> re.Pattern[str]:
         longest_first = sorted(self.names, key=len, reverse=True)
         names = "|".join(map(re.escape, longest_first))
-        return re.compile(rf"(?<!\w)(?:{names}){ending}(?!\w)", re.IGNORECASE)
+        return re.compile(rf"{lead}(?<!\w)(?:{names}){ending}(?!\w)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -197,21 +248,10 @@ class Vocabulary:
         return left
 
 
-SAID_IN = 8
-"""Prompts in which a word is said that a closed-form edit is to spare."""
+PROMPTS_PER_WORD = 8
+"""Prompts in which each word that a closed-form edit preserves is named."""
 
 
-def said(words: Sequence[str], kind: Kind, count: int = SAID_IN) -> list[str]:
-    """Every word in `count` prompts, as a concept of this kind would be met."""
-    stand_in = Concept("thing", kind)
-    return [stand_in.replaced(t, word) for word in words for t in stand_in.written(count)]
-
-
-def articles_agree(prompt: str) -> str:
-    """Every `a` and `an` as its next word wants it."""
-
-    def article(match: re.Match[str]) -> str:
-        wanted = "an" if match["next"].lower() in "aeiou" else "a"
-        return f"{wanted.capitalize() if match['article'][0].isupper() else wanted} "
-
-    return re.sub(_ARTICLE, article, prompt, flags=re.IGNORECASE)
+def prompts_naming(words: Sequence[str], kind: Kind, count: int = PROMPTS_PER_WORD) -> list[str]:
+    """Texts that name each word in `count` templates of this kind."""
+    return [p.text for word in words for p in Concept(word, kind).example_prompts(count)]

@@ -15,8 +15,8 @@ from diffusers_erase.training.trainer import Pace
 
 def main(steps: int, every: int) -> None:
     pipe, judge, concept = load_pipeline(), load_judge(), Concept("castle")
-    prompts = concept.written()
-    answers = [concept.replaced(prompt, "house") for prompt in prompts]
+    prompts = [prompt.text for prompt in concept.example_prompts()]
+    answers = [prompt.about("house") for prompt in concept.example_prompts()]
     with attached(pipe.unet, parts=("to_k", "to_v"), rank=4, seed=0) as lora:
         denoiser = Denoiser(pipe.unet, NoiseSchedule.of(pipe.scheduler), lora.adapter_disabled)
         kept = sample_trajectories(

@@ -1,62 +1,115 @@
 import pytest
 import torch
 
-from diffusers_erase.concepts import TEMPLATES, Concept, Vocabulary, articles_agree
+from diffusers_erase.concepts import (
+    TEMPLATES,
+    Concept,
+    Prompt,
+    Vocabulary,
+    filled,
+    prompts_naming,
+    with_article,
+)
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.text_states import encode, unknown_words
 from diffusers_erase.playground.world import words
 
 
 @pytest.mark.parametrize(
-    ("prompt", "answer"),
+    ("text", "replaced"),
     [
         ("a photo of a red car on the beach", "a photo of a red truck on the beach"),
         ("a car", "a truck"),
         ("a Car and a carpet", "a truck and a carpet"),
     ],
 )
-def test_replacing_keeps_every_other_word(prompt, answer):
-    assert Concept("car").replaced(prompt, "truck") == answer
+def test_replaced_changes_no_other_word(text, replaced):
+    assert Concept("car").replaced(text, "truck") == replaced
 
 
-def test_articles_follow_their_word():
-    assert Concept("car").replaced("a car at night", "oak") == "an oak at night"
-    assert articles_agree("an red car and a orange oak") == "a red car and an orange oak"
+def test_replaced_changes_only_the_article_before_the_name():
+    car = Concept("car")
+    assert car.replaced("a car at night", "oak") == "an oak at night"
+    assert (
+        car.replaced("A car by an unicorn and a hour", "Oak") == "An Oak by an unicorn and a hour"
+    )
+    assert car.replaced("an SUV behind a car", "{}") == "an SUV behind a {}"
 
 
-def test_synonyms_are_replaced_too_and_the_longest_name_wins():
+def test_replaced_finds_synonyms_and_the_longest_name_first():
     concept = Concept("truck", synonyms=("fire truck", "lorry"))
     assert concept.replaced("a lorry and a fire truck", "car") == "a car and a car"
 
 
 @pytest.mark.parametrize(
-    ("kind", "prompt", "answer"),
+    "phrase",
+    ["a car", "an oak", "a unicorn", "an umbrella", "an uninvited guest", "a user", "a UFO",
+     "a ukulele", "a European", "an hour", "an honest man", "a house", "a one-eyed cat", "an onion",
+     "a uniform", "an unimportant car", "an owl", "a Utah road", "an utter mess", "an urchin"],
+)  # fmt: skip
+def test_with_article_goes_by_sound(phrase):
+    assert with_article(phrase.partition(" ")[2]) == phrase
+
+
+def test_a_template_takes_names_bare_or_with_their_article():
+    assert filled("a photo of {a} by {}", "oak") == "a photo of an oak by oak"
+    assert filled("{a} and {}", "{a}") == "a {a} and {a}"  # names are taken literally
+
+
+def test_own_templates_are_not_rewritten():
+    """Articles, doubled spaces and words that look like the concept's name stay as written."""
+    written = ("an unicorn beside a {}", "an SUV  like a {}", "a car and {}", "a hour of {}")
+    prompts = Concept("car", prompts=written).example_prompts()
+    assert [p.text for p in prompts] == [text.replace("{}", "car") for text in written]
+    assert [p.about("oak") for p in prompts] == [text.replace("{}", "oak") for text in written]
+
+
+@pytest.mark.parametrize(
+    ("kind", "template", "without"),
     [
-        ("object", "a photo of a red car on the beach", "a photo of a red on the beach"),
-        ("object", "a photo of a car", "a photo"),
-        ("style", "a painting of a house in the style of van gyre", "a painting of a house"),
-        ("style", "a house by van gyre at night", "a house at night"),
-        ("style", "a painting in the style of van gyre", "a painting"),
-        ("person", "a portrait of Ada Lovelace at a desk", "a portrait of a person at a desk"),
-        ("attribute", "an enormous house at night", "a house at night"),
-        ("attribute", "a house that is enormous", "a house"),
+        ("object", "a photo of a red {} on the beach", "a photo of a red on the beach"),
+        ("object", "a photo of {a}", "a photo"),
+        ("object", "a photo of a {}", "a photo"),
+        ("object", "a photo of {a} at night", "a photo of an at night"),
+        ("object", "{a} and a hour", "an and a hour"),
+        ("style", "a painting of a house in the style of {}", "a painting of a house"),
+        ("style", "a house by {} at night", "a house at night"),
+        ("style", "a house in the manner of {a}, at night", "a house, at night"),
+        ("style", "a painting in the style of {}", "a painting"),
+        ("person", "a portrait of {} at a desk", "a portrait of a person at a desk"),
+        ("person", "a portrait of {a} at a desk", "a portrait of a person at a desk"),
+        ("attribute", "{a} house at night", "a house at night"),
+        ("attribute", "{a} hour at night", "an hour at night"),
+        ("attribute", "a house that is {}", "a house"),
     ],
 )
-def test_a_prompt_without_the_concept_keeps_the_rest(kind, prompt, answer):
-    names = {"style": "van gyre", "person": "ada lovelace", "attribute": "enormous"}
-    name = names.get(kind, "car")
-    assert Concept(name, kind).without(prompt) == answer
+def test_without_keeps_the_rest_of_the_prompt(kind, template, without):
+    prompt = Prompt(template, "oak", kind)
+    assert prompt.without() == prompt.about(None) == without
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
-def test_every_written_prompt_holds_the_concept_and_loses_it(kind):
+def test_example_prompts_name_the_concept_and_lose_it(kind):
     concept = Concept("oak", kind, synonyms=("elm",))
-    written = concept.written()
-    assert len(written) == 2 * len(TEMPLATES[kind])
-    for prompt in written:
-        assert "{}" not in prompt
-        assert concept.is_named_in(prompt)
-        assert not concept.is_named_in(concept.without(prompt))
+    prompts = concept.example_prompts()
+    assert len(prompts) == 2 * len(TEMPLATES[kind])
+    for prompt in prompts:
+        assert "{" not in prompt.text
+        assert concept.is_named_in(prompt.text)
+        assert not concept.is_named_in(prompt.without())
+
+
+def test_a_name_that_is_a_word_of_the_template_stands_in_its_place_alone():
+    (prompt,) = Concept("night", prompts=("{a} at night",)).example_prompts()
+    assert prompt.text == "a night at night"
+    assert prompt.about("car") == "a car at night"
+    assert prompt.without() == "an at night"
+
+
+def test_prompts_naming_say_each_word_in_so_many_templates():
+    assert prompts_naming(["oak", "night"], "object", 2) == [
+        "a photo of an oak", "a cyan oak", "a photo of a night", "a cyan night",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -89,14 +142,13 @@ def test_every_word_of_the_world_is_known(untrained):
 
 
 @pytest.mark.parametrize("count", [5, 24, 32, 64])
-def test_prompts_are_spread_over_templates_and_names(count):
+def test_example_prompts_are_spread_over_templates_and_names(count):
     concept = Concept("car", synonyms=("automobile", "sedan"))
-    written = concept.written(count)
-    assert len(written) == count
-    uses = [sum(name in prompt.split() for prompt in written) for name in concept.names]
-    assert sum(uses) == count
+    prompts = concept.example_prompts(count)
+    uses = [sum(prompt.name == name for prompt in prompts) for name in concept.names]
+    assert sum(uses) == len(prompts) == count
     assert min(uses) >= count // 5
-    assert len(set(written)) == count
+    assert len(set(prompts)) == count
 
 
 def test_names_with_punctuation_are_found_and_only_whole_names():

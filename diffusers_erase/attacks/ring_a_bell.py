@@ -155,8 +155,8 @@ class RingABell:
 
 def concept_vector(pipe: Any, concept: Concept) -> Tensor:
     """Mean of c(prompt) - c(prompt without the concept) over its prompts, tokens x width."""
-    prompts = concept.written()
-    model = Model.of(pipe)
-    with_it, without = model.encode(prompts), model.encode([concept.without(p) for p in prompts])
+    model, prompts = Model.of(pipe), concept.example_prompts()
+    with_it = model.encode([p.text for p in prompts])
+    without = model.encode([p.without() for p in prompts])
     v: Tensor = (with_it - without).mean(0)
     return v

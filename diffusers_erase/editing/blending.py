@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusers_erase.concepts import Concept
+from diffusers_erase.concepts import Concept, Prompt
 from diffusers_erase.editing.token_pairs import Texts
 from diffusers_erase.errors import ErasureError
 
@@ -38,12 +38,13 @@ class Blend:
                 "A concept is balanced between two attributes or more, such as 'red' or "
                 f"'{{}} at night'; got {list(attributes)!r}."
             )
-        plain = plain_prompts(concept, prompts)
+        examples = plain_prompts(concept, prompts)
         phrases = [a if "{}" in a else f"{a} {{}}" for a in attributes]
         told = [
-            [concept.replaced(prompt, phrase.replace("{}", concept.name)) for prompt in plain]
+            [prompt.about(phrase.replace("{}", concept.name)) for prompt in examples]
             for phrase in phrases
         ]
+        plain = [prompt.text for prompt in examples]
         states = texts.encode(plain)
 
         def places_in(prompt: str, other: str) -> dict[int, int]:
@@ -72,8 +73,6 @@ class Blend:
         return self.E + torch.einsum("k,knw->nw", a, self.toward)
 
 
-def plain_prompts(concept: Concept, count: int) -> list[str]:
-    """The first `count` templates of the concept's kind, or its own, about it."""
-    several = concept.written()
-    step = 2 if concept.synonyms else 1  # every other one says a synonym
-    return several[: count * step : step]
+def plain_prompts(concept: Concept, count: int) -> list[Prompt]:
+    """The first `count` prompts that name the concept by its name, and not by a synonym."""
+    return [p for p in concept.example_prompts() if p.name == concept.name][:count]

@@ -7,7 +7,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from diffusers_erase.concepts import SAID_IN, Concept, Kind, Vocabulary, said
+from diffusers_erase.concepts import PROMPTS_PER_WORD, Concept, Kind, Vocabulary, prompts_naming
 from diffusers_erase.editing.prior import own_words, spared
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.solvers import Problem, reading_gram, solved_within
@@ -100,7 +100,7 @@ def edit(
     S = spared(
         texts,
         [*keep, *(_listed(listed, kind) if vocabulary else ())],
-        said(nearest, kind),
+        prompts_naming(nearest, kind),
         general=general,
         cache=cache,
         encoder=encoder,
@@ -137,15 +137,15 @@ def rows(
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """What is to be read differently, and as what: the concepts' prompts beside their answers."""
-    prompts, said_instead = [], []
+    prompts, in_place = [], []
     for concept, answer in zip(concepts, answers, strict=True):
-        for prompt in concept.written(recipe.prompts):
-            prompts.append(prompt)
-            said_instead.append(_answered(concept, prompt, answer))
-    E, V = paired(texts, prompts, said_instead, recipe.tokens)
+        for prompt in concept.example_prompts(recipe.prompts):
+            prompts.append(prompt.text)
+            in_place.append(prompt.about(answer))
+    E, V = paired(texts, prompts, in_place, recipe.tokens)
     if not recipe.shell:
         return E, V
-    own, theirs = paired(texts, prompts, said_instead, "last")
+    own, theirs = paired(texts, prompts, in_place, "last")
     generator = torch.Generator().manual_seed(seed)
     around = shell(own, recipe.shell, cosine=recipe.cosine, generator=generator)
     return torch.cat((E, around)), torch.cat((V, theirs.repeat_interleave(recipe.shell, 0)))
@@ -157,12 +157,12 @@ def distances(texts: Texts, concept: Concept, words: Sequence[str]) -> dict[str,
     e("") is the prompt without the concept. Other names of the concept (below `SYNONYM`) are left
     out.
     """
-    prompts = concept.written(max(1, min(4, SPARED_PROMPTS // max(1, len(words)))))
-    E, answers = texts.encode(prompts), (None, *words)
+    prompts = concept.example_prompts(max(1, min(4, SPARED_PROMPTS // max(1, len(words)))))
+    E, answers = texts.encode([p.text for p in prompts]), (None, *words)
     squares: list[float] = []
     for start in range(0, len(answers), 16):
         chunk = answers[start : start + 16]
-        other = texts.encode([_answered(concept, p, answer) for answer in chunk for p in prompts])
+        other = texts.encode([p.about(answer) for answer in chunk for p in prompts])
         each = (other.unflatten(0, (len(chunk), -1)) - E).square().sum((1, 2, 3))
         squares += each.tolist()
     without, *apart = squares
@@ -175,10 +175,10 @@ def specific(texts: Texts, concept: Concept, words: Sequence[str]) -> list[str]:
 
     In the same prompts, e("") being the prompt without the concept: how much a word says at all.
     """
-    prompts = concept.written(4)
-    without = texts.encode([_answered(concept, prompt, None) for prompt in prompts])
-    several = [_answered(concept, p, word) for word in (concept.name, *words) for p in prompts]
-    states = texts.encode(several).unflatten(0, (-1, len(prompts)))
+    prompts = concept.example_prompts(4)
+    without = texts.encode([p.without() for p in prompts])
+    named = [p.about(word) for word in (concept.name, *words) for p in prompts]
+    states = texts.encode(named).unflatten(0, (-1, len(prompts)))
     says = (states - without).square().sum((1, 2, 3))
     least = SPECIFIC * says[0]
     left = [word for word, size in zip(words, says[1:], strict=True) if size >= least]
@@ -207,7 +207,7 @@ def _chosen(
     rivals = list(dict.fromkeys([*candidates, *near]))
     if len(rivals) == 1:
         return Choice(concept.name, rivals[0], "least-damage", {})
-    said_of = texts.encode(said(rivals, concept.kind, 2)).double().cpu()
+    said_of = texts.encode(prompts_naming(rivals, concept.kind, 2)).double().cpu()
     null = texts.encode([""]).double().cpu()
 
     def size(x: Tensor) -> Tensor:
@@ -216,9 +216,9 @@ def _chosen(
 
     apart_from_nothing = size((said_of - null).flatten(0, 1))
     brief = replace(recipe, prompts=min(recipe.prompts, 4))
-    prompts = concept.written(brief.prompts)
-    said_instead = [_answered(concept, p, word) for word in candidates for p in prompts]
-    texts = texts.recalling([*prompts, *said_instead])
+    prompts = concept.example_prompts(brief.prompts)
+    about = [p.about(word) for word in candidates for p in prompts]
+    texts = texts.recalling([*(p.text for p in prompts), *about])
     pairs = [rows(texts, [concept], [word], brief) for word in candidates]
     E, V = pairs[0]
     first = Problem.of(E, V, S, spare=recipe.spare, ridge=recipe.ridge, hold=hold)
@@ -239,11 +239,8 @@ def _chosen(
 
 def _listed(words: Sequence[str], kind: Kind) -> list[str]:
     """The empty prompt, and every word in some prompts: the fewer words, the more."""
-    return ["", *said(words, kind, max(1, min(SAID_IN, SPARED_PROMPTS // max(1, len(words)))))]
-
-
-def _answered(concept: Concept, prompt: str, answer: str | None) -> str:
-    return concept.without(prompt) if answer is None else concept.replaced(prompt, answer)
+    count = max(1, min(PROMPTS_PER_WORD, SPARED_PROMPTS // max(1, len(words))))
+    return ["", *prompts_naming(words, kind, count)]
 
 
 def _held(texts: Texts, recipe: Edit, protect: Sequence[str]) -> Tensor | None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusers_erase.concepts import articles_agree
+from diffusers_erase.concepts import filled
 from diffusers_erase.editing.token_pairs import Texts
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.text_states import whole_words
@@ -18,7 +18,7 @@ WORDS = 2000
 """So many of the tokenizer's own words make the prior of somebody who lists nothing."""
 
 GENERAL = (
-    "a photo of a {}",
+    "a photo of {a}",
     "a painting of a house in the style of {}",
     "{}",
     "a red {} on the beach",
@@ -178,4 +178,4 @@ def own_prompts(tokenizer: Any) -> list[str]:
     words = own_words(tokenizer)
     rounds = max(1, min(len(GENERAL), 500 // max(1, len(words))))
     turns = ((k + r, word) for r in range(rounds) for k, word in enumerate(words))
-    return ["", *(articles_agree(GENERAL[i % len(GENERAL)].format(word)) for i, word in turns)]
+    return ["", *(filled(GENERAL[i % len(GENERAL)], word) for i, word in turns)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diffusers_erase.concepts import Concept, articles_agree
+from diffusers_erase.concepts import Concept, filled
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import CONFIG_NAME
 from diffusers_erase.errors import ErasureError
@@ -30,7 +30,7 @@ class ConceptSet:
     """The concepts of a graph, in families of near ones, and how each is asked for."""
 
     families: Mapping[str, tuple[str, ...]]
-    templates: tuple[str, ...] = ("a photo of a {}",)
+    templates: tuple[str, ...] = ("a photo of {a}",)
     pictures: int = 8
     """Of every concept, after every erasure."""
 
@@ -42,7 +42,7 @@ class ConceptSet:
                 + (f"'{twice[0]}' is there twice." if twice else f"got {len(self.concepts)}.")
             )
         for template in self.templates:
-            if template.count("{}") != 1:
+            if template.count("{}") + template.count("{a}") != 1:
                 raise ErasureError(f"The template {template!r} needs one '{{}}', for the concept.")
         if self.pictures < 1:
             raise ErasureError(f"A graph needs 1 picture or more of each; got {self.pictures}.")
@@ -63,7 +63,7 @@ class ConceptSet:
                 "A concept graph is a mapping with `families`: a name for each, and a list of its "
                 f"concepts; got {families!r}."
             )
-        template = protocol.get("template", "a photo of a {}")
+        template = protocol.get("template", "a photo of {a}")
         return cls(
             {str(name): tuple(map(str, words)) for name, words in families.items()},
             (template,) if isinstance(template, str) else tuple(template),
@@ -93,7 +93,7 @@ class ConceptSet:
         return [
             PromptCase(
                 word,
-                articles_agree(self.templates[i % len(self.templates)].replace("{}", word)),
+                filled(self.templates[i % len(self.templates)], word),
                 (word,),
                 seed + 1000 * k + i,
             )

@@ -65,13 +65,13 @@ def leakage(
     Raises:
         ErasureError: the concept has fewer prompts than `FOLDS`, or the target is the concept.
     """
-    prompts = [p for p in dict.fromkeys(concept.written()) if concept.name in p]
+    prompts = [p for p in dict.fromkeys(concept.example_prompts()) if p.name == concept.name]
     if len(prompts) < FOLDS:
         raise ErasureError(f"Readers need {FOLDS} different prompts; '{concept.name}' has fewer.")
     if concept.is_named_by(target):
         raise ErasureError(f"The target {target!r} is the concept itself; choose another one.")
-    answers = [concept.replaced(prompt, target) for prompt in prompts]
-    X = torch.stack([read(pipe, texts, eraser) for texts in (prompts, answers)], 1)
+    both = ([p.text for p in prompts], [p.about(target) for p in prompts])
+    X = torch.stack([read(pipe, texts, eraser) for texts in both], 1)
     right = torch.zeros(2)
     for fold in range(FOLDS):
         asked = torch.arange(len(prompts)) % FOLDS == fold

@@ -115,7 +115,7 @@ def _probed(model: Model, request: Request, eraser: EraserAdapter) -> EraserAdap
     """The eraser with what `probe` gets back of it among its results, for its card."""
     if not eraser.factors:  # there are no weights to probe
         return eraser
-    prompts = [prompt for concept in request.concepts for prompt in concept.written(8)]
+    prompts = [p.text for concept in request.concepts for p in concept.example_prompts(8)]
     found = probe(model, eraser, prompts)
     results = {
         "regained by other text states": round(found.regained, 3),

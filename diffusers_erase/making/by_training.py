@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffusers_erase.concepts import said
+from diffusers_erase.concepts import prompts_naming
 from diffusers_erase.editing.prior import spared
 from diffusers_erase.editing.recipes import CLOSED_FORM
 from diffusers_erase.editing.solvers import Problem, Replace, reading_gram
@@ -89,16 +89,19 @@ def _loop(
     weights = _weights(denoiser.unet) if work else ""
     cache = TensorCache(work / "cache") if work else None
     sample = _Sampling(model, denoiser, recipe, cache, weights)
-    written = [(c.written(recipe.trajectories), k) for k, c in enumerate(request.concepts)]
-    prompts = tuple(prompt for several, _ in written for prompt in several)
-    owners = torch.tensor([k for several, k in written for _ in several])
-    trajectories = {"concept": sample(prompts, seed)}
+    prompts = [
+        (p, k)
+        for k, c in enumerate(request.concepts)
+        for p in c.example_prompts(recipe.trajectories)
+    ]
+    texts = [prompt.text for prompt, _ in prompts]
+    trajectories = {"concept": sample(texts, seed)}
     context = TargetContext(
         denoiser,
         model.encode,
         request.concepts,
-        prompts,
-        owners,
+        tuple(prompt for prompt, _ in prompts),
+        torch.tensor([k for _, k in prompts]),
         trajectories["concept"],
         passing=recipe.refresh > 0,
     )
@@ -120,7 +123,7 @@ def _loop(
         recipe.loss(keeps=bool(kept)),
         pace=recipe.pace,
         answers=answers,
-        renewal=sample.anew(prompts, seed),
+        renewal=sample.anew(texts, seed),
         seed=seed,
         accelerator=accelerator,
         checkpoints=_checkpoints(request, work, weights, str(precision)) if work else None,
@@ -169,8 +172,10 @@ class _Editing:
         texts, concepts = texts_of(self.model), self.request.concepts
         words = self.request.vocabulary.others(concepts) if self.request.vocabulary else ()
         near = near_words(self.context, words) if words else ()
-        everything = ["", *self.request.keep, *said(words, concepts[0].kind)]
-        return spared(texts, everything, said(near, concepts[0].kind), general=CLOSED_FORM.general)
+        everything = ["", *self.request.keep, *prompts_naming(words, concepts[0].kind)]
+        return spared(
+            texts, everything, prompts_naming(near, concepts[0].kind), general=CLOSED_FORM.general
+        )
 
     @cached_property
     def _held(self) -> Tensor | None:

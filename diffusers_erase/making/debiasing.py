@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from diffusers_erase.concepts import Concept, Vocabulary, said
+from diffusers_erase.concepts import Concept, Vocabulary, prompts_naming
 from diffusers_erase.editing.blending import Blend
 from diffusers_erase.editing.prior import spared
 from diffusers_erase.editing.recipes import CLOSED_FORM, Edit
@@ -114,7 +114,7 @@ def _erasers(
     assert isinstance(recipe, Edit)
     blend = Blend.of(texts, concept, names, recipe.prompts)
     words = request.vocabulary.others([concept]) if request.vocabulary else ()
-    listed = ["", *request.keep, *said(words, concept.kind)]
+    listed = ["", *request.keep, *prompts_naming(words, concept.kind)]
     S = spared(texts, listed, general=recipe.general)
     hold = row_space(texts.encode([""])) if recipe.hold_null else None
     problem = Problem.of(blend.E, blend.E, S, spare=recipe.spare, ridge=recipe.ridge, hold=hold)

@@ -36,9 +36,10 @@ class Request:
     seed: int
 
     def __post_init__(self) -> None:
-        for prompt in (*self.keep, *self.protect):
-            for concept in self.concepts:
-                if concept.is_named_by(prompt) or prompt in concept.written():
+        for concept in self.concepts:
+            erased = {prompt.text for prompt in concept.example_prompts()}
+            for prompt in (*self.keep, *self.protect):
+                if concept.is_named_by(prompt) or prompt in erased:
                     raise ErasureError(
                         f"{prompt!r} is to be kept, and '{concept.name}' is to be erased; leave "
                         "one of them out."

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from diffusers_erase.concepts import TEMPLATES, Concept, Vocabulary, said
+from diffusers_erase.concepts import TEMPLATES, Concept, Vocabulary, prompts_naming
 from diffusers_erase.editing.prior import gram, spared
 from diffusers_erase.editing.token_pairs import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
@@ -67,7 +67,7 @@ def stack(
         second_moment = [gram(texts, _prompts(eraser.config)) for eraser in several]
         erased = [Concept(name) for eraser in several for name in eraser.config.names]
         words = vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary(tuple(vocabulary))
-        S = spared(texts, said(words.others(erased), "object"), general=True)
+        S = spared(texts, prompts_naming(words.others(erased), "object"), general=True)
         together = fused(several, second_moment, S, rest=rest, hold=Q, spare=spare)
     else:
         together = summed(several)
@@ -89,4 +89,4 @@ def _prompts(config: EraserConfig) -> list[str]:
     kind: Any = config.kind if config.kind in TEMPLATES else "object"
     first, *others = config.concept.split(", ")
     concepts = [Concept(first, kind, config.synonyms), *(Concept(name, kind) for name in others)]
-    return [prompt for concept in concepts for prompt in concept.written(16)]
+    return [p.text for concept in concepts for p in concept.example_prompts(16)]

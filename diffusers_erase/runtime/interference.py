@@ -76,4 +76,5 @@ def heavily_interfering(
 def _states(model: Model, config: EraserConfig) -> Tensor:
     kind: Any = config.kind if config.kind in TEMPLATES else "object"
     concept = Concept(config.concept, kind, config.synonyms)
-    return model.encode(concept.written(4)).flatten(0, 1).float().cpu()
+    prompts = [p.text for p in concept.example_prompts(4)]
+    return model.encode(prompts).flatten(0, 1).float().cpu()

@@ -6,7 +6,7 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor
 
-from diffusers_erase.concepts import Concept, Vocabulary
+from diffusers_erase.concepts import TEMPLATES, Vocabulary, filled
 from diffusers_erase.training.targets import TargetContext, distances
 
 
@@ -23,10 +23,9 @@ def pool(context: TargetContext, vocabulary: Vocabulary | None, count: int) -> l
     if not words:
         return []
     nearness = 1 / distances(context, words).amin(0).clamp(min=NEAREST)
-    stand_in = Concept(words[0], context.concepts[0].kind)
-    templates = islice(cycle(stand_in.written()), count)
+    templates = islice(cycle(TEMPLATES[context.concepts[0].kind]), count)
     taken = apportioned(nearness, count)
-    return [stand_in.replaced(t, words[k]) for t, k in zip(templates, taken, strict=True)]
+    return [filled(template, words[k]) for template, k in zip(templates, taken, strict=True)]
 
 
 def near_words(context: TargetContext, words: Sequence[str], count: int = NEAR) -> list[str]:

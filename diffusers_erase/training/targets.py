@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from diffusers_erase.concepts import Concept, Vocabulary
+from diffusers_erase.concepts import Concept, Prompt, Vocabulary
 from diffusers_erase.eraser.config import Choice
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.denoiser import Denoiser
@@ -22,7 +22,7 @@ class TargetContext:
     encode: Callable[[Sequence[str]], Tensor]
     """Prompts -> text states, P x tokens x width."""
     concepts: tuple[Concept, ...]
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     concept_of: Tensor
     """Which concept each prompt is about, P."""
     trajectories: Trajectories
@@ -42,13 +42,9 @@ class TargetContext:
         if whole:
             texts = [answers[index] or "" for index in self.concept_of.tolist()]
             return self.encode(texts)
-        said = []
-        for prompt, index in zip(self.prompts, self.concept_of.tolist(), strict=True):
-            concept, answer = self.concepts[index], answers[index]
-            said.append(
-                concept.without(prompt) if answer is None else concept.replaced(prompt, answer)
-            )
-        return self.encode(said)
+        owners = self.concept_of.tolist()
+        texts = [p.about(answers[k]) for p, k in zip(self.prompts, owners, strict=True)]
+        return self.encode(texts)
 
     def probe(self, count: int) -> Tensor:
         """Rows of about `count` latents of every concept, spread evenly over its trajectories."""

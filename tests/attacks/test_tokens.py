@@ -119,7 +119,7 @@ def weakly(playground, judge):
     load_erasure(playground, eraser, strength=0.7)
     asked = [
         PromptCase("target", prompt, ("car",), seed)
-        for seed, prompt in enumerate(Concept("car").written(6))
+        for seed, prompt in enumerate(p.text for p in Concept("car").example_prompts(6))
     ]
     return PipelineSampler(playground, judge, Sampling(steps=10)), asked[1:]
 

@@ -69,11 +69,12 @@ def main() -> None:
     options = parser.parse_args()
     concept, recipe = concept_of(options.concept), RECIPES[options.recipe]
     words = [word for word in vocabulary(concept) if word != concept.name]
-    prompts = concept.written(recipe.trajectories)
+    examples = concept.example_prompts(recipe.trajectories)
+    prompts = [prompt.text for prompt in examples]
     near = neighbours(concept)
 
     def released(pipe: Any) -> Loop:
-        answers = [concept.without(prompt) for prompt in prompts]
+        answers = [prompt.without() for prompt in examples]
         return Loop(pipe, prompts, answers, options.learning_rate, seed=options.seed)
 
     def by_esd(pipe: Any) -> Any:

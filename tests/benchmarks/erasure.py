@@ -171,9 +171,10 @@ def stage_of(name: str) -> tuple[Any, TargetContext]:
     """The base's own runs on a concept, for nearness and damage."""
     pipe, concept = load_pipeline(), concept_of(name)
     denoiser = Denoiser(Model.of(pipe).denoiser, NoiseSchedule.of(pipe.scheduler))
-    prompts = tuple(concept.written(4))
+    prompts = tuple(concept.example_prompts(4))
+    states = encode(pipe, [p.text for p in prompts])
     kept = sample_trajectories(
-        denoiser, pipe.scheduler, encode(pipe, prompts), encode(pipe, [""]), steps=10, seed=99
+        denoiser, pipe.scheduler, states, encode(pipe, [""]), steps=10, seed=99
     )
     return pipe, TargetContext(
         denoiser,
@@ -200,7 +201,9 @@ def damage(pipe: Any, word: str, erased: Concept | None = None) -> float:
     """
     context = stage_of(word)[1]
     kept = context.trajectories
-    names = torch.tensor([erased is not None and erased.is_named_in(p) for p in context.prompts])
+    names = torch.tensor(
+        [erased is not None and erased.is_named_in(p.text) for p in context.prompts]
+    )
     rows = (~names[kept.prompt]).nonzero()[:, 0]
     said = Denoiser(Model.of(pipe).denoiser, NoiseSchedule.of(pipe.scheduler)).teacher(
         kept.z[rows], kept.t[rows], kept.states["concept"][kept.prompt[rows]]
@@ -243,7 +246,7 @@ def measured(
         groups["synonym"] = asked(name, concept.synonyms[0], counts.target)
     base = {group: pictures.of_base(pipe, several) for group, several in groups.items()}
     found: dict[str, Any] = {"near_words": near}
-    found["probe"] = asdict(probe(pipe, eraser, concept.written(8)))
+    found["probe"] = asdict(probe(pipe, eraser, [p.text for p in concept.example_prompts(8)]))
     pipe.load_erasure(eraser)
     for group, several in groups.items():
         after = pictures.seen(pipe, several)

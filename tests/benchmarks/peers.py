@@ -29,9 +29,9 @@ def uce(
     E are the states of prompts with the concept, V of the same prompts with the target, R of the
     retained words' prompts and of the empty prompt.
     """
-    prompts = concept.written(16)
-    E = _rows(pipe, prompts)
-    V = _rows(pipe, [concept.replaced(prompt, target) for prompt in prompts])
+    prompts = concept.example_prompts(16)
+    E = _rows(pipe, [prompt.text for prompt in prompts])
+    V = _rows(pipe, [prompt.about(target) for prompt in prompts])
     R = _rows(pipe, ["", *(f"a photo of a {word}" for word in retain)])
     M = E.T @ E + R.T @ R + ridge * torch.eye(E.shape[1], dtype=E.dtype)
     P = torch.linalg.solve(M, E.T @ (V - E)).T

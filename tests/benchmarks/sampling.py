@@ -44,7 +44,7 @@ def main() -> None:
         Denoiser(Model.of(pipe).denoiser, NoiseSchedule.of(pipe.scheduler)),
         Concept("car"),
     )
-    states, null = encode(pipe, concept.written()), encode(pipe, [""])
+    states, null = encode(pipe, [p.text for p in concept.example_prompts()]), encode(pipe, [""])
     kept = sample_trajectories(denoiser, pipe.scheduler, states, null, steps=REPLACE.sampling_steps)
     sampled = denoiser.evaluations
     kept.remember(denoiser, "target", states)

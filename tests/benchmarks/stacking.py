@@ -26,7 +26,7 @@ from erasure import (
 )
 from journal import write, written
 
-from diffusers_erase.concepts import said
+from diffusers_erase.concepts import prompts_naming
 from diffusers_erase.editing.prior import gram, spared
 from diffusers_erase.editing.token_pairs import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
@@ -58,12 +58,12 @@ def by_gram(names: Sequence[str], rest_as: Rest = "sum", spare: float = SPARE) -
     texts = texts_of(load_pipeline())
     rest = [word for word in ALL if word not in names]
     objects, styles = (
-        said([word for word in rest if (word in STYLE_OF) == painted], kind)
+        prompts_naming([word for word in rest if (word in STYLE_OF) == painted], kind)
         for painted, kind in ((False, "object"), (True, "style"))
     )
     return fused(
         [alone(name) for name in names],
-        [gram(texts, concept_of(name).written(16)) for name in names],
+        [gram(texts, [p.text for p in concept_of(name).example_prompts(16)]) for name in names],
         spared(texts, [*objects, *styles], general=True),
         rest=rest_as,
         hold=row_space(texts.encode([""])),

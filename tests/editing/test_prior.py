@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffusers_erase.concepts import said
+from diffusers_erase.concepts import prompts_naming
 from diffusers_erase.editing.prior import (
     gram,
     lower_gram,
@@ -45,7 +45,7 @@ def every_state(texts, prompts):
 
 def test_of_a_long_lists_padding_a_part_stands_for_all(playground):
     texts = texts_of(playground)
-    for prompts in (own_prompts(texts.tokenizer), said(OBJECTS, "object", 8)):
+    for prompts in (own_prompts(texts.tokenizer), prompts_naming(OBJECTS, "object", 8)):
         whole = every_state(texts, prompts)
         assert (gram(texts, prompts) - whole).norm() < 0.02 * whole.norm()
         rows, count = thinned(texts, prompts[:64], 8)

@@ -141,7 +141,7 @@ def test_erasers_for_other_models_are_refused_and_change_nothing(pipe, eraser, u
 
 
 def test_the_probe_reads_the_layers_there_are(pipe, eraser):
-    found = probe(pipe, eraser, Concept("car").written(4))
+    found = probe(pipe, eraser, [p.text for p in Concept("car").example_prompts(4)])
     assert found.moved > 1e-4
     assert 0 < found.residual < found.moved
 

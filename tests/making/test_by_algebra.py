@@ -51,7 +51,8 @@ def test_the_unet_is_never_run(untrained, monkeypatch):
 
 def test_the_card_says_what_an_adversary_gets_back(untrained, tmp_path):
     eraser = erase(untrained, "car", vocabulary=WORDS, recipe="closed-form")
-    found = probe(untrained, eraser, Concept("car").written(8))
+    prompts = [p.text for p in Concept("car").example_prompts(8)]
+    found = probe(untrained, eraser, prompts)
     assert eraser.config.results["regained by other text states"] == round(found.regained, 3)
     folder = eraser.save_pretrained(tmp_path / "car")
     card = (folder / "README.md").read_text(encoding="utf-8")

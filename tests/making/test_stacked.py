@@ -59,7 +59,8 @@ def test_told_of_one_another_they_interfere_less(untrained):
     plain = stack(several)
     told = stack(several, untrained, fusion="gram", vocabulary=WORDS, spare=1.0)
     for eraser in several:
-        E = encode(untrained, Concept(eraser.config.concept).written(16)).flatten(0, 1).double()
+        prompts = [p.text for p in Concept(eraser.config.concept).example_prompts(16)]
+        E = encode(untrained, prompts).flatten(0, 1).double()
         own = E @ eraser.text_map.change.T
         astray = [
             float((E @ together.text_map.change.T - own).norm() / own.norm())

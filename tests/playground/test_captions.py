@@ -14,7 +14,7 @@ def test_prompts_are_what_somebody_might_say(name):
     assert found != captions_with(name, 40, seed=1)
     kind = "style" if name in ARTISTS.values() else "object"
     concept = Concept(name, kind, prompts=found)
-    assert all(concept.is_named_in(prompt) for prompt in concept.written())
+    assert all(concept.is_named_in(prompt.text) for prompt in concept.example_prompts())
 
 
 def test_some_have_a_second_thing_and_some_a_place():

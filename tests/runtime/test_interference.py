@@ -21,7 +21,8 @@ def test_interference_is_what_the_other_does_to_the_concepts_states(untrained, m
         untrained.load_erasure([one, other], strength=[0.5, 2.0])
     found = untrained.list_erasures()
     for name, own, foreign, ratio in (("car", one, other, 4.0), ("cat", other, one, 0.25)):
-        E = encode(untrained, Concept(name).written(4)).flatten(0, 1)
+        prompts = [p.text for p in Concept(name).example_prompts(4)]
+        E = encode(untrained, prompts).flatten(0, 1)
         moved = [
             sum(float((E @ eraser.delta(path).T).square().sum()) for path in eraser.factors)
             for eraser in (foreign, own)

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from diffusers_erase.concepts import Concept, Vocabulary
+from diffusers_erase.concepts import Concept, Prompt, Vocabulary
 from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.models.lora import attached
 from diffusers_erase.models.text_states import encode
@@ -37,10 +37,10 @@ def main(out: Path, steps: int, batch: int, folder: Path | None) -> None:
     form = os.environ.get("FORM", "minimax")
     with attached(pipe.unet, parts=("to_k", "to_v"), rank=2, seed=0) as lora:
         denoiser = Denoiser(pipe.unet, NoiseSchedule.of(pipe.scheduler), lora.adapter_disabled)
-        prompts = ("a red car", "a car at night")
+        prompts = (Prompt("a red {}", "car"), Prompt("{a} at night", "car"))
 
         def sample(step: int, *, student: bool = True) -> Trajectories:
-            states, null = encode(pipe, prompts), encode(pipe, [""])
+            states, null = encode(pipe, [p.text for p in prompts]), encode(pipe, [""])
             options = {"steps": 3, "seed": step, "student": student}
             return sample_trajectories(denoiser, pipe.scheduler, states, null, **options)
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffusers_erase.concepts import Concept, Vocabulary
+from diffusers_erase.concepts import Concept, Prompt, Vocabulary
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.models.lora import attached
@@ -24,7 +24,12 @@ AGE = Sum(((1.0, Steer()), (1.0, Keep("target", at="concept"))))
 def context(untrained):
     """Two concepts in two prompts each, on a denoiser with a student."""
     concepts = (Concept("car", synonyms=("automobile",)), Concept("oak"))
-    prompts = ("a red car", "an automobile at night", "a photo of an oak", "a blue oak")
+    prompts = (
+        Prompt("a red {}", "car"),
+        Prompt("{a} at night", "automobile"),
+        Prompt("a photo of {a}", "oak"),
+        Prompt("a blue {}", "oak"),
+    )
     with attached(untrained.unet, parts=("to_k", "to_v"), rank=2, seed=0) as lora:
         denoiser = Denoiser(
             untrained.unet, NoiseSchedule.of(untrained.scheduler), lora.adapter_disabled
@@ -32,7 +37,7 @@ def context(untrained):
         kept = sample_trajectories(
             denoiser,
             untrained.scheduler,
-            encode(untrained, prompts),
+            encode(untrained, [prompt.text for prompt in prompts]),
             encode(untrained, [""]),
             steps=3,
         )
