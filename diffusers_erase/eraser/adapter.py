@@ -241,11 +241,11 @@ class EraserAdapter:
         rank; `config.parameters["kept_energy"]` is the share of the change's energy that is kept.
 
         Args:
-            path: a safetensors file: a LoRA with the keys of peft, diffusers or kohya, or a
-                denoiser's weights, all of them or some, named as in diffusers.
+            path: a safetensors file: a LoRA that the pipeline can load, or a denoiser's weights,
+                all of them or some, named as in diffusers.
             concept: what it erases.
             base: the pipeline, or its denoiser, with the original weights; for a LoRA it may be
-                omitted.
+                omitted, unless its keys name blocks as SDXL's original code does.
             rank: largest rank of a layer; as high as need be if omitted.
             target: what the concept is answered as, if that is known.
             kind: of concept.
@@ -255,16 +255,14 @@ class EraserAdapter:
                 linear layers can hold, or no change at all.
         """
         path = Path(path)
-        if not path.is_file():
-            raise ErasureError(f"There is no file '{path}'.")
-        unet = None if base is None else Model.of(base).denoiser
+        model = None if base is None else Model.of(base)
+        unet = None if model is None else model.denoiser
         file = opened(path, WHOLE_MODEL)
-        odd = [key for key, value in file.tensors.items() if not torch.isfinite(value).all()]
+        odd = [key for key, x in file.tensors.items() if not torch.isfinite(x.float()).all()]
         if odd:
             raise ErasureError(f"'{path}' holds values in '{odd[0]}' that are not finite numbers.")
         if holds_lora(file):
-            known = [p for p, m in unet.named_modules() if isinstance(m, nn.Linear)] if unet else ()
-            split_up = {p: compressed(*f, rank) for p, f in factors_in(file, known).items()}
+            split_up = {p: compressed(*f, rank) for p, f in factors_in(file, model).items()}
         elif unet is None:
             raise ErasureError(
                 f"'{path}' holds whole weights and no LoRA; pass the pipeline they were made from "
@@ -282,7 +280,7 @@ class EraserAdapter:
             target=target,
             recipe="imported",
             parameters={"file": path.name, "kept_energy": sum(energy.values()) / all_of_it},
-            base_model=str(getattr(base, "name_or_path", "") or ""),
+            base_model=model.name if model else "",
             fingerprint=fingerprint(unet) if unet else {},
             rank=max(len(A) for A, _, _ in split_up.values()),
             versions=versions(),

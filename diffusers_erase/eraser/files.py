@@ -16,11 +16,12 @@ from PIL import Image
 from diffusers_erase.eraser.card import model_card
 from diffusers_erase.eraser.config import CONFIG_NAME, EraserConfig
 from diffusers_erase.eraser.lora_formats import factors_in, kohya_keys, peft_keys
-from diffusers_erase.eraser.safetensors_io import Opened, header_of, opened, serialized
+from diffusers_erase.eraser.safetensors_io import Opened, header_of, opened, serialized, shapes_in
 from diffusers_erase.eraser.schema import BYTES, problem_of, read_json
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.architectures import Factors, architecture_or_default
+from diffusers_erase.storage.atomic import read_text
 from diffusers_erase.storage.hub import HubOptions, MissingFileError, fetch, files_of, pinned
 
 
@@ -67,7 +68,9 @@ def written(
     if content.factors:
         files |= _lora_files(content, _kohya_name(repo_id), told)
     if content.text_map is not None:
-        pair = {"U": content.text_map.U.float(), "V": content.text_map.V.float()}
+        T = content.text_map
+        T = T if T.rank <= T.width else TextMap.of(T.change)
+        pair = {"U": T.U.float(), "V": T.V.float()}
         files[MAP_NAME] = serialized(pair, {"format": "pt"})
     files[CONFIG_NAME] = text.encode()
     shown = {}
@@ -111,13 +114,10 @@ def read_config(source: str | Path, **hub: Unpack[HubOptions]) -> Any:
             folder or repository.
     """
     try:
-        with fetch(source, CONFIG_NAME, **hub).open("rb") as file:
-            text = file.read(4 * BYTES).decode()
+        path = fetch(source, CONFIG_NAME, **hub)
     except MissingFileError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ErasureError(f"'{source}' holds a broken {CONFIG_NAME}: {error}.") from error
-    return read_json(text, f"{source}/{CONFIG_NAME}")
+    return read_json(read_text(path, 4 * BYTES), f"{source}/{CONFIG_NAME}")
 
 
 _PICTURE = rf"{IMAGES}/[\w-]+\.png"
@@ -218,6 +218,13 @@ def _read_file(file: Opened) -> Content:
 
 
 def _map_in(path: Path) -> TextMap:
+    shapes = [shape for _, shape in sorted(shapes_in(path)[0].items())]
+    if len(shapes) == 2 and [len(x) for x in shapes] == [2, 2] and shapes[0][1] > shapes[0][0]:
+        width, rank = shapes[0]
+        raise ErasureError(
+            f"'{path}' holds a text map of rank {rank:,} for text states of width {width:,}; no "
+            "map's rank exceeds its width."
+        )
     found = opened(path).tensors
     if found.keys() != {"U", "V"} or not all(x.is_floating_point() for x in found.values()):
         raise ErasureError(f"'{path}' holds {', '.join(sorted(found))[:200]}, and not a text map.")

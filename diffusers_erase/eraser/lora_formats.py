@@ -2,38 +2,31 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.utils import convert_unet_state_dict_to_peft
 from torch import Tensor, nn
 
 from diffusers_erase.eraser.safetensors_io import ERASER, Opened
-from diffusers_erase.eraser.schema import read_json
-from diffusers_erase.errors import ErasureError
+from diffusers_erase.eraser.schema import BYTES, read_json
+from diffusers_erase.errors import ErasureError, first_line
 from diffusers_erase.models.architectures import (
     COMPONENTS,
     Factors,
     architecture_or_default,
     reads_text,
 )
+from diffusers_erase.models.model import Model
+from diffusers_erase.storage.atomic import read_text
 
 
 _PARTS = "|".join(COMPONENTS)
-
-_PAIRS: tuple[tuple[str, str], ...] = (
-    (rf"(?:(?:{_PARTS})\.)?(?P<path>.+)\.lora_(?P<half>A|B)\.weight", "peft"),
-    (rf"(?:(?:{_PARTS})\.)?(?P<path>.+)\.lora\.(?P<half>down|up)\.weight", "diffusers"),
-    (
-        rf"(?:(?:{_PARTS})\.)?(?P<path>.+\.)processor\.(?P<part>to_q|to_k|to_v|to_out)_lora"
-        r"\.(?P<half>down|up)\.weight",
-        "diffusers",
-    ),
-    (r"lora_unet_(?P<path>.+)\.lora_(?P<half>down|up)\.weight", "kohya"),
-)
-"""Keys of one half of a LoRA, and whose they are."""
-
-_ALPHA = rf"(?:(?:{_PARTS})\.|lora_unet_)?(?P<path>.+)\.alpha"
+_PEFT = "base_model.model."
+"""What peft, by itself, puts before a layer's path."""
 
 
 def peft_keys(factors: Mapping[str, Factors], part: str) -> tuple[dict[str, Tensor], str]:
@@ -92,58 +85,44 @@ def kohya_keys(factors: Mapping[str, Factors]) -> tuple[dict[str, Tensor], dict[
 
 
 def holds_lora(file: Opened) -> bool:
-    """Whether any of its keys is half of a LoRA."""
-    return any(_half(key) for key in file.tensors)
+    """Whether a file holds a LoRA, and not the weights of a whole model."""
+    return any("lora" in key for key in file.tensors)
 
 
-def factors_in(file: Opened, layers: Iterable[str] = ()) -> dict[str, Factors]:
-    """Path -> (A, B) of a LoRA file with the keys of peft, diffusers or kohya; float32.
+def factors_in(file: Opened, base: Model | None = None) -> dict[str, Factors]:
+    """Path -> (A, B) of a LoRA file, float32: B A is what the file adds at scale 1.
 
-    Alpha is folded into B: B A is what the file adds at scale 1.
+    diffusers converts the keys: peft's, kohya's, and those of its own older versions. Alpha is
+    folded into B as peft does it: alpha / rank or, rank-stabilised, alpha / sqrt(rank).
 
     Args:
         file: opened.
-        layers: paths there are in the model; kohya's keys are only sure with them.
+        base: the model: its pipeline's class converts the keys, and only its denoiser's config
+            says what SDXL's original block names stand for.
 
     Raises:
-        ErasureError: a key is none of a denoiser's LoRA, a half is missing or of no matrix.
+        ErasureError: a key is no weight of a denoiser's LoRA, a factor is missing or is no matrix,
+            or the block names need a base.
     """
-    by_name = {path.replace(".", "_"): path for path in layers}
-    halves: dict[str, dict[str, Tensor]] = {}
-    alphas: dict[str, float] = {}
-    for key, value in file.tensors.items():
-        alpha = re.fullmatch(_ALPHA, key)
-        found = None if alpha else _half(key)
-        is_alpha = alpha is not None and value.numel() == 1
-        if not is_alpha and (found is None or not value.is_floating_point()):
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in _converted(file, base).items():
+        match = re.fullmatch(rf"(?:(?:{_PARTS})\.)?(.+?)(?:\.lora_([AB])\.weight)?(\.alpha)?", key)
+        path, half, alpha = match.groups() if match else (key, None, None)
+        value = torch.as_tensor(value)
+        matrix = half and value.ndim == 2 and value.is_floating_point()
+        if not (value.numel() == 1 if alpha else matrix):
+            raise _no_weight(file, key)
+        found.setdefault(path, {})["alpha" if alpha else half or ""] = value.float()
+    for path, parts in found.items():
+        if not {"A", "B"} <= parts.keys():
+            raise ErasureError(f"'{file.path}' lacks one of the two LoRA factors of '{path}'.")
+        if not 1 <= len(parts["A"]) <= ERASER.rank:
             raise ErasureError(
-                f"'{file.path}' holds '{key}', which is no LoRA weight of a denoiser."
+                f"'{file.path}' changes '{path}' with rank {len(parts['A']):,}; 1 to "
+                f"{ERASER.rank:,} are read."
             )
-        if alpha is not None:
-            alphas[_path(alpha["path"], by_name, kohya=key.startswith("lora_unet_"))] = float(value)
-            continue
-        assert found is not None
-        path, half, kohya = found
-        if value.ndim != 2:
-            raise ErasureError(
-                f"'{file.path}' changes '{path}', which is a convolution; an eraser changes linear "
-                "layers."
-            )
-        halves.setdefault(_path(path, by_name, kohya=kohya), {})[half] = value.float()
-    idle = [path for path in alphas if path not in halves]
-    if idle:
-        raise ErasureError(f"'{file.path}' holds an alpha of '{idle[0]}', and no LoRA there.")
-    single = [path for path, pair in halves.items() if len(pair) != 2]
-    if single:
-        raise ErasureError(f"'{file.path}' lacks one of the two LoRA factors of '{single[0]}'.")
-    high = [path for path, pair in halves.items() if len(pair["A"]) > ERASER.rank]
-    if high:
-        raise ErasureError(
-            f"'{file.path}' changes '{high[0]}' with rank {len(halves[high[0]]['A']):,}; "
-            f"{ERASER.rank:,} is read at most."
-        )
-    scale = _scales(file, halves, alphas)
-    return {path: (pair["A"], pair["B"] * scale(path)) for path, pair in halves.items()}
+    scale = _scales(file, found)
+    return {path: (x["A"], x["B"] * scale[path]) for path, x in found.items()}
 
 
 def changes_in(file: Opened, denoiser: nn.Module) -> dict[str, Tensor]:
@@ -159,7 +138,8 @@ def changes_in(file: Opened, denoiser: nn.Module) -> dict[str, Tensor]:
     """
     linears = {path for path, module in denoiser.named_modules() if isinstance(module, nn.Linear)}
     weights = denoiser.state_dict()
-    changes, other = {}, []
+    changes: dict[str, Tensor] = {}
+    other: dict[str, Tensor] = {}
     for key, value in file.tensors.items():
         name = re.sub(rf"^(?:{_PARTS})\.", "", key)
         if name not in weights or weights[name].shape != value.shape:
@@ -169,60 +149,87 @@ def changes_in(file: Opened, denoiser: nn.Module) -> dict[str, Tensor]:
             )
         change = value.float() - weights[name].float().cpu()
         path = name.removesuffix(".weight")
-        if change.any():
-            if path in linears:
-                changes[path] = change
-            else:
-                other.append(key)
+        if change.any() and path in linears:
+            changes[path] = change
+        elif change.any():
+            other[key] = change
     if other:
         raise ErasureError(
             f"'{file.path}' changes more than a LoRA on linear layers can hold: {len(other)} other "
-            f"tensors, such as '{other[0]}'."
+            f"tensors, such as '{next(iter(other))}'."
         )
     if not changes:
         raise ErasureError(f"'{file.path}' holds the base's own weights: it erases nothing.")
     return changes
 
 
-def _half(key: str) -> tuple[str, str, bool] | None:
-    """The path, which half, and whether dots are underscores in it."""
-    for pattern, whose in _PAIRS:
-        match = re.fullmatch(pattern, key)
-        if match and not match["path"].startswith("text_encoder"):
-            part = match.groupdict().get("part") or ""
-            path = match["path"] + ("to_out.0" if part == "to_out" else part)
-            half = {"down": "A", "up": "B"}.get(match["half"], match["half"])
-            return path, half, whose == "kohya"
-    return None
+def _converted(file: Opened, base: Model | None) -> dict[str, Any]:
+    """Tensors and alphas under peft's keys, and no weight is lost."""
+    tensors = {key.removeprefix(_PEFT): value for key, value in file.tensors.items()}
+    for key in tensors:
+        if re.match("lora_te|text_encoder|.*dora_scale", key):
+            raise _no_weight(file, key)
+        if base is None and re.match("lora_unet_(input_blocks|middle_block|output_blocks)_", key):
+            raise ErasureError(
+                f"'{file.path}' names its blocks as SDXL's original code does; pass the pipeline "
+                "it was made for as `base`."
+            )
+    config = base.denoiser.config if base else None
+    loader: Any = StableDiffusionLoraLoaderMixin
+    loader = base.source if base and hasattr(base.source, "lora_state_dict") else loader
+    try:
+        state = loader.lora_state_dict(dict(tensors), unet_config=config, return_alphas=True)
+        state, alphas = state if isinstance(state, tuple) else (state, None)
+        found: dict[str, Any] = convert_unet_state_dict_to_peft({**state, **(alphas or {})})
+        given, kept = (sum(not key.endswith(".alpha") for key in x) for x in (tensors, found))
+        if kept < given:
+            raise ValueError(f"it holds {given} weights, of which diffusers reads {kept}")
+    except Exception as error:  # the converters look up what a file may not hold
+        why = " ".join(str(error).split())[:300]
+        raise ErasureError(f"diffusers cannot read '{file.path}' as a LoRA: {why}.") from error
+    return found
 
 
-def _path(name: str, by_name: Mapping[str, str], *, kohya: bool) -> str:
-    """A path with its dots: looked up, or guessed by how diffusers names its blocks."""
-    if not kohya:
-        return name
-    guessed = re.sub(r"_(\d+)(?=_|$)", r".\1", name)
-    guessed = re.sub(r"(?<=\d)_|(?<=mid_block)_|(?<=attn[12])_", ".", guessed)
-    return by_name.get(name, guessed)
+def _no_weight(file: Opened, key: str) -> ErasureError:
+    return ErasureError(
+        f"'{file.path}' holds '{key}', which is no LoRA weight of a denoiser's linear layer."
+    )
 
 
-def _scales(file: Opened, halves: Mapping[str, Any], alphas: Mapping[str, float]) -> Any:
-    """Path -> alpha / rank, from the tensors or from the header; 1 where nothing is said.
+def _scales(file: Opened, found: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float]:
+    """Path -> alpha / rank: from the tensors, else as peft reads the settings, else 1.
 
-    For a LoRA that the header calls rank-stabilised, alpha / sqrt(rank).
+    A key of `alpha_pattern` stands for all paths that end in it; the first that matches counts.
     """
-    said = read_json(file.header.get("lora_adapter_metadata", "{}"), f"the header of {file.path}")
-    if not isinstance(said, dict):
-        raise ErasureError(f"'{file.path}' has a broken header: {said!r:.99} is no configuration.")
-    known = {re.sub(rf"^(?:{_PARTS})\.", "", key): value for key, value in said.items()}
-    patterns = known.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict):
-        raise ErasureError(f"'{file.path}' has a broken header: {patterns!r:.99} is no pattern.")
-
-    def scale(path: str) -> float:
-        rank = len(halves[path]["A"])
-        alpha = alphas.get(path, patterns.get(path, known.get("lora_alpha", rank)))
-        if not isinstance(alpha, int | float) or not abs(alpha) < 1e9:
-            raise ErasureError(f"'{file.path}' has a broken header: alpha is {alpha!r:.99}.")
-        return float(alpha) / (rank**0.5 if known.get("use_rslora") else rank)
-
-    return scale
+    text, source = file.header.get("lora_adapter_metadata", "{}"), f"the header of {file.path}"
+    if any(key.startswith(_PEFT) for key in file.tensors):
+        source = str(file.path.with_name("adapter_config.json"))
+        text = read_text(Path(source), BYTES)
+    content = read_json(text, source)
+    try:
+        read = {re.sub(rf"^(?:{_PARTS})\.", "", key): value for key, value in content.items()}
+        patterns = read.get("alpha_pattern") or {}
+        slow = any(len(key) > 200 or re.search(r"[*+?{].*[*+?{]", key) for key in patterns)
+        if slow or len(patterns) * len(found) > 250_000:
+            raise ValueError("its alpha_pattern would take too long to match")
+        rules = [(re.compile(rf"(?:.*\.)?(?:{key})"), alpha) for key, alpha in patterns.items()]
+        scales = {}
+        for path, parts in found.items():
+            rank = len(parts["A"])
+            matching = (alpha for rule, alpha in rules if rule.fullmatch(path))
+            alpha = float(parts.get("alpha", next(matching, read.get("lora_alpha", rank))))
+            scales[path] = alpha / (rank**0.5 if read.get("use_rslora") else rank)
+            if not abs(alpha) < 1e9:
+                raise ValueError(f"alpha is {alpha}")
+    except (
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        TypeError,
+        ValueError,
+        re.error,
+    ) as error:
+        raise ErasureError(
+            f"'{source}' holds no settings of a LoRA: {first_line(error)}."
+        ) from error
+    return scales

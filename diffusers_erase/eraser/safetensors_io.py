@@ -1,9 +1,11 @@
 """Weights on disk: safetensors alone, measured before they are read, the same bytes every time."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -24,11 +26,29 @@ class Limits:
     """Bytes."""
     rank: int = 4096
     """Of a layer's LoRA."""
+    name: int = 500
+    """Characters of a tensor's name."""
 
 
 ERASER = Limits()
 WHOLE_MODEL = Limits(file=100 * 2**30)
 """For weights that a user names and hands over: a whole denoiser may be among them."""
+
+DTYPES = (
+    "F64",
+    "F32",
+    "F16",
+    "BF16",
+    "F8_E4M3",
+    "F8_E5M2",
+    "I64",
+    "I32",
+    "I16",
+    "I8",
+    "U8",
+    "BOOL",
+)
+"""Types of numbers that are read, as safetensors names them."""
 
 
 @dataclass(frozen=True)
@@ -41,34 +61,22 @@ class Opened:
 
 
 def opened(path: Path, limits: Limits = ERASER) -> Opened:
-    """All of a safetensors file; nothing in it is executed.
+    """Read all of a safetensors file; nothing in it is executed.
 
     Raises:
-        ErasureError: it is none, or larger than the limits; nothing has been allocated then.
+        ErasureError: it is not one, or exceeds the limits; nothing has been allocated then.
     """
-    _measure(path, limits)
-    try:
-        with safe_open(path, "pt") as file:
-            names = list(file.keys())
-            if len(names) > limits.tensors:
-                raise ErasureError(
-                    f"'{path}' holds {len(names):,} tensors; {limits.tensors:,} are read at most."
-                )
-            tensors = {name: file.get_tensor(name) for name in names}
-            return Opened(path, tensors, file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ErasureError(
-            f"'{path}' is no readable safetensors file: {first_line(error)}."
-        ) from error
+    with _open(path, limits) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return Opened(path, tensors, file.metadata() or {})
 
 
 def header_of(path: Path) -> dict[str, str]:
-    """The header of a safetensors file, without its tensors; empty if it is none."""
+    """The header of a safetensors file, without its tensors; empty if it is not one."""
     try:
-        _measure(path, ERASER)
-        with safe_open(path, "pt") as file:
+        with _open(path, ERASER) as file:
             return dict(file.metadata() or {})
-    except (ErasureError, SafetensorError, OSError, ValueError):
+    except ErasureError:
         return {}
 
 
@@ -76,18 +84,12 @@ def shapes_in(path: Path) -> tuple[dict[str, list[int]], set[str]]:
     """Name -> shape of a safetensors file's tensors, and their types; no tensor is read.
 
     Raises:
-        ErasureError: it is none.
+        ErasureError: it is not one, or exceeds the limits.
     """
-    _measure(path, ERASER)
-    try:
-        with safe_open(path, "pt") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            shapes = {name: list(part.get_shape()) for name, part in parts.items()}
-            return shapes, {part.get_dtype() for part in parts.values()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ErasureError(
-            f"'{path}' is no readable safetensors file: {first_line(error)}."
-        ) from error
+    with _open(path, ERASER) as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        shapes = {name: list(part.get_shape()) for name, part in parts.items()}
+        return shapes, {part.get_dtype() for part in parts.values()}
 
 
 def serialized(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
@@ -102,14 +104,44 @@ def serialized(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> byte
     return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
-def _measure(path: Path, limits: Limits) -> None:
-    """Refuse what is no file, or too large, from its first eight bytes."""
-    if not path.is_file():
+@contextmanager
+def _open(path: Path, limits: Limits) -> Iterator[Any]:
+    """A safetensors file whose size, header, names and types are within the limits."""
+    _check_size(path, limits)
+    try:
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+            if len(names) > limits.tensors:
+                raise ErasureError(
+                    f"'{path}' holds {len(names):,} tensors; {limits.tensors:,} are read at most."
+                )
+            for name in names:
+                dtype = file.get_slice(name).get_dtype()
+                if len(name) > limits.name or not name.isprintable():
+                    raise ErasureError(
+                        f"'{path}' holds a tensor whose name is no path of a layer: {name[:50]!r}."
+                    )
+                if dtype not in DTYPES:
+                    raise ErasureError(
+                        f"'{path}' holds '{name}' of type {dtype}; known are {', '.join(DTYPES)}."
+                    )
+            yield file
+    except ErasureError:
+        raise
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ErasureError(
+            f"'{path}' is no readable safetensors file: {first_line(error)}."
+        ) from error
+
+
+def _check_size(path: Path, limits: Limits) -> None:
+    """Refuse, from its first eight bytes, what is no regular file or too large."""
+    if not path.is_file():  # also for devices, pipes, and links to them
         raise ErasureError(f"There is no file '{path}'.")
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
+        with path.open("rb") as file:  # of a stream that never ends the size is 0
+            header = int.from_bytes(file.read(min(size, 8)), "little")
     except OSError as error:
         raise ErasureError(f"'{path}' cannot be read: {error.strerror or error}.") from error
     if size > limits.file:

@@ -78,3 +78,21 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         for leftover in (draft, old.parent if old else None):
             if leftover is not None:
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def read_text(path: Path, limit: int) -> str:
+    """Text of a regular file, UTF-8, of `limit` bytes at most.
+
+    Raises:
+        ErasureError: it is no regular file, too large, or no text.
+    """
+    try:
+        size = path.stat().st_size if path.is_file() else None
+        if size is None:  # also for devices, pipes, and links to them
+            raise ErasureError(f"There is no file '{path}'.")
+        if size > limit:
+            raise ErasureError(f"'{path}' has {size:,} bytes; {limit:,} are read at most.")
+        with path.open("rb") as file:  # of a stream that never ends the size is 0
+            return file.read(size).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ErasureError(f"'{path}' cannot be read: {error}.") from error

@@ -1,10 +1,12 @@
 """LoRA files of other programs, theirs to read and ours to read."""
 
+import copy
 import json
 import re
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -13,6 +15,7 @@ from diffusers_erase.eraser.files import WEIGHTS_NAME
 from diffusers_erase.eraser.lora_formats import factors_in
 from diffusers_erase.eraser.safetensors_io import opened
 from diffusers_erase.models.architectures import text_layers
+from tests import zoo
 
 
 def close(one, other, atol=1e-5):
@@ -157,6 +160,127 @@ def test_alpha_in_the_header_counts(untrained, make_eraser, tmp_path):
         assert torch.allclose(back.delta(there), scale * eraser.delta(there), atol=1e-5)
 
 
+PATTERNS = {
+    "nothing": {},
+    "suffixes": {"to_k": 1, "0.attn2.to_v": 8},
+    "the first that matches": {"attn2.to_k": 1, "to_k": 32, "attn2.to_v": 64},
+    "regular expressions": {"^down_blocks.*to_k": 1, "to_(k|v)": 8},
+    "whole paths": {"mid_block.attentions.0.transformer_blocks.0.attn2.to_k": 1},
+}
+
+
+def peft_lora(unet, patterns, **settings):
+    """A LoRA that peft made, with other alphas and ranks, and what it adds to every layer."""
+    wanted = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=4,
+        lora_alpha=2,
+        target_modules=list(wanted),
+        init_lora_weights=False,
+        alpha_pattern=patterns,
+        rank_pattern={"to_q": 2},
+        **settings,
+    )
+    unet.add_adapter(config)
+    layers = {p: m for p, m in unet.named_modules() if p.endswith(wanted)}
+    return {path: layer.get_delta_weight("default") for path, layer in layers.items()}
+
+
+@pytest.mark.parametrize("patterns", PATTERNS.values(), ids=PATTERNS)
+@pytest.mark.parametrize("by", ["peft", "diffusers"])
+@pytest.mark.parametrize("known", [True, False])
+def test_alpha_pattern_of_a_lora_saved_by_peft_counts_as_in_peft(
+    untrained, tmp_path, patterns, by, known
+):
+    wearer = copy.deepcopy(untrained.unet)
+    changes = peft_lora(wearer, patterns)
+    (config,) = wearer.peft_config.values()
+    tensors = get_peft_model_state_dict(wearer, adapter_name="default")
+    if by == "diffusers":
+        untrained.save_lora_weights(
+            tmp_path, unet_lora_layers=tensors, unet_lora_adapter_metadata=config.to_dict()
+        )
+        file = tmp_path / WEIGHTS_NAME
+    else:
+        file = tmp_path / "adapter_model.safetensors"
+        save_file({f"base_model.model.{key}": value for key, value in tensors.items()}, file)
+        config.save_pretrained(tmp_path)
+    back = EraserAdapter.from_checkpoint(file, "car", base=untrained if known else None)
+    assert back.factors.keys() == changes.keys()
+    for path, change in changes.items():
+        assert torch.allclose(back.delta(path), change, atol=1e-5), path
+
+
+def test_alpha_pattern_that_would_take_forever_to_match_is_refused(
+    make_eraser, untrained, tmp_path
+):
+    folder = make_eraser(untrained.unet).save_pretrained(tmp_path / "car")
+    file = tmp_path / "x.safetensors"
+    for patterns in (
+        {"(a+)+b": 1},
+        {"(": 1},
+        {"x" * 300: 1},
+        [],
+        {f"x{k}": 1 for k in range(50_000)},
+    ):
+        metadata = {"lora_adapter_metadata": json.dumps({"unet.alpha_pattern": patterns or [1]})}
+        save_file(load_file(folder / WEIGHTS_NAME), file, metadata)
+        with pytest.raises(ErasureError, match="no settings of a LoRA"):
+            EraserAdapter.from_checkpoint(file, "car")
+
+
+def sgm_names(unet):
+    """Attention blocks of a UNet -> their names in SDXL's original code."""
+    per_block, names = unet.config.layers_per_block, {"mid_block.attentions.0": "middle_block.1"}
+    place = 1  # the first input block is a convolution
+    for i, block in enumerate(unet.down_blocks):
+        for j in range(per_block):
+            names[f"down_blocks.{i}.attentions.{j}"] = f"input_blocks.{place + j}.1"
+        place += per_block + bool(block.downsamplers)
+    for k in range(len(unet.up_blocks) * (per_block + 1)):
+        i, j = divmod(k, per_block + 1)
+        names[f"up_blocks.{i}.attentions.{j}"] = f"output_blocks.{k}.1"
+    return names
+
+
+def test_kohya_file_of_sdxl_with_original_block_names_needs_the_base(
+    untrained, make_eraser, tmp_path
+):
+    pipe = zoo.sdxl(untrained.tokenizer)
+    eraser = make_eraser(pipe.unet, parts=("to_q", "to_k", "to_v", "to_out.0"))
+    names, tensors = sgm_names(pipe.unet), {}
+    for path, (A, B) in eraser.factors.items():
+        block = path.partition(".transformer_blocks")[0]
+        tensors |= by_kohya(path.replace(block, names[block]), A, B * 2, 1)
+    assert "lora_unet_input_blocks_3_1_transformer_blocks_0_attn2_to_k.alpha" in tensors
+    file = tmp_path / "sdxl.safetensors"
+    save_file(tensors, file)
+    for base in (pipe, pipe.unet):
+        assert close(EraserAdapter.from_checkpoint(file, "car", base=base), eraser)
+    with pytest.raises(ErasureError, match="pass the pipeline it was made for as `base`"):
+        EraserAdapter.from_checkpoint(file, "car")
+    both = by_kohya("down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k", A + 1, B + 1, 1)
+    save_file({**tensors, **both}, file)
+    with pytest.raises(ErasureError, match=r"it holds .* weights, of which diffusers reads 2"):
+        EraserAdapter.from_checkpoint(file, "car", base=pipe)
+
+
+@pytest.mark.parametrize(
+    ("family", "by"), [("flux", by_peft), ("flux", by_kohya), ("sd3", by_peft)]
+)
+def test_lora_of_a_transformer_is_read_by_its_pipeline(untrained, tmp_path, family, by):
+    pipe = getattr(zoo, family)(untrained.tokenizer)
+    layer = pipe.transformer.context_embedder
+    A, B = torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2)
+    name = "txt_in" if by is by_kohya else "context_embedder"
+    tensors = {key.replace("unet.", "transformer."): x for key, x in by(name, A, B, 1).items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    back = EraserAdapter.from_checkpoint(tmp_path / "x.safetensors", "car", base=pipe)
+    scale = 0.5 if by is by_kohya else 1.0
+    assert torch.allclose(back.delta("context_embedder"), scale * B @ A, atol=1e-5)
+
+
 def rewritten(unet, eraser, dtype=torch.float32):
     layers = text_layers(unet)
     return {
@@ -222,9 +346,14 @@ def test_what_cannot_be_imported_is_said(untrained, make_eraser, tmp_path):
     refused({**kohya, **text}, "'lora_te_text_model.*no LoRA weight of a denoiser")
     words = {"text_encoder.text_model.x.lora_A.weight": torch.ones(1, 4)}
     refused({**kohya, **words}, "'text_encoder.text_model.*no LoRA weight of a denoiser")
-    refused({**kohya, "lora_unet_x.alpha": torch.ones(())}, "alpha of 'x', and no LoRA there")
+    refused(
+        {**kohya, "lora_unet_x.alpha": torch.ones(())},
+        r"cannot read .* as a LoRA: .*lora_unet_x\.alpha",
+    )
+    dora = {"lora_unet_x.dora_scale": torch.ones(4)}
+    refused({**kohya, **dora}, "'lora_unet_x.dora_scale', which is no LoRA weight")
     conv = by_kohya("conv_in", torch.ones(1, 4, 3, 3), torch.ones(32, 1, 1, 1), 1)
-    refused({**kohya, **conv}, "which is a convolution")
+    refused({**kohya, **conv}, "'unet.conv_in.lora_A.weight', which is no LoRA weight")
     foreign = by_kohya("down_blocks.9.attn2.to_k", torch.ones(1, 4), torch.ones(3, 1), 1)
     refused({**kohya, **foreign}, "missing", base=untrained)
     with pytest.raises(ErasureError, match="no file"):
