@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from diffusers_erase.concepts import Concept, Vocabulary
     from diffusers_erase.editing.recipes import Edit
     from diffusers_erase.eraser.adapter import EraserAdapter
-    from diffusers_erase.eraser.config import EraserConfig
+    from diffusers_erase.eraser.config import ErasedConcept, EraserConfig
     from diffusers_erase.evaluation.probe import probe
     from diffusers_erase.making.api import erase
     from diffusers_erase.making.debiasing import debias
@@ -42,6 +42,7 @@ _ROOMS = {
     "Adaptive": "training.adaptive",
     "Concept": "concepts",
     "Edit": "editing.recipes",
+    "ErasedConcept": "eraser.config",
     "EraserAdapter": "eraser.adapter",
     "EraserConfig": "eraser.config",
     "Fixed": "training.targets",
@@ -70,6 +71,7 @@ __all__ = [
     "Adaptive",
     "Concept",
     "Edit",
+    "ErasedConcept",
     "EraserAdapter",
     "EraserConfig",
     "ErasureError",

@@ -1,15 +1,28 @@
-"""The one public exception, and the check behind every choice between names."""
+"""The one public exception, how text of others is shown, and the check of names."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class ErasureError(ValueError):
-    """A request that cannot be met; nothing has been changed."""
+    """A request that cannot be met; nothing has been changed.
+
+    The message is one line of printable characters, whatever a file or an answer of the Hub holds.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shown(message, 2_000))
+
+
+def shown(value: object, length: int = 500) -> str:
+    """One line for a terminal or a message: control characters are escaped, long text is cut."""
+    text = str(value)
+    start = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:length])
+    return f"{start} … ({len(text):,} characters)" if len(text) > length else start
 
 
 def first_line(error: BaseException) -> str:
-    """What somebody else's error says, to stand within a sentence; its type if it says nothing."""
+    """The first line of another library's error, to stand within a sentence; else its type."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 

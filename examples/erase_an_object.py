@@ -13,7 +13,7 @@ from diffusers_erase.playground import OBJECTS, SYNONYMS, load_judge, load_pipel
 def main(folder: Path, steps: int | None) -> None:
     concept = Concept("car", synonyms=SYNONYMS["car"])
     eraser = erase(load_pipeline(), concept, vocabulary=OBJECTS, steps=steps)
-    print(f"Cars are answered as {eraser.config.target}.")
+    print(f"Cars are answered as {eraser.config.concepts[0].target}.")
     eraser.save_pretrained(folder / "erase-car", overwrite=True)
 
     pipe, judge = load_pipeline(), load_judge()

@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     from transformers.utils import logging as transformers_logging
 
 from diffusers_erase.eraser.adapter import EraserAdapter
-from diffusers_erase.eraser.config import EraserConfig
+from diffusers_erase.eraser.config import ErasedConcept, EraserConfig
 from diffusers_erase.models.architectures import fingerprint, projections
 from diffusers_erase.playground import load_judge, load_pipeline
 from diffusers_erase.playground.building import networks
@@ -105,7 +105,10 @@ def make_eraser():
             for path, layer in layers.items()
         }
         config = EraserConfig(
-            concept, target="truck", recipe="random", fingerprint=fingerprint(unet), rank=rank
+            (ErasedConcept(concept, target="truck"),),
+            recipe="random",
+            fingerprint=fingerprint(unet),
+            rank=rank,
         )
         return EraserAdapter(factors, config)
 

@@ -22,7 +22,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from diffusers_erase import EraserAdapter, ErasureError
-from diffusers_erase.eraser.config import CONFIG_NAME, EraserConfig
+from diffusers_erase.eraser.config import CONFIG_NAME, ErasedConcept, EraserConfig
 from diffusers_erase.eraser.files import MAP_NAME, WEIGHTS_NAME
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.models.architectures import fingerprint, projections
@@ -60,7 +60,9 @@ def unet():
 
 def erasers(model):
     """A trained one and a portable one."""
-    config = EraserConfig("car", target="bus", fingerprint=fingerprint(model), rank=2)
+    config = EraserConfig(
+        (ErasedConcept("car", target="bus"),), fingerprint=fingerprint(model), rank=2
+    )
     factors = {
         path: (torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2))
         for path, layer in projections(model, ("to_k", "to_v")).items()

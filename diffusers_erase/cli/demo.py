@@ -189,7 +189,7 @@ def _run_case(
     eraser = erase(
         load_pipeline(), case.concept, target=case.target, vocabulary=case.vocabulary, seed=seed
     )
-    target = eraser.config.target
+    target = eraser.config.concepts[0].target
     say(f"  It is answered as {repr(target) if target else 'the same prompt without it'}.")
     path = eraser.save_pretrained(folder / _slug(case))
     made = time.monotonic()

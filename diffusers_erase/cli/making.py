@@ -251,4 +251,4 @@ def stack(
     )
     together.save_pretrained(output, overwrite=overwrite)
     config, kept = together.config, together.config.parameters["kept_energy"]
-    typer.echo(f"Wrote {output}: erases {config.concept}; rank {config.rank}, {kept:.1%} kept.")
+    typer.echo(f"Wrote {output}: erases {config.title}; rank {config.rank}, {kept:.1%} kept.")

@@ -1,7 +1,7 @@
 """Commands that measure: evaluate, attack, graph and continual."""
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -192,9 +192,9 @@ def continual(
     several = {}
     for source in erasers:
         eraser = EraserAdapter.from_pretrained(source)
-        if eraser.config.concept in several:
-            raise ErasureError(f"'{source}' erases '{eraser.config.concept}' a second time.")
-        several[eraser.config.concept] = eraser
+        if eraser.config.title in several:
+            raise ErasureError(f"'{source}' erases '{eraser.config.title}' a second time.")
+        several[eraser.config.title] = eraser
     sampling = _sampling(model, steps, guidance, batch)
     runner = _runner(model, detector, field.concepts, out, sampling)
     found = timeline(runner, field, several, seed=seed)
@@ -225,7 +225,6 @@ def _measure(
     overwrite: bool,
 ) -> None:
     from diffusers_erase.attacks import attack_named
-    from diffusers_erase.concepts import Concept, Kind
     from diffusers_erase.eraser.adapter import EraserAdapter
     from diffusers_erase.evaluation.evidence import evaluate as measure
     from diffusers_erase.evaluation.report import KNOWN, RESULTS, TABLE, sheets_of, write_report
@@ -233,10 +232,9 @@ def _measure(
     from diffusers_erase.storage.atomic import check_folder
 
     check_folder(out, overwrite=overwrite, marker=RESULTS, known=KNOWN)
-    config = EraserAdapter.from_pretrained(erasers[0]).config
-    concept = Concept(config.concept.split(", ")[0], cast(Kind, config.kind), config.synonyms)
-    several = [attack_named(name, concept) for name in attacks]
-    asked = _suite(suite, config.concept.split(", "), model, pictures)
+    erased = EraserAdapter.from_pretrained(erasers[0]).config.concepts
+    several = [attack_named(name, erased[0].concept) for name in attacks]
+    asked = _suite(suite, [each.name for each in erased], model, pictures)
     labels = {label for g in asked.groups for _, wanted in g.prompts for label in wanted}
     runner = _runner(model, detector, tuple(sorted(labels)), out, sampling)
     for source in erasers:

@@ -20,9 +20,11 @@ def info(source: Source, revision: Revision = None, token: Token = None) -> None
 
     facts = inspect_eraser(source, revision=revision, token=token)
     config = facts.config
-    typer.echo(f"{facts.source} erases {', '.join(config.names)} ({config.kind})")
+    typer.echo(f"{facts.source} erases {config.title}")
+    for erased in config.concepts:
+        answer = erased.target or "the same prompt without it"
+        typer.echo(f"  {', '.join(erased.names)} ({erased.kind}), answered as {answer}")
     rows = {
-        "answered as": config.target or "the same prompt without it",
         "recipe": config.recipe,
         "base model": config.base_model or "not recorded",
         "made for": _told(config.fingerprint),
@@ -122,7 +124,7 @@ def find(
     )
     for one in found:
         typer.echo(
-            f"{one.repo_id}: erases {_line(one.concept) or '?'} from "
+            f"{one.repo_id}: erases {_line(', '.join(one.concepts)) or '?'} from "
             f"{_line(one.base_model) or '?'}; {one.downloads:,} downloads, {one.likes:,} likes"
         )
     if not found:

@@ -125,13 +125,11 @@ def carry_out(
 def told(output: Path, eraser: EraserAdapter) -> str:
     """What was erased, as what it is answered, and why that was chosen."""
     lines = []
-    for choice in eraser.config.parameters["choices"]:
-        answer = choice["target"] or "the same prompt without it"
-        least = choice["how"] in ("nearest", "trial", "least-damage")  # the others are scores
-        best = sorted(choice["scores"].items(), key=lambda item: item[1], reverse=not least)[:5]
-        rivals = ", ".join(f"{word} {score:.2g}" for word, score in best)
-        why = f" ({choice['how']}; {rivals})" if rivals else ""
-        lines.append(f"Erased '{choice['concept']}', answered as '{answer}'{why}.")
+    for erased in eraser.config.concepts:
+        answer = erased.target or "the same prompt without it"
+        rivals = ", ".join(f"{word} {score:.2g}" for word, score in erased.ranked[:5])
+        why = f" ({erased.choice}; {rivals})" if rivals else ""
+        lines.append(f"Erased '{erased.name}', answered as '{answer}'{why}.")
     return "\n".join([*lines, f"pipe.load_erasure('{output}')"])
 
 

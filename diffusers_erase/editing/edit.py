@@ -13,7 +13,7 @@ from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.solvers import Problem, reading_gram, solved_within
 from diffusers_erase.editing.solving import reader_beside
 from diffusers_erase.editing.token_pairs import Texts, paired, shell, unshared
-from diffusers_erase.eraser.config import Choice
+from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.inverse import Inverse
@@ -40,7 +40,7 @@ class Edited:
     """What came out of an edit."""
 
     map: TextMap
-    choices: tuple[Choice, ...]
+    choices: tuple[ErasedConcept, ...]
     rank: int
     """Of the solution; the map may have less."""
     kept: float
@@ -117,7 +117,7 @@ def edit(
             )
     else:
         answers = targets or [None] * len(concepts)
-        choices = [Choice(c.name, t, "given") for c, t in zip(concepts, answers, strict=True)]
+        choices = [ErasedConcept.of(c, t) for c, t in zip(concepts, answers, strict=True)]
     E, V = rows(texts, concepts, [choice.target for choice in choices], recipe, seed=seed)
     if recipe.aim == "tensor":
         V = unshared(E, V, G)
@@ -193,7 +193,7 @@ def _chosen(
     recipe: Edit,
     S: Tensor,
     hold: Tensor | None,
-) -> Choice:
+) -> ErasedConcept:
     """Min over candidates of the mean over rivals j of  E |P e_j|^2 / E |e_j - e_null|^2
 
     Rivals are the nearest words, not all of which may be targets: AGE's idea (arXiv 2501.18950) by
@@ -206,7 +206,7 @@ def _chosen(
         )
     rivals = list(dict.fromkeys([*candidates, *near]))
     if len(rivals) == 1:
-        return Choice(concept.name, rivals[0], "least-damage", {})
+        return ErasedConcept.of(concept, rivals[0], choice="least-damage")
     said_of = texts.encode(prompts_naming(rivals, concept.kind, 2)).double().cpu()
     null = texts.encode([""]).double().cpu()
 
@@ -234,7 +234,8 @@ def _chosen(
         moved = (seen * (D @ D.T @ seen)).sum(0).view(len(rivals), -1).sum(1) / apart_from_nothing
         moved[k] = 0
         hurt[word] = float(moved.sum() / (len(rivals) - 1))
-    return Choice(concept.name, min(hurt, key=hurt.__getitem__), "least-damage", hurt)
+    chosen = {"choice": "least-damage", "scores": hurt, "best": "lowest"}
+    return ErasedConcept.of(concept, min(hurt, key=hurt.__getitem__), **chosen)
 
 
 def _listed(words: Sequence[str], kind: Kind) -> list[str]:

@@ -9,7 +9,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from diffusers_erase.eraser.config import CONFIG_NAME, PAYLOADS, EraserConfig, versions
+from diffusers_erase.concepts import Concept, Kind
+from diffusers_erase.eraser.config import (
+    CONFIG_NAME,
+    PAYLOADS,
+    ErasedConcept,
+    EraserConfig,
+    versions,
+)
 from diffusers_erase.eraser.files import Content, ours_in, ours_on, read, written
 from diffusers_erase.eraser.lora_formats import changes_in, factors_in, holds_lora
 from diffusers_erase.eraser.safetensors_io import WHOLE_MODEL, opened
@@ -66,7 +73,7 @@ class EraserAdapter:
         """
         if self.text_map is None:
             raise ErasureError(
-                f"The eraser of '{self.config.concept}' was trained for one model and has no text "
+                f"The eraser of '{self.config.title}' was trained for one model and has no text "
                 "map; erasers made in closed form have one."
             )
         return EraserAdapter({}, self.config, self.text_map)
@@ -195,7 +202,7 @@ class EraserAdapter:
             written(self._content(results, dtype), repo_id, images),
             marker=CONFIG_NAME,
             stale=ours_on(repo_id),
-            message=commit_message or f"Eraser for '{self.config.concept}'"[:200],
+            message=commit_message or f"Eraser for '{self.config.title}'"[:200],
             private=private,
             token=token,
             create_pr=create_pr,
@@ -233,7 +240,7 @@ class EraserAdapter:
         base: Any = None,
         rank: int | None = None,
         target: str | None = None,
-        kind: str = "object",
+        kind: Kind = "object",
     ) -> "EraserAdapter":
         """An eraser out of what somebody else left: a LoRA file, or weights that were rewritten.
 
@@ -275,9 +282,7 @@ class EraserAdapter:
         if not all_of_it:
             raise ErasureError(f"'{path}' changes nothing: it erases nothing.")
         config = EraserConfig(
-            concept,
-            kind=kind,
-            target=target,
+            (ErasedConcept.of(Concept(concept, kind), target),),
             recipe="imported",
             parameters={"file": path.name, "kept_energy": sum(energy.values()) / all_of_it},
             base_model=model.name if model else "",

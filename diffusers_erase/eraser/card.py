@@ -1,12 +1,18 @@
-"""Plain mappings in, Markdown out: the model card of an eraser."""
+"""The model card of an eraser: its config as Markdown."""
 
+import html
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from diffusers_erase.eraser.config import ErasedConcept, EraserConfig
+from diffusers_erase.errors import shown
 from diffusers_erase.models.architectures import architecture_or_default
 from diffusers_erase.storage.hub import tag_of
 
@@ -30,65 +36,86 @@ NUMBERS = {
 }
 """Results that are no share of pictures, in words."""
 
+MOST = 100
+"""Concepts, and rows of a table, that a card shows at most."""
+
 
 def model_card(
-    config: Mapping[str, Any],
+    config: EraserConfig,
     repo_id: str,
     images: Mapping[str, str] | None = None,
     files: Sequence[str] = (),
 ) -> str:
     """The README of an eraser's repository.
 
+    Every value of the config passes through `as_text`, so that none of it is markup.
+
     Args:
-        config: the content of `erasure_config.json`.
-        repo_id: what the repository is called.
+        config: of the eraser.
+        repo_id: name of the repository.
         images: path in the repository -> prompt.
-        files: what else there is in it.
+        files: paths of the repository's files.
     """
-    concept = _line(", ".join([config["concept"], *config["synonyms"]]))
-    return f"""---
-{_front_matter(config, repo_id, images or {})}
----
-
-# {_line(repo_id)}: erases “{_line(config["concept"])}”
-{_gallery(images or {})}
-```python
-import diffusers_erase
-{_opening(config["base_model"])}
-pipe.load_erasure("{_line(repo_id)}")
-```
-
-{_also(config, _line(repo_id), files)}
-
-## What it does
-
-{_table(_story(config, concept))}
-
-{_choices(config)}## How it was made
-
-{_table({str(k): v for k, v in config["parameters"].items() if k != "choices"})}
-
-## Measured
-
-{_measured(config.get("results") or {})}
-
-## Limits
-
-An eraser makes a model not draw something when it is asked for. Whoever holds the weights can
-unload it, and erased concepts can be brought back by attacks on the prompt, the text states or the
-weights; no claim of robustness is made. What was not measured above is not known. Hosts who must
-not hand the concept out put the erasure into the weights (`pipe.export_erased(folder)`) and watch
-what is drawn besides. The base model's licence and terms of use hold for what is drawn with it.
-"""
+    results = config.results
+    rows = {key: row for key, row in results.items() if _is_row(row)}
+    names = [*MEASURED, *(key for key in rows if key not in MEASURED)]
+    return _TEMPLATE.render(
+        config=config,
+        repo_id=repo_id,
+        images=images,
+        most=MOST,
+        front_matter=Markup(_front_matter(config, repo_id, images or {})),
+        opening=Markup(_opening(config.base_model)),
+        usage=_usage(config, repo_id, files),
+        answer=_answer,
+        choice=_choice,
+        model={
+            "recipe": config.recipe,
+            "base model": config.base_model or "not recorded",
+            "made for": ", ".join(
+                f"{k} {v}" for k, v in config.fingerprint.items() if not isinstance(v, Mapping)
+            ),
+            "rank": config.rank,
+            "versions": ", ".join(f"{k} {v}" for k, v in config.versions.items()),
+        },
+        shares={MEASURED.get(key, key): _cells(rows.get(key)) for key in names},
+        numbers={NUMBERS.get(key, key): x for key, x in results.items() if key not in rows},
+    )
 
 
-def _front_matter(config: Mapping[str, Any], repo_id: str, images: Mapping[str, str]) -> str:
-    base = config["base_model"]
+def as_text(value: Any) -> Markup:
+    """The value in one line that Markdown and HTML render as the characters it consists of."""
+    if isinstance(value, Markup):
+        return value
+    text = html.escape(shown(value, 2_000), quote=False)
+    return Markup(re.sub(r"([\\`*\[\]|~$]|(?<!\w)_|_(?!\w))", r"\\\1", text))
+
+
+def _literal(text: str) -> Markup:
+    """The text as a Python literal within a code span or block."""
+    return Markup(json.dumps(text, ensure_ascii=not text.isprintable()).replace("`", "\\u0060"))
+
+
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("diffusers_erase", "eraser"),
+    autoescape=True,
+    finalize=as_text,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    undefined=StrictUndefined,
+)
+_ENVIRONMENT.filters["literal"] = _literal
+_TEMPLATE = _ENVIRONMENT.get_template("card.md.jinja")
+
+
+def _front_matter(config: EraserConfig, repo_id: str, images: Mapping[str, str]) -> str:
+    base = config.base_model
     published = _published(base)
-    names = config["concept"].split(", ")
-    row = architecture_or_default(str(config["fingerprint"].get("denoiser")))
-    family = row.families.get(config["fingerprint"].get("text_width"))
-    results = _eval_results(config.get("results") or {})
+    names = [concept.name for concept in config.concepts[:MOST]]
+    row = architecture_or_default(str(config.fingerprint.get("denoiser")))
+    family = row.families.get(config.fingerprint.get("text_width") or 0)
+    results = _eval_results(config.results)
     header = ModelCardData(
         base_model=base if published else None,
         library_name="diffusers",
@@ -105,7 +132,7 @@ def _front_matter(config: Mapping[str, Any], repo_id: str, images: Mapping[str, 
         ],
         base_model_relation="adapter" if published else None,
         widget=[{"text": text, "output": {"url": path}} for path, text in images.items()] or None,
-        erasure={"concept": names, "target": config["target"], "recipe": config["recipe"]},
+        erasure={"concepts": names, "recipe": config.recipe},
         model_name=repo_id if results else None,
         eval_results=results or None,
     )
@@ -128,82 +155,47 @@ def _opening(base: str) -> str:
     )
 
 
-def _gallery(images: Mapping[str, str]) -> str:
-    return "\n<Gallery />\n" if images else ""
-
-
-def _also(config: Mapping[str, Any], repo_id: str, files: Sequence[str]) -> str:
-    if "lora" not in config.get("payloads", ("lora",)):
-        return "It is a map of the text, for every model with the same text encoder."
-    said = (
-        f'It is an ordinary LoRA too: `pipe.load_lora_weights("{repo_id}")` works without '
-        "`diffusers_erase`,\nbut is then switched off by the next adapter that is loaded."
-    )
-    plain = ("pytorch_lora_weights.safetensors", "text_map.safetensors")
-    others = [name for name in files if name.endswith(".safetensors") and name not in plain]
-    for name in others:
-        said += f"\n`{_line(name)}` is the same with the keys that ComfyUI and A1111 read."
-    return said
-
-
-def _story(config: Mapping[str, Any], concept: str) -> dict[str, Any]:
-    return {
-        "erased concept": concept,
-        "kind": config["kind"],
-        "answered as": config["target"] or "the same prompt without the concept",
-        "recipe": config["recipe"],
-        "base model": config["base_model"] or "not recorded",
-        "made for": ", ".join(f"{k} {v}" for k, v in config["fingerprint"].items()),
-        "rank": config["rank"],
-        "versions": ", ".join(f"{k} {v}" for k, v in config["versions"].items()),
-    }
-
-
-def _choices(config: Mapping[str, Any]) -> str:
-    """How the targets were chosen, and the rivals that came next."""
-    told = []
-    choices = config["parameters"].get("choices")
-    for choice in choices if isinstance(choices, list) else ():
-        scores = choice.get("scores") if isinstance(choice, Mapping) else None
-        if not isinstance(scores, Mapping) or len(scores) < 2:
-            continue
-        rivals = ", ".join(f"{_line(k)} ({_number(v)})" for k, v in [*scores.items()][:6])
-        told.append(
-            f"The target of “{_line(choice.get('concept'))}” was chosen by "
-            f"{_line(choice.get('how'))}; scores: {rivals}.\n\n"
-        )
-    return "".join(told)
-
-
-def _measured(results: Mapping[str, Any]) -> str:
+def _usage(config: EraserConfig, repo_id: str, files: Sequence[str]) -> list[Markup]:
+    if "lora" not in config.payloads:
+        return [Markup("It is a map of the text, for every model with the same text encoder.")]
     lines = [
-        "Pictures in which what was asked for is seen:",
-        "",
-        "| asked for | base | erased | difference (95 % interval) | n |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "It is an ordinary LoRA too: `pipe.load_lora_weights({})` works without "
+        "`diffusers_erase`,\nbut is then switched off by the next adapter that is loaded."
     ]
-    rows = {key: value for key, value in results.items() if _is_row(value)}
-    for key in [*MEASURED, *(key for key in rows if key not in MEASURED)]:
-        lines.append(f"| {_line(MEASURED.get(key, key))} | {_cells(rows.get(key))} |")
-    rest = {NUMBERS.get(k, k): value for k, value in results.items() if k not in rows}
-    return "\n".join(lines) + (f"\n\n{_table(rest)}" if rest else "")
+    lines[0] = lines[0].format(_literal(repo_id))
+    plain = ("pytorch_lora_weights.safetensors", "text_map.safetensors")
+    for name in files:
+        if name.endswith(".safetensors") and name not in plain:
+            lines.append(f"`{name}` is the same with the keys that ComfyUI and A1111 read.")
+    return [Markup(line) for line in lines]
 
 
-def _cells(row: Mapping[str, Any] | None) -> str:
+def _answer(concept: ErasedConcept) -> str:
+    return "the same prompt without it" if concept.target is None else concept.target
+
+
+def _choice(concept: ErasedConcept) -> str:
+    """How the target was chosen, with the best candidates and their scores."""
+    scores = ", ".join(f"{word} ({score:.3g})" for word, score in concept.ranked[:6])
+    better = f"; the {concept.best} is the best" if concept.best and scores else ""
+    return concept.choice + (f": {scores}{better}" if scores else "")
+
+
+def _cells(row: Mapping[str, Any] | None) -> tuple[str, ...]:
     if row is None:
-        return "not measured | not measured | not measured | -"
+        return (*["not measured"] * 3, "-")
     known = {"low", "high"} <= row.keys()
     between = f" ({_share(row['low'], '+')} .. {_share(row['high'], '+')})" if known else ""
     change = _share(row["erased"] - row["base"], "+")
-    return f"{_share(row['base'])} | {_share(row['erased'])} | {change}{between} | {row['n']}"
+    return _share(row["base"]), _share(row["erased"]), f"{change}{between}", str(row["n"])
 
 
 def _is_row(value: Any) -> bool:
     """Whether a result is the share of pictures of base and eraser, out of n."""
     return (
         isinstance(value, Mapping)
-        and all(isinstance(value.get(key), int | float) for key in ("base", "erased", "n"))
-        and all(isinstance(value.get(key, 0.0), int | float) for key in ("low", "high"))
+        and all(_is_number(value.get(key)) for key in ("base", "erased", "n"))
+        and all(_is_number(value.get(key, 0.0)) for key in ("low", "high"))
     )
 
 
@@ -218,24 +210,13 @@ def _eval_results(results: Mapping[str, Any]) -> list[EvalResult]:
             metric_value=round(float(row["erased"]), 4),
         )
         for key, row in results.items()
-        if _is_row(row) and math.isfinite(row["erased"])
+        if _is_row(row)
     ]
 
 
-def _table(rows: Mapping[str, Any]) -> str:
-    lines = [f"| {_line(name)} | {_line(value)} |" for name, value in rows.items()]
-    return "\n".join(["| | |", "| --- | --- |", *lines])
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _share(value: float, sign: str = "") -> str:
     return f"{100 * value:{sign}.1f} %"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, int | float) else _line(value)
-
-
-def _line(value: Any) -> str:
-    """Text that stays in its line and cell, and is text and no markup."""
-    text = re.sub(r"\s+", " ", str(value))
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
 from warnings import warn
 
+from diffusers_erase.concepts import Concept, Kind
 from diffusers_erase.eraser.schema import problem_of
 from diffusers_erase.errors import ErasureError
 
@@ -21,17 +22,56 @@ PAYLOADS = ("lora", "text_map")
 
 
 @dataclass(frozen=True)
-class EraserConfig:
-    """What an eraser erases, to what, in which model, how it was made: `erasure_config.json`.
+class ErasedConcept:
+    """A concept that an eraser erases, and what it is answered as."""
 
-    What each of them may hold is in `schema.FIELDS`, and in `erasure_config.schema.json`.
-    """
-
-    concept: str
-    kind: str = "object"
+    name: str
+    kind: Kind = "object"
     synonyms: tuple[str, ...] = ()
     target: str | None = None
-    """What the concept is answered as; None for the same prompt without it."""
+    """The words in the concept's place; None for the same prompt without the concept."""
+    choice: str = "given"
+    """The method that chose the target."""
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    """Candidate target -> score, by that method."""
+    best: Literal["lowest", "highest"] | None = None
+    """Which score is the best one; None if the scores are no ranking."""
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """Keys that a newer version wrote; kept, and written back."""
+
+    @classmethod
+    def of(cls, concept: Concept, target: str | None, **chosen: Any) -> "ErasedConcept":
+        """The concept with its target; `chosen` may hold `choice`, `scores` and `best`."""
+        return cls(concept.name, concept.kind, concept.synonyms, target, **chosen)
+
+    @property
+    def concept(self) -> Concept:
+        """Name, kind and synonyms, from which prompts are written."""
+        return Concept(self.name, self.kind, self.synonyms)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name and its synonyms."""
+        return (self.name, *self.synonyms)
+
+    @property
+    def ranked(self) -> list[tuple[str, float]]:
+        """Candidates with their scores, the best first if there is a best one."""
+        found = [(word, score) for word, score in self.scores.items() if score is not None]
+        if self.best is None:
+            return found
+        return sorted(found, key=lambda pair: pair[1], reverse=self.best == "highest")
+
+
+@dataclass(frozen=True)
+class EraserConfig:
+    """The content of `erasure_config.json`: what is erased, in which model, how it was made.
+
+    `schema.FIELDS` says what each field may hold; the package ships it as
+    `erasure_config.schema.json`.
+    """
+
+    concepts: tuple[ErasedConcept, ...]
     recipe: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """Every number the recipe ran with."""
@@ -40,23 +80,42 @@ class EraserConfig:
     """Class, text width and cross-attention size of the denoiser it was made for."""
     rank: int = 0
     payloads: tuple[str, ...] = ("lora",)
-    """What there is of `lora` and `text_map`."""
+    """Names of the weights that the eraser consists of: `lora`, `text_map` or both."""
     dtype: str = "float32"
-    """Of the LoRA's numbers on disk."""
+    """Type of the LoRA's numbers on disk."""
     results: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     unknown: Mapping[str, Any] = field(default_factory=dict)
     """Keys that a newer version wrote; kept, and written back."""
     format: str = FORMAT
 
+    def __post_init__(self) -> None:
+        if not self.concepts:
+            raise ErasureError("An eraser erases at least one concept; none is named.")
+
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all its concepts, with their synonyms."""
-        return (*self.concept.split(", "), *self.synonyms)
+        """Names and synonyms of all concepts."""
+        return tuple(name for concept in self.concepts for name in concept.names)
+
+    @property
+    def title(self) -> str:
+        """The concepts in words, for people: `cat`, `cat and dog`, `cat, dog and 7 more`."""
+        *first, last = [concept.name for concept in self.concepts]
+        if len(first) > 3:
+            first, last = first[:3], f"{len(first) - 2} more"
+        return f"{', '.join(first)} and {last}" if first else last
+
+    def example_prompts(self, count: int) -> tuple[str, ...]:
+        """`count` prompts about each concept."""
+        return tuple(
+            prompt.text for each in self.concepts for prompt in each.concept.example_prompts(count)
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; what is no number, such as nan, is None."""
+        """Plain JSON types; a number that is not finite becomes None."""
         known = asdict(self)
+        known["concepts"] = [{**one.pop("unknown"), **one} for one in known["concepts"]]
         text = json.dumps({**known.pop("unknown"), **known})
         plain: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)
         return plain
@@ -69,7 +128,7 @@ class EraserConfig:
             ErasureError: it was not written by diffusers_erase, is damaged, or is of a format or
                 holds a payload that this version does not know.
         """
-        if not isinstance(content, dict) or not isinstance(content.get("concept"), str):
+        if not isinstance(content, dict) or "concepts" not in content:
             raise ErasureError(
                 f"{CONFIG_NAME} names no concept; it was not written by diffusers_erase."
             )
@@ -77,18 +136,30 @@ class EraserConfig:
         problem = problem_of(content)
         if problem:
             raise ErasureError(f"{CONFIG_NAME} is damaged: {problem}.")
-        names = {f.name for f in fields(cls)} - {"unknown"}
-        known = {name: value for name, value in content.items() if name in names}
-        unknown = {name: value for name, value in content.items() if name not in names}
+        known = _split(cls, content)
+        known["concepts"] = tuple(
+            ErasedConcept(**_split(ErasedConcept, one)) for one in known["concepts"]
+        )
+        config = cls(**known)
+        unknown = {*config.unknown}.union(*(concept.unknown for concept in config.concepts))
         if unknown:
             warn(
                 f"{CONFIG_NAME} was written by another version; kept but not understood: "
-                f"{', '.join(map(repr, unknown))}.",
+                f"{', '.join(map(repr, sorted(unknown)))}.",
                 stacklevel=3,
             )
-        for name in ("synonyms", "payloads"):
-            known |= {name: tuple(known[name])} if name in known else {}
-        return cls(**known, unknown=unknown)
+        return config
+
+
+def _split(cls: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a dataclass from JSON; keys it does not know are in `unknown`."""
+    names = {f.name for f in fields(cls)} - {"unknown"}
+    known = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in content.items()
+        if name in names
+    }
+    return known | {"unknown": {k: value for k, value in content.items() if k not in names}}
 
 
 def _check_format(written: Any, payloads: Any) -> None:
@@ -106,16 +177,6 @@ def _check_format(written: Any, payloads: Any) -> None:
                 f"diffusers_erase does not know ({', '.join(PAYLOADS)}); without it the eraser "
                 "would not erase what it says. Update diffusers_erase."
             )
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What one concept is answered as, and the rivals with their scores."""
-
-    concept: str
-    target: str | None
-    how: str
-    scores: dict[str, float] = field(default_factory=dict)
 
 
 def versions() -> dict[str, str]:

@@ -77,7 +77,7 @@ def written(
     for k, (prompt, picture) in enumerate((images or {}).items()):
         path = f"{IMAGES}/{k:02d}.png"
         shown[path], files[path] = prompt, _png(picture)
-    files[CARD_NAME] = model_card(told, repo_id, shown, sorted(files)).encode()
+    files[CARD_NAME] = model_card(content.config, repo_id, shown, sorted(files)).encode()
     return files
 
 
@@ -191,7 +191,7 @@ def _lora_files(content: Content, name: str, told: Mapping[str, Any]) -> dict[st
     files = {WEIGHTS_NAME: serialized(tensors, {**story, "lora_adapter_metadata": lora})}
     if row.kohya:
         tensors, header = kohya_keys(factors)
-        title = {"modelspec.title": f"Erases {config.concept}"}
+        title = {"modelspec.title": f"Erases {config.title}"}
         files[f"{name}.safetensors"] = serialized(tensors, {**header, **title, **story})
     return files
 

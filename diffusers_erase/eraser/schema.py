@@ -1,51 +1,83 @@
 """What `erasure_config.json` may hold: one table, checked on loading and shipped as JSON Schema."""
 
 import json
-import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from diffusers_erase.concepts import Kind
 from diffusers_erase.errors import ErasureError
 
 
 BYTES = 2**20
-"""Of an `erasure_config.json`, at most."""
+"""Largest size of an `erasure_config.json`."""
 DEPTH = 16
-"""Of its lists and objects in one another, at most."""
+"""Deepest nesting of its lists and objects."""
 
-_SHOWN = r"^[^\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]*$"
+LARGEST = 1e300
+"""Largest number; the double of a float may be infinite."""
+
+_UNSHOWN = r"\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069"
+_ONE_LINE = rf"^[^{_UNSHOWN}]*$"
 """Text that stays in its line and runs in one direction, in a terminal and on a card."""
 
 
 def _text(length: int, **more: Any) -> dict[str, Any]:
-    return {"type": "string", "maxLength": length, "pattern": _SHOWN, **more}
+    return {"type": "string", "maxLength": length, "pattern": _ONE_LINE, **more}
 
 
-def _list(item: dict[str, Any], length: int) -> dict[str, Any]:
-    return {"type": "array", "items": item, "maxItems": length}
+def _list(item: dict[str, Any], length: int, **more: Any) -> dict[str, Any]:
+    return {"type": "array", "items": item, "maxItems": length, **more}
 
 
-_OBJECT = {"type": "object"}
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties}
+
+
+_NAME = {**_text(1_000), "pattern": rf"^[^{_UNSHOWN}]*[^\s{_UNSHOWN}][^{_UNSHOWN}]*$"}
+"""One line with something in it."""
+_COUNT = {"type": ["integer", "null"], "minimum": 0, "maximum": 2**53}
+_SCORE = {"type": ["number", "null"]}
+
+_CONCEPT = {
+    **_object(
+        name=_NAME,
+        kind={"type": "string", "enum": [*get_args(Kind)]},
+        synonyms=_list(_NAME, 10_000),
+        target={**_text(1_000), "type": ["string", "null"]},
+        choice=_text(100),
+        scores={"type": "object", "additionalProperties": _SCORE},
+        best={"type": ["string", "null"], "enum": ["lowest", "highest", None]},
+    ),
+    "required": ["name"],
+}
+
+_TEXT_ENCODER = {
+    **_object(prompt=_text(1_000), state=_list({"type": "number"}, 64, minItems=1)),
+    "required": ["prompt", "state"],
+}
 
 FIELDS: dict[str, dict[str, Any]] = {
     "format": {"type": "string", "maxLength": 20, "pattern": r"^1\.[0-9]+$"},
-    "concept": _text(65_536, minLength=1),
-    "kind": {"type": "string", "enum": ["object", "style", "person", "attribute"]},
-    "synonyms": _list(_text(1_000), 10_000),
-    "target": {**_text(65_536), "type": ["string", "null"]},
+    "concepts": _list(_CONCEPT, 10_000, minItems=1),
     "recipe": _text(200),
-    "parameters": _OBJECT,
+    "parameters": {"type": "object"},
     "base_model": _text(1_000),
-    "fingerprint": _OBJECT,
+    "fingerprint": _object(
+        denoiser=_text(200),
+        text_width=_COUNT,
+        cross_attention_layers=_COUNT,
+        cross_attention_parameters=_COUNT,
+        text=_TEXT_ENCODER,
+    ),
     "rank": {"type": "integer", "minimum": 0, "maximum": 100_000},
     "payloads": _list(_text(100), 20),
     "dtype": {"type": "string", "enum": ["float32", "float16", "bfloat16"]},
-    "results": _OBJECT,
-    "versions": _OBJECT,
+    "results": {"type": "object"},
+    "versions": {"type": "object", "additionalProperties": _text(200)},
 }
-"""Key -> JSON Schema, in the keywords that `problem_of` knows."""
+"""Key -> JSON Schema, in the keywords that `_problem` knows."""
 
 
 def schema() -> dict[str, Any]:
@@ -56,17 +88,13 @@ def schema() -> dict[str, Any]:
         "description": "What an eraser erases, to what, in which model, and how it was made.",
         "type": "object",
         "properties": FIELDS,
-        "required": ["concept"],
+        "required": ["concepts"],
     }
 
 
 def problem_of(content: dict[str, Any]) -> str | None:
-    """What is wrong with a config's content, in words; None where nothing is."""
-    for name, value in content.items():
-        problem = _problem(value, FIELDS[name]) if name in FIELDS else None
-        if problem:
-            return f"{name!r} is not what it should be: {problem}"
-    return None
+    """The first place where a config differs from the schema, in words; None if there is none."""
+    return _problem(content, {"type": "object", "properties": FIELDS}, "")
 
 
 def read_json(text: str, source: str | Path) -> Any:
@@ -86,8 +114,8 @@ def read_json(text: str, source: str | Path) -> Any:
     for depth, value in _all(content, 0):
         if depth > DEPTH:
             raise ErasureError(f"'{source}' is broken: it is nested deeper than {DEPTH} levels.")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ErasureError(f"'{source}' is broken: it holds a number that is not finite.")
+        if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:
+            raise ErasureError(f"'{source}' is broken: it holds a number beyond any float.")
         if isinstance(value, str) and not _encodable(value):
             raise ErasureError(f"'{source}' is broken: it holds half of a character.")
     return content
@@ -96,35 +124,53 @@ def read_json(text: str, source: str | Path) -> Any:
 _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
+    "number": (int, float),
     "array": (list, tuple),
     "object": (dict,),
     "null": (type(None),),
 }
 
 
-def _problem(value: Any, wanted: dict[str, Any]) -> str | None:
+def _problem(value: Any, wanted: Mapping[str, Any], place: str) -> str | None:
     types = [wanted["type"]] if isinstance(wanted["type"], str) else wanted["type"]
     if not any(isinstance(value, _TYPES[name]) for name in types) or isinstance(value, bool):
-        return f"no {' or '.join(types)}"
-    if isinstance(value, str):
-        return _problem_of_text(value, wanted)
-    if isinstance(value, int) and not wanted["minimum"] <= value <= wanted["maximum"]:
-        return f"beyond {wanted['minimum']:,} to {wanted['maximum']:,}"
-    if isinstance(value, list | tuple):
-        if len(value) > wanted["maxItems"]:
-            return f"more than {wanted['maxItems']:,} items"
-        return next(filter(None, (_problem(item, wanted["items"]) for item in value)), None)
-    return None
-
-
-def _problem_of_text(value: str, wanted: dict[str, Any]) -> str | None:
-    if not wanted.get("minLength", 0) <= len(value) <= wanted.get("maxLength", len(value)):
-        return f"{len(value):,} characters"
+        return f"'{place}' is no {' or '.join(types)}"
     if "enum" in wanted and value not in wanted["enum"]:
-        return f"none of {', '.join(wanted['enum'])}"
-    if "pattern" in wanted and not re.search(wanted["pattern"].replace("$", r"\Z"), value):
-        return "characters that have no place there"
+        return f"'{place}' is none of {', '.join(map(str, wanted['enum']))}"
+    if isinstance(value, dict):
+        return _problem_of_object(value, wanted, place)
+    size: Any = value
+    low, high, unit = "minimum", "maximum", ""
+    if isinstance(value, str):
+        size, low, high, unit = len(value), "minLength", "maxLength", " characters"
+    elif isinstance(value, list | tuple):
+        size, low, high, unit = len(value), "minItems", "maxItems", " items"
+    if size is not None and not wanted.get(low, size) <= size <= wanted.get(high, size):
+        allowed = f"{wanted.get(low, 0):,} to {wanted[high]:,}"
+        return f"'{place}' is {size:,}{unit} and should be {allowed}"
+    if isinstance(value, str) and not re.search(_python(wanted.get("pattern", "")), value):
+        return f"'{place}' has characters that have no place there, or too few"
+    if isinstance(value, list | tuple):
+        each = (_problem(x, wanted["items"], f"{place}[{k}]") for k, x in enumerate(value))
+        return next(filter(None, each), None)
     return None
+
+
+def _problem_of_object(value: dict[str, Any], wanted: Mapping[str, Any], place: str) -> str | None:
+    inside = f"{place}." if place else ""
+    for name in wanted.get("required", ()):
+        if name not in value:
+            return f"'{inside}{name}' is missing"
+    for name, inner in value.items():
+        known = wanted.get("properties", {}).get(name) or wanted.get("additionalProperties")
+        problem = _problem(inner, known, f"{inside}{name}") if known else None
+        if problem:
+            return problem
+    return None
+
+
+def _python(pattern: str) -> str:
+    return pattern.replace("$", r"\Z")  # `$` of Python allows a newline behind it
 
 
 def _all(value: Any, depth: int) -> Iterable[tuple[int, Any]]:

@@ -180,8 +180,8 @@ def _through(eraser: EraserAdapter, N: Tensor) -> EraserAdapter:
 def _check(erasers: Sequence[EraserAdapter]) -> None:
     if not erasers:
         raise ErasureError("There is no eraser to stack.")
-    portable = [e.config.concept for e in erasers if not e.factors]
-    trained = [e.config.concept for e in erasers if e.text_map is None]
+    portable = [e.config.title for e in erasers if not e.factors]
+    trained = [e.config.title for e in erasers if e.text_map is None]
     if portable and trained:
         raise ErasureError(
             f"The eraser of '{portable[0]}' is portable and that of '{trained[0]}' was trained for "
@@ -195,7 +195,7 @@ def _check(erasers: Sequence[EraserAdapter]) -> None:
                 raise ErasureError(
                     f"The erasers are for different models: '{path}' is "
                     f"{' x '.join(map(str, shapes[path]))} to one of them and "
-                    f"{' x '.join(map(str, shape))} to that of '{eraser.config.concept}'."
+                    f"{' x '.join(map(str, shape))} to that of '{eraser.config.title}'."
                 )
     widths = {T.width for T in (e.text_map for e in erasers) if T is not None}
     if len(widths) > 1:
@@ -212,12 +212,13 @@ def _config(
     configs = [eraser.config for eraser in erasers]
     ranks = [len(A) for A, _ in factors.values()]
     return EraserConfig(
-        concept=", ".join(c.concept for c in configs),
-        kind=configs[0].kind,
-        synonyms=tuple(name for c in configs for name in c.synonyms),
-        target=", ".join(c.target or "nothing" for c in configs),
+        concepts=tuple(concept for c in configs for concept in c.concepts),
         recipe=recipe,
-        parameters={"erasers": [{"concept": c.concept, "recipe": c.recipe} for c in configs]},
+        parameters={
+            "erasers": [
+                {"names": [x.name for x in c.concepts], "recipe": c.recipe} for c in configs
+            ]
+        },
         base_model=configs[0].base_model,
         fingerprint=configs[0].fingerprint,
         rank=max(ranks) if ranks else together.rank if together else 0,

@@ -174,7 +174,10 @@ def evaluate(
     judgements = (*runner(asked, "base"), *runner(asked, "erased"))
     about = {
         "erasers": {
-            name: {"concept": e.concept, "target": e.target, "strength": e.strength}
+            name: {
+                "concepts": [{"name": one.name, "target": one.target} for one in e.concepts],
+                "strength": e.strength,
+            }
             for name, e in loaded.items()
         },
         "seed": seed,

@@ -10,7 +10,7 @@ from diffusers_erase.editing.edit import edit
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.token_pairs import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
-from diffusers_erase.eraser.config import Choice
+from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.making.request import Request, check_bare, config_of, warn_of_unknown_words
@@ -67,7 +67,7 @@ def solved(
 def mapped(
     model: Model,
     request: Request,
-    choices: Sequence[Choice],
+    choices: Sequence[ErasedConcept],
     map: TextMap,
     weights: Mapping[str, Tensor] | None,
     parameters: Mapping[str, Any],

@@ -15,7 +15,7 @@ from diffusers_erase.editing.solvers import Problem
 from diffusers_erase.editing.solving import reader
 from diffusers_erase.editing.token_pairs import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
-from diffusers_erase.eraser.config import Choice
+from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.subspace import row_space
@@ -124,7 +124,8 @@ def _erasers(
     def at(amounts: Sequence[float]) -> EraserAdapter:
         T = TextMap((blend.at(amounts) - blend.E).T @ A, torch.eye(A.shape[1], dtype=A.dtype))
         map, kept = T.truncated(recipe.rank * texts.several, second_moment=problem.second_moment)
-        chosen = Choice(concept.name, None, "balanced", dict(zip(names, amounts, strict=True)))
+        scores = dict(zip(names, amounts, strict=True))
+        chosen = ErasedConcept.of(concept, concept.name, choice="balanced", scores=scores)
         return mapped(model, request, [chosen], map, weights, {"kept_energy": kept})
 
     return at

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.editing.recipes import EDITS, Edit
-from diffusers_erase.eraser.config import Choice, EraserConfig, versions
+from diffusers_erase.eraser.config import ErasedConcept, EraserConfig, versions
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.model import Model
 from diffusers_erase.models.text_states import unknown_words
@@ -110,22 +110,18 @@ def prompts_of(name: str, several: Sequence[str]) -> tuple[str, ...]:
 
 
 def config_of(
-    model: Model, request: Request, choices: Sequence[Choice], **known: Any
+    model: Model, request: Request, concepts: Sequence[ErasedConcept], **known: Any
 ) -> EraserConfig:
     """Everything an eraser says of itself.
 
     Args:
         model: what it was made for.
         request: what was asked for.
-        choices: what the concepts are answered as.
+        concepts: what is erased, with what it is answered as.
         **known: further fields of the config; `parameters` are added to the order's.
     """
-    targets = [choice.target for choice in choices]
     return EraserConfig(
-        concept=", ".join(concept.name for concept in request.concepts),
-        kind=request.concepts[0].kind,
-        synonyms=tuple(name for concept in request.concepts for name in concept.synonyms),
-        target=", ".join(t or "nothing" for t in targets) if any(targets) else None,
+        concepts=tuple(concepts),
         recipe=request.recipe.name,
         parameters={
             **request.recipe.numbers(),
@@ -133,10 +129,6 @@ def config_of(
             "own_prompts": [prompt for concept in request.concepts for prompt in concept.prompts],
             "kept_prompts": list(request.keep),
             "protected_prompts": list(request.protect),
-            "choices": [
-                {"concept": c.concept, "target": c.target, "how": c.how, "scores": dict(c.scores)}
-                for c in choices
-            ],
             **known.pop("parameters", {}),
         },
         base_model=model.name,

@@ -5,11 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from diffusers_erase.concepts import TEMPLATES, Concept, Vocabulary, prompts_naming
+from diffusers_erase.concepts import Vocabulary, prompts_naming
 from diffusers_erase.editing.prior import gram, spared
 from diffusers_erase.editing.token_pairs import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
-from diffusers_erase.eraser.config import EraserConfig
 from diffusers_erase.eraser.stacking import SPARE, Rest, compact, fused, held, scaled, summed
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.subspace import row_space
@@ -64,8 +63,8 @@ def stack(
     Q = row_space(Model.of(pipe).encode(["", *protect])) if protect or fusion == "gram" else None
     if fusion == "gram":
         texts = texts_of(pipe)
-        second_moment = [gram(texts, _prompts(eraser.config)) for eraser in several]
-        erased = [Concept(name) for eraser in several for name in eraser.config.names]
+        second_moment = [gram(texts, eraser.config.example_prompts(16)) for eraser in several]
+        erased = [erased.concept for eraser in several for erased in eraser.config.concepts]
         words = vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary(tuple(vocabulary))
         S = spared(texts, prompts_naming(words.others(erased), "object"), general=True)
         together = fused(several, second_moment, S, rest=rest, hold=Q, spare=spare)
@@ -82,11 +81,3 @@ def stack(
         "kept_energy": kept,
     }
     return replace(together, config=replace(together.config, parameters=parameters))
-
-
-def _prompts(config: EraserConfig) -> list[str]:
-    """Sixteen for every concept of an eraser."""
-    kind: Any = config.kind if config.kind in TEMPLATES else "object"
-    first, *others = config.concept.split(", ")
-    concepts = [Concept(first, kind, config.synonyms), *(Concept(name, kind) for name in others)]
-    return [p.text for concept in concepts for p in concept.example_prompts(16)]

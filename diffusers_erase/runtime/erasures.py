@@ -24,7 +24,7 @@ class Erasures:
     keep: Keep = True
     """Where the pristine weights are, if anywhere."""
     states: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
-    """A concept's kind and names -> N x width text states of it, where they were asked for."""
+    """Prompts about an eraser's concepts -> their N x width text states, once encoded."""
     disabled: bool = False
     """Inside `erasures_disabled`: nothing may change until its end."""
 

@@ -1,12 +1,7 @@
 """Where erasers on one denoiser get in each other's way, from text states alone."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from torch import Tensor
-
-from diffusers_erase.concepts import TEMPLATES, Concept
-from diffusers_erase.eraser.config import EraserConfig
 from diffusers_erase.eraser.stacking import interference
 from diffusers_erase.models.model import Model
 from diffusers_erase.runtime.erasures import Erasures
@@ -38,11 +33,10 @@ def interferences(
         return {}
     states = {}
     for name, eraser in loaded.items():
-        config = eraser.adapter.config
-        key = (config.kind, *config.names)
-        if key not in erasures.states:
-            erasures.states[key] = _states(model, config)
-        states[name] = erasures.states[key]
+        prompts = eraser.adapter.config.example_prompts(4)
+        if prompts not in erasures.states:
+            erasures.states[prompts] = model.encode(prompts).flatten(0, 1).float().cpu()
+        states[name] = erasures.states[prompts]
     erasers = {name: (eraser.adapter, eraser.strength) for name, eraser in loaded.items()}
     return interference(erasers, states, weights)
 
@@ -61,7 +55,7 @@ def heavily_interfering(
                     '`fusion="gram"` tells them.'
                 )
     for name, eraser in loaded.items():
-        targets = (eraser.adapter.config.target or "").split(", ")
+        targets = [concept.target for concept in eraser.adapter.config.concepts]
         for other, present in loaded.items():
             erased = [target for target in targets if target in present.adapter.config.names]
             if erased and other != name and (name in fresh or other in fresh):
@@ -71,10 +65,3 @@ def heavily_interfering(
                     "target."
                 )
     return told
-
-
-def _states(model: Model, config: EraserConfig) -> Tensor:
-    kind: Any = config.kind if config.kind in TEMPLATES else "object"
-    concept = Concept(config.concept, kind, config.synonyms)
-    prompts = [p.text for p in concept.example_prompts(4)]
-    return model.encode(prompts).flatten(0, 1).float().cpu()

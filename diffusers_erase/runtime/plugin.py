@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from diffusers_erase.eraser.adapter import EraserAdapter
-from diffusers_erase.eraser.config import CONFIG_NAME
+from diffusers_erase.eraser.config import CONFIG_NAME, ErasedConcept
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.architectures import linear
 from diffusers_erase.models.model import Model
@@ -42,8 +42,8 @@ AnyMode = Literal["auto", "bake", "hook", "adapter"]
 class ErasureInfo:
     """An eraser in force."""
 
-    concept: str
-    target: str | None
+    concepts: tuple[ErasedConcept, ...]
+    """What it erases, and what each is answered as."""
     strength: float
     mode: Mode
     source: str | None
@@ -131,7 +131,7 @@ def load_erasure(
     for one, own, s in zip(sources, names, strengths, strict=True):
         adapter, commit = _read(one, hub)
         _same_texts(Model.of(pipe), adapter)
-        key = own or adapter.config.concept
+        key = own or adapter.config.title
         if key in loaded:
             raise ErasureError(
                 f"An erasure named {key!r} is loaded already; "
@@ -177,8 +177,7 @@ def list_erasures(pipe: Any) -> dict[str, ErasureInfo]:
     disturbing = interferences(model, erasures, erasures.loaded)
     return {
         name: ErasureInfo(
-            eraser.adapter.config.concept,
-            eraser.adapter.config.target,
+            eraser.adapter.config.concepts,
             eraser.strength,
             eraser.mode,
             eraser.source,
@@ -313,7 +312,7 @@ def _same_texts(model: Model, adapter: EraserAdapter) -> None:
         return
     there = torch.tensor(model.text_fingerprint(known["prompt"]))
     then = torch.tensor(known["state"])
-    if (there - then).norm() > 0.1 * then.norm():
+    if len(there) != len(then) or (there - then).norm() > 0.1 * then.norm():
         raise ErasureError(
             f"The text encoder reads {known['prompt']!r} otherwise than the one this eraser was "
             "made for; it would erase something else here."

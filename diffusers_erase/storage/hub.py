@@ -178,8 +178,8 @@ class Found:
     """An eraser on the Hub."""
 
     repo_id: str
-    concept: str
-    """As its card says; empty where it says nothing."""
+    concepts: tuple[str, ...]
+    """What it erases, as its card says; empty where it says nothing."""
     base_model: str
     downloads: int
     likes: int
@@ -269,12 +269,11 @@ def _in_words(what: str) -> Iterator[None]:
 def _found(model: Any) -> Found:
     card = model.card_data.to_dict() if model.card_data else {}
     told = card.get("erasure")
-    concept = told.get("concept") if isinstance(told, dict) else None
-    named = concept if isinstance(concept, list) else [concept or ""]
+    named = told.get("concepts") if isinstance(told, dict) else None
     base = card.get("base_model")
     return Found(
         model.id,
-        ", ".join(map(str, named)),
+        tuple(map(str, named)) if isinstance(named, list) else (),
         str(base or ""),
         model.downloads or 0,
         model.likes or 0,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusers_erase.concepts import Concept, Vocabulary
-from diffusers_erase.eraser.config import Choice
+from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.trajectories import View
 from diffusers_erase.training.targets import (
@@ -127,12 +127,12 @@ class Table:
     def climb(self, gain: Tensor, mean: Callable[[Tensor], Tensor]) -> None:
         """Nothing learns."""
 
-    def choices(self) -> tuple[Choice, ...]:
+    def choices(self) -> tuple[ErasedConcept, ...]:
         """The words chosen now, with the table's last scores."""
-        names = [concept.name for concept in self.context.concepts]
+        rows = zip(self.context.concepts, self.words, self.now, self.scores, strict=True)
         return tuple(
-            Choice(name, words[k], "table", scores)
-            for name, words, k, scores in zip(names, self.words, self.now, self.scores, strict=True)
+            ErasedConcept.of(concept, words[k], choice="table", scores=scores, best="highest")
+            for concept, words, k, scores in rows
         )
 
     def state(self) -> dict[str, Tensor]:
@@ -205,15 +205,14 @@ class Mixture:
         """Chance depends on the step alone, so that a resumed run draws the same."""
         self._generator.manual_seed(self.seed * 1_000_003 + step)
 
-    def choices(self) -> tuple[Choice, ...]:
+    def choices(self) -> tuple[ErasedConcept, ...]:
         """The most likely word of each concept, with all odds."""
         odds = self.logits.detach().masked_fill(self._missing, -torch.inf).softmax(1)
         found = []
         for concept, words, row in zip(self.context.concepts, self.words, odds, strict=True):
             scores = dict(zip(words, row.tolist(), strict=False))
-            found.append(
-                Choice(concept.name, max(scores, key=scores.__getitem__), "minimax", scores)
-            )
+            how = {"choice": "minimax", "scores": scores, "best": "highest"}
+            found.append(ErasedConcept.of(concept, max(scores, key=scores.__getitem__), **how))
         return tuple(found)
 
     def climb(self, gain: Tensor, mean: Callable[[Tensor], Tensor]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusers_erase.concepts import Concept, Prompt, Vocabulary
-from diffusers_erase.eraser.config import Choice
+from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.denoiser import Denoiser
 from diffusers_erase.models.trajectories import Trajectories, View
@@ -74,7 +74,7 @@ class TargetState(Protocol):
         """One step of ascent on the objective; `mean` averages a gradient over processes."""
         ...
 
-    def choices(self) -> tuple[Choice, ...]:
+    def choices(self) -> tuple[ErasedConcept, ...]:
         """The state of the choice, one for each concept."""
         ...
 
@@ -143,7 +143,7 @@ class Fixed:
         count = len(context.concepts)
         answers = self.answer if isinstance(self.answer, tuple) else (self.answer,) * count
         chosen = [
-            Choice(concept.name, answer, "given")
+            ErasedConcept.of(concept, answer)
             for concept, answer in zip(context.concepts, answers, strict=True)
         ]
         return FixedTarget(context, chosen, whole=self.whole)
@@ -174,8 +174,8 @@ class Nearest:
         """Compares every word, then keeps to the nearest."""
         chosen = []
         for index, ranked in enumerate(nearest_words(context, self)):
-            name = context.concepts[index].name
-            chosen.append(Choice(name, next(iter(ranked)), "nearest", ranked))
+            how = {"choice": "nearest", "scores": ranked, "best": "lowest"}
+            chosen.append(ErasedConcept.of(context.concepts[index], next(iter(ranked)), **how))
         return FixedTarget(context, chosen)
 
 
@@ -235,7 +235,7 @@ class FixedTarget:
     """Answers that do not change: their states, and the scores on latents that stay."""
 
     def __init__(
-        self, context: TargetContext, chosen: Sequence[Choice], *, whole: bool = False
+        self, context: TargetContext, chosen: Sequence[ErasedConcept], *, whole: bool = False
     ) -> None:
         self.parameters: list[nn.Parameter] = []
         self.chosen = tuple(chosen)
@@ -257,7 +257,7 @@ class FixedTarget:
     def climb(self, gain: Tensor, mean: Callable[[Tensor], Tensor]) -> None:
         """Nothing learns."""
 
-    def choices(self) -> tuple[Choice, ...]:
+    def choices(self) -> tuple[ErasedConcept, ...]:
         """The choices."""
         return self.chosen
 

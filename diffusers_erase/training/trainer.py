@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusers_erase.eraser.config import Choice
+from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.denoiser import Denoiser
 from diffusers_erase.models.trajectories import Trajectories
@@ -52,7 +52,7 @@ class Step:
 
     index: int
     loss: float
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[ErasedConcept, ...] = ()
     """What each concept is answered as at present, if a target was passed."""
 
 

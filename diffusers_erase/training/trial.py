@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusers_erase.concepts import Concept, Vocabulary
-from diffusers_erase.eraser.config import Choice
+from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.training.targets import (
     PROBE,
@@ -69,7 +69,8 @@ class Trial:
             scores = dict(zip(words, hurt.tolist(), strict=True))
             best_first = sorted(words, key=scores.__getitem__)
             told = (word for word in best_first if is_clear(context, k, word))
-            chosen.append(Choice(concept.name, next(told, best_first[0]), "trial", scores))
+            ranking = {"choice": "trial", "scores": scores, "best": "lowest"}
+            chosen.append(ErasedConcept.of(concept, next(told, best_first[0]), **ranking))
         return FixedTarget(context, chosen)
 
     @torch.no_grad()

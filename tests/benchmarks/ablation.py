@@ -144,7 +144,7 @@ def main() -> None:
             )
         line = {"recipe": title, "concept": name, "seed": options.seed, "evaluations": cost()}
         line["seconds"] = time.perf_counter() - started
-        line["choices"] = eraser.config.parameters["choices"]
+        line["choices"] = eraser.config.to_dict()["concepts"]
         line |= measured(name, eraser, pictures, LOOKED_AT)
         lines.append(line)
         write(options.out, line)

@@ -362,7 +362,7 @@ def main() -> None:
                     continue
                 eraser, cost = made(name, recipe, seed)
                 line = {"recipe": recipe, "concept": name, "seed": seed, **cost}
-                line["choices"] = eraser.config.parameters.get("choices")
+                line["choices"] = eraser.config.to_dict()["concepts"]
                 line |= measured(name, eraser, pictures, Counts(each=options.every))
                 lines.append(line)
                 write(options.out, line)

@@ -83,7 +83,7 @@ def measured(recipe: str, name: str, seed: int, work: Path) -> dict[str, Any]:
         "recipe": recipe,
         "concept": name,
         "seed": seed,
-        "target": eraser.config.target,
+        "target": eraser.config.concepts[0].target,
         "seconds": seconds,
         "evaluations": evaluations,
         "drift": evidence.drift,

@@ -67,7 +67,7 @@ def main() -> None:
                     continue
                 pipe.set_erasure_strength(other, strength)
                 line = {"recipe": recipe, "concept": name, "other": other, "strength": strength}
-                line["target"] = erasers[name].config.target
+                line["target"] = erasers[name].config.concepts[0].target
                 line["interference"] = pipe.list_erasures()[name].interference[other]
                 beside = hits(several, pictures.seen(pipe, several))
                 line |= {"alone": alone.hits, "beside": beside.hits, "n": alone.n}

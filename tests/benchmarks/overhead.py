@@ -19,6 +19,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from diffusers_erase import (
+    ErasedConcept,
     EraserAdapter,
     EraserConfig,
     load_erasure,
@@ -43,7 +44,7 @@ def eraser_of(unet: Any, rank: int, concept: str = "car") -> EraserAdapter:
         path: (normal(rank, x.in_features), normal(x.out_features, rank))
         for path, x in layers.items()
     }
-    config = EraserConfig(concept, fingerprint=fingerprint(unet), rank=rank)
+    config = EraserConfig((ErasedConcept(concept),), fingerprint=fingerprint(unet), rank=rank)
     return EraserAdapter(factors, config)
 
 

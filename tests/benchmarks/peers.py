@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusers_erase.concepts import Concept
 from diffusers_erase.eraser.adapter import EraserAdapter
-from diffusers_erase.eraser.config import EraserConfig
+from diffusers_erase.eraser.config import ErasedConcept, EraserConfig
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.models.architectures import fingerprint, projections, text_weights
 from diffusers_erase.models.text_states import encode
@@ -37,8 +37,7 @@ def uce(
     P = torch.linalg.solve(M, E.T @ (V - E)).T
     factors = TextMap.of(P).factors(text_weights(pipe.unet))
     config = EraserConfig(
-        concept.name,
-        target=target,
+        (ErasedConcept.of(concept, target),),
         recipe="uce",
         fingerprint=fingerprint(pipe.unet),
         rank=len(next(iter(factors.values()))[0]),
@@ -125,7 +124,7 @@ class Loop:
             rank = max(rank, len(S))
             layer.weight.copy_(self.base[path])
         story = {"recipe": recipe, "fingerprint": fingerprint(self.pipe.unet), "rank": rank}
-        return EraserAdapter(factors, EraserConfig(concept.name, **story))
+        return EraserAdapter(factors, EraserConfig((ErasedConcept.of(concept, None),), **story))
 
 
 def esd(loop: Loop, updates: int) -> None:

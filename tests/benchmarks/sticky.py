@@ -21,7 +21,7 @@ from diffusers.hooks import apply_group_offloading
 
 from diffusers_erase import erase
 from diffusers_erase.eraser.adapter import EraserAdapter
-from diffusers_erase.eraser.config import EraserConfig
+from diffusers_erase.eraser.config import ErasedConcept, EraserConfig
 from diffusers_erase.models.architectures import TEXT_PARTS, projections
 from diffusers_erase.models.model import Model
 from diffusers_erase.playground import load_pipeline
@@ -51,7 +51,7 @@ def style_of(unet: Any) -> EraserAdapter:
 
     layers = projections(unet, TEXT_PARTS)
     factors = {p: (normal(4, x.in_features), normal(x.out_features, 4)) for p, x in layers.items()}
-    return EraserAdapter(factors, EraserConfig("style", rank=4))
+    return EraserAdapter(factors, EraserConfig((ErasedConcept("style"),), rank=4))
 
 
 def dense(*changes: tuple[EraserAdapter, float], **options: Any) -> Any:

@@ -34,9 +34,9 @@ def main():
     for word in OBJECTS:
         concept = Concept(word, synonyms=SYNONYMS.get(word, ()))
         thin = erase(pipe, concept, recipe="closed-form")
-        target = thin.config.target
+        target = thin.config.concepts[0].target
         with everything_seen():
-            chosen = erase(pipe, concept, recipe="closed-form").config.target
+            chosen = erase(pipe, concept, recipe="closed-form").config.concepts[0].target
             whole = erase(pipe, concept, recipe="closed-form", target=target)
         same += chosen == target
         P, Q = thin.text_map.change, whole.text_map.change

@@ -60,7 +60,7 @@ def test_neighbours_that_nobody_spares_are_lost_and_listed_ones_are_kept(texts):
 
 def test_the_target_is_the_one_that_would_hurt_its_rivals_least(texts):
     (choice,) = edit(texts, [CAR], CLOSED_FORM, vocabulary=WORDS).choices
-    assert choice.how == "least-damage"
+    assert choice.choice == "least-damage"
     assert choice.target == min(choice.scores, key=choice.scores.__getitem__)
     assert set(choice.scores) <= set(WORDS.words)
 

@@ -7,7 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusers_erase.eraser.adapter import EraserAdapter, check_output
-from diffusers_erase.eraser.config import CONFIG_NAME, EraserConfig
+from diffusers_erase.eraser.config import CONFIG_NAME
 from diffusers_erase.eraser.files import WEIGHTS_NAME
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.runtime.plugin import load_erasure
@@ -187,24 +187,3 @@ def test_an_ordinary_lora_is_no_eraser(untrained, make_eraser, tmp_path):
     (folder / CONFIG_NAME).unlink()
     with pytest.raises(ErasureError, match="no eraser"):
         EraserAdapter.from_pretrained(folder)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"recipe": "esd"}, "names no concept"),
-        (["car"], "names no concept"),
-        ({"concept": "car", "synonyms": None}, "'synonyms' is not what it should be"),
-        ({"concept": "car", "fingerprint": "sd"}, "'fingerprint' is not what it should be"),
-    ],
-)
-def test_a_damaged_config_is_named(content, message):
-    with pytest.raises(ErasureError, match=message):
-        EraserConfig.from_dict(content)
-
-
-def test_a_config_is_plain_json_and_comes_back_equal():
-    config = EraserConfig("car", synonyms=("auto",), parameters={"parts": ["to_k"], "rank": 4})
-    content = config.to_dict()
-    assert json.loads(json.dumps(content)) == content
-    assert EraserConfig.from_dict(content) == config

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from diffusers_erase import EraserAdapter, ErasureError, erase
-from diffusers_erase.eraser.config import CONFIG_NAME, EraserConfig
+from diffusers_erase.eraser.config import CONFIG_NAME, ErasedConcept, EraserConfig
 from diffusers_erase.eraser.files import MAP_NAME, WEIGHTS_NAME, images_in
 from diffusers_erase.eraser.inspection import inspect_eraser
 from diffusers_erase.eraser.safetensors_io import Limits, opened, serialized
@@ -34,6 +34,9 @@ def test_an_eraser_of_format_1_0_loads_and_is_the_same_bytes_when_saved_again(tm
     eraser = EraserAdapter.from_pretrained(GOLDEN)
     assert eraser.config.format == "1.0"
     assert eraser.config.names == ("car", "automobile", "café")
+    (car,) = eraser.config.concepts
+    assert (car.kind, car.target, car.choice) == ("object", "bus", "trial")
+    assert car.ranked == [("bus", 0.25), ("van", 0.5)]
     assert eraser.config.results["target"]["n"] == 64
     assert eraser.text_map.width == 8
     load_erasure(unet(), GOLDEN)
@@ -85,7 +88,7 @@ def test_an_eraser_of_stable_diffusions_shapes_and_rank_4_is_below_half_a_megaby
         for k, width in enumerate(widths)
         for part in ("to_k", "to_v")
     }
-    eraser = EraserAdapter(factors, EraserConfig("car", rank=4))
+    eraser = EraserAdapter(factors, EraserConfig((ErasedConcept("car"),), rank=4))
     folder = eraser.save_pretrained(tmp_path / "car", dtype=torch.float16)
     assert (folder / WEIGHTS_NAME).stat().st_size <= 500_000
 
@@ -135,7 +138,7 @@ def test_pictures_of_a_card_are_found_again(tmp_path):
 def test_what_could_not_be_read_again_is_not_written(tmp_path):
     eraser = EraserAdapter.from_pretrained(GOLDEN)
     for changes, message in (
-        ({"target": "bus\x1b[2J"}, "'target' is not what it should be"),
+        ({"recipe": "bus\x1b[2J"}, "'recipe' has characters that have no place there"),
         ({"results": {"note": "x" * 2**20}}, "characters are too many"),
     ):
         with pytest.raises(ErasureError, match=message):
@@ -183,7 +186,8 @@ def test_files_beyond_the_limits_are_refused_before_they_are_read(limits, messag
 
 def test_a_rank_no_eraser_has_is_refused(tmp_path):
     wide = EraserAdapter(
-        {"a.attn2.to_k": (torch.ones(5000, 1), torch.ones(1, 5000))}, EraserConfig("x")
+        {"a.attn2.to_k": (torch.ones(5000, 1), torch.ones(1, 5000))},
+        EraserConfig((ErasedConcept("x"),)),
     )
     with pytest.raises(ErasureError, match="rank 5,000; 1 to 4,096 are read"):
         EraserAdapter.from_pretrained(wide.save_pretrained(tmp_path / "x"))

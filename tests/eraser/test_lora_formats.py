@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from diffusers_erase import EraserAdapter, ErasureError, erase
+from diffusers_erase import ErasedConcept, EraserAdapter, ErasureError, erase
 from diffusers_erase.eraser.files import WEIGHTS_NAME
 from diffusers_erase.eraser.lora_formats import factors_in
 from diffusers_erase.eraser.safetensors_io import opened
@@ -57,7 +57,7 @@ def test_the_second_file_has_the_keys_alphas_and_shapes_of_kohya(untrained, eras
     with safe_open(folder / "erase-car.safetensors", "pt") as file:
         header = file.metadata()
     assert header["ss_network_dim"] == "3"
-    assert json.loads(header["erasure"])["concept"] == "car"
+    assert json.loads(header["erasure"])["concepts"][0]["name"] == "car"
 
 
 def test_plain_diffusers_reads_the_second_file_too(untrained, eraser, picture, tmp_path):
@@ -298,7 +298,7 @@ def test_rewritten_weights_are_the_lora_they_differ_by(untrained, make_eraser, t
     assert close(back, eraser)
     assert back.config.rank == 2
     assert back.config.parameters["kept_energy"] == pytest.approx(1, abs=1e-4)
-    assert (back.config.concept, back.config.target) == ("car", "truck")
+    assert back.config.concepts == (ErasedConcept("car", target="truck"),)
     again = EraserAdapter.from_pretrained(back.save_pretrained(tmp_path / "car"))
     assert close(again, eraser)
 

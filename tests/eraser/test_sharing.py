@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from diffusers_erase import cli
 from diffusers_erase.eraser.adapter import EraserAdapter
-from diffusers_erase.eraser.config import CONFIG_NAME
+from diffusers_erase.eraser.config import CONFIG_NAME, ErasedConcept
 from diffusers_erase.eraser.files import WEIGHTS_NAME
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.storage.hub import find_erasers
@@ -120,7 +120,7 @@ def test_nothing_of_others_is_overwritten(hub, untrained, make_eraser):
 
 def test_all_files_are_of_one_commit_whatever_is_pushed_meanwhile(hub, untrained, make_eraser):
     one, two = (make_eraser(untrained.unet, seed=k) for k in (1, 2))
-    two = replace(two, config=replace(two.config, target="van"))
+    two = replace(two, config=replace(two.config, recipe="other"))
     two.push_to_hub(REPO)
     later = hub.files(REPO)
     hub.repos.clear()
@@ -154,12 +154,13 @@ def test_a_snapshot_is_an_eraser(hub, untrained, make_eraser):
 
 def test_erasers_are_found_by_model_and_concept(hub, untrained, make_eraser):
     eraser = make_eraser(untrained.unet)
-    for name, concept, base in (
-        ("a", "car", "user/base"),
-        ("b", "Van Gogh, Paul Cézanne", "user/base"),
-        ("c", "car", "user/other"),
+    for name, concepts, base in (
+        ("a", ("car",), "user/base"),
+        ("b", ("Van Gogh", "Paris, Texas"), "user/base"),
+        ("c", ("car",), "user/other"),
     ):
-        config = replace(eraser.config, concept=concept, base_model=base)
+        erased = tuple(map(ErasedConcept, concepts))
+        config = replace(eraser.config, concepts=erased, base_model=base)
         replace(eraser, config=config).push_to_hub(f"user/{name}")
     hub.repos["user/model"] = Repo()
 
@@ -168,10 +169,11 @@ def test_erasers_are_found_by_model_and_concept(hub, untrained, make_eraser):
 
     assert found() == ["user/a", "user/b", "user/c"]
     assert found(base_model="user/base") == ["user/a", "user/b"]
-    assert found(concept="van gogh") == found(concept="paul cézanne") == ["user/b"]
+    assert found(concept="van gogh") == found(concept="paris, texas") == ["user/b"]
+    assert found(concept="paris") == found(concept="texas") == []
     assert found(concept="car", base_model="user/other") == ["user/c"]
     assert found(concept="bus") == found(author="nobody") == []
-    assert find_erasers(limit=1)[0].concept == "car"
+    assert [one.concepts for one in find_erasers()[:2]] == [("car",), ("Van Gogh", "Paris, Texas")]
 
 
 def test_the_card_is_one_that_the_client_reads(hub, untrained, make_eraser):
@@ -179,7 +181,7 @@ def test_the_card_is_one_that_the_client_reads(hub, untrained, make_eraser):
     shares = {"target": {"base": 0.9, "erased": 0.1, "n": 64, "low": -0.9, "high": -0.7}}
     eraser.push_to_hub(REPO, results=shares, images={"a red car": Image.new("RGB", (8, 8))})
     card = ModelCard.load(REPO)
-    assert card.data.erasure["concept"] == ["car"]
+    assert card.data.erasure["concepts"] == ["car"]
     assert card.data.widget == [{"text": "a red car", "output": {"url": "images/00.png"}}]
     assert card.data.eval_results[0].metric_value == 0.1
     assert card.content.count("90.0 % | 10.0 % | -80.0 %") == 1
@@ -217,7 +219,15 @@ def test_the_commands_push_pull_find_tell_and_verify(hub, untrained, make_eraser
     before = len(hub.log)
     told = run("info", REPO)
     sha = hub.repos[REPO].commits[-1][0]
-    for said in ("erases car (object)", "truck", "rank 2", sha, "lora", "erased", "F32"):
+    for said in (
+        "erases car",
+        "car (object), answered as truck",
+        "rank 2",
+        sha,
+        "lora",
+        "erased",
+        "F32",
+    ):
         assert said in told
     fetched = [path for method, path in hub.log[before:] if method == "GET" and "/resolve/" in path]
     assert {path.split("/")[-1] for path in fetched} == {CONFIG_NAME, WEIGHTS_NAME}

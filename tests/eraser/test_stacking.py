@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusers_erase import EraserAdapter, ErasureError
-from diffusers_erase.eraser.config import EraserConfig
+from diffusers_erase.eraser.config import ErasedConcept, EraserConfig
 from diffusers_erase.eraser.stacking import compact, fused, held, scaled, summed
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.linalg.subspace import row_space
@@ -28,16 +28,21 @@ def trained(name, rank=2, seed=1, hold=None):
         A = torch.randn(rank, WIDTH, generator=generator)
         A = A if hold is None else A - (A @ hold.float()) @ hold.float().T
         factors[path] = A, torch.randn(OUT, rank, generator=generator)
-    return EraserAdapter(factors, EraserConfig(name, synonyms=(f"old {name}",), rank=rank))
+    concepts = (ErasedConcept(name, synonyms=(f"old {name}",)),)
+    return EraserAdapter(factors, EraserConfig(concepts, rank=rank))
 
 
 def solved(name, seed=1):
     generator = torch.Generator().manual_seed(seed)
     U, V = (torch.randn(WIDTH, 2, generator=generator).double() for _ in range(2))
-    return EraserAdapter({}, EraserConfig(name, payloads=("text_map",)), TextMap(U, V))
+    return EraserAdapter(
+        {}, EraserConfig((ErasedConcept(name),), payloads=("text_map",)), TextMap(U, V)
+    )
 
 
-NARROW = EraserAdapter({PATHS[0]: (torch.ones(1, 8), torch.ones(OUT, 1))}, EraserConfig("x"))
+NARROW = EraserAdapter(
+    {PATHS[0]: (torch.ones(1, 8), torch.ones(OUT, 1))}, EraserConfig((ErasedConcept("x"),))
+)
 
 
 def gram(x):
@@ -50,8 +55,8 @@ def test_a_sum_changes_every_layer_by_the_sum_of_the_changes():
     for path in PATHS:
         assert torch.allclose(both.delta(path), one.delta(path) + two.delta(path), atol=1e-5)
     assert both.config.rank == 5
-    assert both.config.concept == "car, cat"
-    assert both.config.synonyms == ("old car", "old cat")
+    assert both.config.concepts == (*one.config.concepts, *two.config.concepts)
+    assert both.config.title == "car and cat"
 
 
 def test_text_maps_stay_portable_in_a_sum():
@@ -175,7 +180,8 @@ def test_text_maps_are_fused_as_their_layers_would_be():
             [
                 trained("car"),
                 EraserAdapter(
-                    {PATHS[0]: (torch.ones(1, 8), torch.ones(OUT, 1))}, EraserConfig("x")
+                    {PATHS[0]: (torch.ones(1, 8), torch.ones(OUT, 1))},
+                    EraserConfig((ErasedConcept("x"),)),
                 ),
             ],
             "different models: 'down.*to_k' is 10 x 24 .* and 10 x 8 to that of 'x'",
@@ -188,5 +194,5 @@ def test_what_does_not_fit_together_is_refused(several, message):
 
 
 def test_every_eraser_comes_with_its_states():
-    with pytest.raises(ErasureError, match="2 erasers were met in 1"):
+    with pytest.raises(ErasureError, match="2 erasers need as many second moments; got 1"):
         fused([trained("car"), trained("cat")], [gram(states(1, 3))], gram(states(2, 3)))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffusers_erase import Concept, EraserAdapter, EraserConfig, ErasureError, erase
+from diffusers_erase import Concept, ErasedConcept, EraserAdapter, EraserConfig, ErasureError, erase
 from diffusers_erase.evaluation.leakage import Leakage, leakage, read
 from diffusers_erase.models.architectures import TEXT_PARTS, projections
 from diffusers_erase.models.text_states import encode
@@ -20,7 +20,7 @@ def test_the_base_tells_everything(playground):
 def test_what_is_read_alike_cannot_be_told(playground):
     layers = projections(playground.unet, TEXT_PARTS)
     blind = {path: (torch.eye(128), -layer.weight.detach()) for path, layer in layers.items()}
-    nothing = EraserAdapter(blind, EraserConfig("car"))
+    nothing = EraserAdapter(blind, EraserConfig((ErasedConcept("car"),)))
     assert read(playground, ["an oak"], nothing).abs().max() < 1e-5
     assert leakage(playground, CAR, "oak", eraser=nothing).linear == pytest.approx(0.5, abs=0.25)
 

@@ -172,7 +172,7 @@ def test_the_eraser_knows_its_story(untrained, tmp_path):
     parameters = back.config.parameters
     assert 0 < parameters["kept_energy"] <= 1
     assert parameters["solver"] == "Replace()"
-    assert parameters["choices"][0]["how"] == "least-damage"
+    assert back.config.concepts[0].choice == "least-damage"
     assert torch.allclose(back.text_map.change, eraser.text_map.change, atol=1e-6)
 
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from diffusers_erase import Concept, EraserAdapter, ErasureError, Recipe, erase
+from diffusers_erase import Concept, ErasedConcept, EraserAdapter, ErasureError, Recipe, erase
 from diffusers_erase.making import by_training
 from diffusers_erase.models.architectures import projections
 from diffusers_erase.models.model import Model
@@ -32,12 +32,8 @@ def test_the_pipeline_is_left_as_it_was_and_the_eraser_knows_its_story(untrained
     assert unchanged(untrained.unet, before)
     assert any(eraser.delta(path).abs().max() > 0 for path in eraser.factors)
     config = eraser.config
-    assert (config.concept, config.target, config.recipe, config.rank) == (
-        "car",
-        "truck",
-        "replace",
-        4,
-    )
+    assert config.concepts == (ErasedConcept("car", target="truck"),)
+    assert (config.recipe, config.rank) == ("replace", 4)
     assert config.parameters["learning_rate"] == 1e-2
     assert config.versions["torch"].startswith("2.")
 
@@ -169,13 +165,15 @@ def test_every_recipe_makes_an_eraser_and_says_what_it_chose(untrained, name):
     recipe = replace(RECIPES[name], **numbers)
     eraser = erase(untrained, "oak", vocabulary=WORDS, recipe=recipe, progress=False)
     assert any(eraser.delta(path).abs().max() > 0 for path in eraser.factors)
-    (choice,) = eraser.config.parameters["choices"]
-    assert choice["target"] == eraser.config.target
+    (oak,) = eraser.config.concepts
+    assert (oak.name, oak.choice == "given") == ("oak", recipe.choose == "given")
     if recipe.choose == "given":
-        assert choice["target"] is None
+        assert oak.target is None
     else:
-        assert choice["target"] in choice["scores"]
-        assert "oak" not in choice["scores"]
+        assert oak.target in oak.scores
+        assert "oak" not in oak.scores
+        if recipe.choose == "nearest":
+            assert oak.ranked[0][0] == oak.target
 
 
 def test_the_empty_prompt_is_held_where_the_recipe_says_so(untrained):
@@ -193,9 +191,9 @@ def test_the_empty_prompt_is_held_where_the_recipe_says_so(untrained):
 def test_several_concepts_share_an_eraser_and_have_targets_of_their_own(untrained):
     both = [Concept("car", synonyms=("automobile",)), "oak"]
     eraser = erase(untrained, both, target=("truck", None), recipe=QUICK, progress=False)
-    assert eraser.config.concept == "car, oak"
-    assert eraser.config.target == "truck, nothing"
-    assert [c["target"] for c in eraser.config.parameters["choices"]] == ["truck", None]
+    car, oak = eraser.config.concepts
+    assert (car.name, car.synonyms, car.target) == ("car", ("automobile",), "truck")
+    assert (oak.name, oak.synonyms, oak.target) == ("oak", (), None)
     alone = erase(untrained, "car", target="truck", recipe=QUICK, progress=False)
     path = next(iter(alone.factors))
     assert not torch.allclose(alone.delta(path), eraser.delta(path))

@@ -22,7 +22,7 @@ def quick(monkeypatch):
 def test_with_a_vocabulary_an_eraser_is_trained(untrained, capsys):
     eraser = erase(untrained, "car", vocabulary=WORDS)
     assert eraser.config.recipe == "surgical-age"
-    assert eraser.config.target in WORDS.words
+    assert eraser.config.concepts[0].target in WORDS.words
     assert "recipe surgical-age: the vocabulary says what must survive" in capsys.readouterr().err
 
 

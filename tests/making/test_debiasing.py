@@ -20,7 +20,7 @@ def linear(base, slope, seen):
     def observe(eraser):
         amounts = [0.0] * len(base)
         if eraser is not None:
-            amounts = list(eraser.config.parameters["choices"][0]["scores"].values())
+            amounts = list(eraser.config.concepts[0].scores.values())
         shares = [b + slope * a for b, a in zip(base, amounts, strict=True)]
         seen.append(shares)
         return [min(max(share, 0), 1) for share in shares]
@@ -50,7 +50,7 @@ def test_rounds_go_on_until_the_shares_are_the_goal(untrained):
     assert len(seen) > 2
     assert seen[-1] == pytest.approx([0.5, 0.4], abs=0.05)
     assert eraser.config.results["share of red"] == pytest.approx(seen[-1][0])
-    amounts = list(eraser.config.parameters["choices"][0]["scores"].values())
+    amounts = list(eraser.config.concepts[0].scores.values())
     assert amounts == pytest.approx([-1, 1], abs=0.2)
     blend = Blend.of(texts_of(untrained), Concept("car"), ["red", "blue"], FREE.prompts)
     T = eraser.text_map

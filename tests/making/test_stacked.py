@@ -5,7 +5,6 @@ import torch
 from typer.testing import CliRunner
 
 from diffusers_erase import ErasureError, cli, erase, stack
-from diffusers_erase.concepts import Concept
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.models.text_states import encode
 
@@ -32,7 +31,7 @@ def test_a_sum_draws_what_both_draw(untrained, pair, picture, tmp_path):
 
 
 def test_the_order_is_no_matter_and_folders_are_read(pair, tmp_path):
-    folders = [e.save_pretrained(tmp_path / e.config.concept) for e in pair]
+    folders = [e.save_pretrained(tmp_path / e.config.title) for e in pair]
     forward, backward = stack(folders), stack(folders[::-1])
     for path in forward.factors:
         assert torch.allclose(forward.delta(path), backward.delta(path), atol=1e-6)
@@ -59,8 +58,7 @@ def test_told_of_one_another_they_interfere_less(untrained):
     plain = stack(several)
     told = stack(several, untrained, fusion="gram", vocabulary=WORDS, spare=1.0)
     for eraser in several:
-        prompts = [p.text for p in Concept(eraser.config.concept).example_prompts(16)]
-        E = encode(untrained, prompts).flatten(0, 1).double()
+        E = encode(untrained, eraser.config.example_prompts(16)).flatten(0, 1).double()
         own = E @ eraser.text_map.change.T
         astray = [
             float((E @ together.text_map.change.T - own).norm() / own.norm())
@@ -84,7 +82,7 @@ def test_what_cannot_be_stacked_is_said_before_anything_is_done(untrained, pair)
 
 
 def test_the_command_line_stacks_folders(pair, tmp_path):
-    folders = [str(e.save_pretrained(tmp_path / e.config.concept)) for e in pair]
+    folders = [str(e.save_pretrained(tmp_path / e.config.title)) for e in pair]
     order = [
         "stack",
         *folders,
@@ -97,7 +95,7 @@ def test_the_command_line_stacks_folders(pair, tmp_path):
     ]
     ran = CliRunner().invoke(cli.app, order)
     assert ran.exit_code == 0, ran.output
-    assert "erases car, dog; rank 4, 100.0% kept" in ran.output
+    assert "erases car and dog; rank 4, 100.0% kept" in ran.output
     both = EraserAdapter.from_pretrained(tmp_path / "both")
     path, *_ = both.factors
     expected = pair[0].delta(path) + 0.5 * pair[1].delta(path)

@@ -9,6 +9,7 @@ from accelerate import cpu_offload
 
 from diffusers_erase import EraserAdapter, erase
 from diffusers_erase.concepts import Concept
+from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.eraser.stacking import interference
 from diffusers_erase.models.architectures import text_weights
 from diffusers_erase.models.text_states import encode
@@ -16,7 +17,7 @@ from diffusers_erase.models.text_states import encode
 
 def test_interference_is_what_the_other_does_to_the_concepts_states(untrained, make_eraser):
     one, other = make_eraser(untrained.unet, seed=1), make_eraser(untrained.unet, seed=2)
-    other = replace(other, config=replace(other.config, concept="cat", target=None))
+    other = replace(other, config=replace(other.config, concepts=(ErasedConcept("cat"),)))
     with pytest.warns(UserWarning, match="does to"):
         untrained.load_erasure([one, other], strength=[0.5, 2.0])
     found = untrained.list_erasures()
@@ -32,6 +33,36 @@ def test_interference_is_what_the_other_does_to_the_concepts_states(untrained, m
         assert only == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:The eraser")
+def test_interferences_ask_for_every_concept_of_an_eraser_with_its_own_kind(untrained, make_eraser):
+    both = make_eraser(untrained.unet, seed=1)
+    concepts = (ErasedConcept("car"), ErasedConcept("oak", "attribute", ("oaken",)))
+    both = replace(both, config=replace(both.config, concepts=concepts))
+    other = make_eraser(untrained.unet, seed=2, concept="cat")
+    untrained.load_erasure([both, other])
+    asked = (Concept("car"), Concept("oak", "attribute", ("oaken",)))
+    prompts = [prompt.text for concept in asked for prompt in concept.example_prompts(4)]
+    E = encode(untrained, prompts).flatten(0, 1)
+    moved = [
+        sum(float((E @ one.delta(path).T).square().sum()) for path in one.factors)
+        for one in (other, both)
+    ]
+    found = untrained.list_erasures()["car and oak"]
+    assert found.interference == pytest.approx({"cat": (moved[0] / moved[1]) ** 0.5}, rel=1e-4)
+    assert found.concepts == concepts
+
+
+@pytest.mark.filterwarnings("ignore:The eraser")
+def test_every_target_of_an_eraser_is_looked_for_among_the_erased(untrained, make_eraser):
+    both = make_eraser(untrained.unet, seed=1)
+    concepts = (ErasedConcept("car"), ErasedConcept("oak", target="Paris, Texas"))
+    both = replace(both, config=replace(both.config, concepts=concepts))
+    untrained.load_erasure(both)
+    paris = make_eraser(untrained.unet, seed=2, concept="Paris, Texas")
+    with pytest.warns(UserWarning, match="is answered as 'Paris, Texas', which 'Paris, Texas'"):
+        untrained.load_erasure(paris)
+
+
 def test_maps_and_the_loras_they_amount_to_interfere_alike(untrained):
     words = ["oak", "cat", "van"]
     several = [erase(untrained, n, vocabulary=words, recipe="uce") for n in ("car", "dog")]
@@ -39,7 +70,7 @@ def test_maps_and_the_loras_they_amount_to_interfere_alike(untrained):
     weights = text_weights(untrained.unet)
     found = [
         interference(
-            {e.config.concept: (kind(e), 1.0) for e in several}, states, weights if maps else {}
+            {e.config.title: (kind(e), 1.0) for e in several}, states, weights if maps else {}
         )
         for maps, kind in (
             (True, lambda e: e.portable),
@@ -64,7 +95,8 @@ def test_one_alone_is_disturbed_by_nothing_and_one_that_is_off_disturbs_nothing(
 def test_it_is_told_that_an_answer_is_itself_erased(untrained, make_eraser):
     untrained.load_erasure(make_eraser(untrained.unet))  # answered as `truck`
     truck = make_eraser(untrained.unet, seed=3, concept="lorry")
-    truck = replace(truck, config=replace(truck.config, synonyms=("truck",), target=None))
+    erased = ErasedConcept("lorry", synonyms=("truck",))
+    truck = replace(truck, config=replace(truck.config, concepts=(erased,)))
     with pytest.warns(UserWarning, match="'car' is answered as 'truck', which 'lorry' erases"):
         untrained.load_erasure(truck)
 
@@ -80,7 +112,10 @@ def test_without_a_text_encoder_nothing_is_said(untrained, make_eraser):
 @pytest.mark.filterwarnings("ignore:The eraser")
 def test_another_concept_under_the_same_name_is_measured_anew(untrained, make_eraser):
     several = [make_eraser(untrained.unet, seed=k, concept=c) for k, c in enumerate("xyz")]
-    several = [replace(e, config=replace(e.config, target=None)) for e in several]
+    several = [
+        replace(e, config=replace(e.config, concepts=(ErasedConcept(c),)))
+        for e, c in zip(several, "xyz", strict=True)
+    ]
     untrained.load_erasure(several[0], "one")
     untrained.load_erasure(several[1], "other")
     untrained.unload_erasure("one")

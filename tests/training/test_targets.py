@@ -202,7 +202,7 @@ def test_a_trial_takes_the_word_whose_edit_hurts_its_worst_rival_least(context, 
     choice, _ = Trial(WORDS, synonym=0).begin(replace(s, edit=edit)).choices()
     assert sorted(tried) == sorted(amounts)
     assert choice.target == chosen
-    assert choice.how == "trial"
+    assert choice.choice == "trial"
     assert sorted(choice.scores, key=choice.scores.__getitem__) == ["cat", "fish", "truck"]
 
 
