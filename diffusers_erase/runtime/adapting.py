@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.architectures import linear
+from diffusers_erase.runtime.fused_projections import fused_weights
 from diffusers_erase.runtime.loaded_eraser import LoadedEraser, factors_of
 
 
@@ -66,8 +67,8 @@ class Adapted:
 
     def acting(self, unet: nn.Module, loaded: Mapping[str, LoadedEraser]) -> dict[str, float]:
         """Name -> how much of an eraser its layers add now, on their mean."""
-        found = {}
-        layers = dict(_wrapped(unet))
+        found, fused = {}, fused_weights(unet)
+        layers = {path: layer for path, layer in _wrapped(unet) if path not in fused}
         for name, eraser in loaded.items():
             paths = eraser.adapter.paths(unet) if eraser.strength else ()
             shares = [_share(layers.get(path), name, eraser.strength) for path in paths]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.architectures import linear
+from diffusers_erase.runtime.fused_projections import fused_weights
 from diffusers_erase.runtime.loaded_eraser import LoadedEraser
 
 
@@ -28,6 +29,8 @@ class Written:
     """The erasers in its weight."""
     mark: Tensor
     """Of the weight as it was written: whether somebody else wrote since."""
+    dtype: torch.dtype
+    """Of that weight."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Baked:
             undo(done)
             raise
         self.layers = {
-            path: Written(_kept(plan.base, keep), plan.terms, _mark(plan.weight))
+            path: Written(_kept(plan.base, keep), plan.terms, _mark(plan.weight), plan.weight.dtype)
             for path, plan in plans.items()
             if plan.terms
         }
@@ -98,19 +101,21 @@ class Baked:
     def acting(self, unet: nn.Module, loaded: Mapping[str, LoadedEraser]) -> dict[str, float]:
         """Name -> x_i of  argmin_x  Σ_layers |(W - W0) - Σ_i x_i s_i D_i|^2.
 
-        1 for an eraser of strength zero, which acts as asked; nan where W0 was given up, or W is
-        not to be seen (offloaded). Strengths and changes as loaded, W the weights as they are now.
+        1 for an eraser of strength zero, which acts as asked. Where W0 was given up: 1 as long as
+        every weight is the one that was written, else nan; nan too where W is not to be seen
+        (offloaded). Strengths and changes as loaded, W the weights as they are used now.
         """
         names = [name for name, eraser in loaded.items() if eraser.strength]
-        if any(
-            known.base is None or linear(unet, path).weight.is_meta
-            for path, known in self.layers.items()
-        ):
-            return dict.fromkeys(loaded, 1.0) | dict.fromkeys(names, float("nan"))
+        fused = fused_weights(unet)
+        weights = {p: fused.get(p, linear(unet, p).weight.detach()) for p in self.layers}
+        seen = not any(weight.is_meta for weight in weights.values())
+        if not seen or any(known.base is None for known in self.layers.values()):
+            kept = seen and all(_unchanged(weights[p], known) for p, known in self.layers.items())
+            return dict.fromkeys(loaded, 1.0) | dict.fromkeys(names, 1.0 if kept else float("nan"))
         gram = torch.zeros(len(names), len(names), dtype=torch.float64)
         along = torch.zeros(len(names), dtype=torch.float64)
         for path, known in self.layers.items():
-            weight = linear(unet, path).weight.detach()
+            weight = weights[path]
             assert known.base is not None
             base = known.base.to(weight)
             there = [k for k, n in enumerate(names) if path in loaded[n].adapter.paths(unet)]
@@ -135,9 +140,7 @@ class Baked:
         if known.base is None:
             return _sum(weight, path, known.terms, -1.0)
         base = known.base.to(weight)
-        if weight.dtype == known.base.dtype and torch.equal(
-            _mark(weight), known.mark.to(weight.device)
-        ):
+        if _unchanged(weight, known):
             return base
         written = _sum(known.base.to(weight.device), path, known.terms)
         if torch.equal(written.to(weight), weight):
@@ -179,6 +182,11 @@ def _sum(base: Tensor, path: str, terms: Iterable[LoadedEraser], sign: float = 1
         A, B = eraser.adapter.pair(path, base)
         total.addmm_(B.to(total), A.to(total), alpha=sign * eraser.strength)
     return total.to(base.dtype) if there else base.clone()
+
+
+def _unchanged(weight: Tensor, known: Written) -> bool:
+    mark = _mark(weight) if weight.dtype == known.dtype else None
+    return mark is not None and torch.equal(mark, known.mark.to(mark.device))
 
 
 def _mark(weight: Tensor) -> Tensor:

@@ -25,8 +25,6 @@ class Erasures:
     """Where the pristine weights are, if anywhere."""
     states: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
     """Prompts about an eraser's concepts -> their N x width text states, once encoded."""
-    disabled: bool = False
-    """Inside `erasures_disabled`: nothing may change until its end."""
 
     def become(
         self, unet: nn.Module, loaded: dict[str, LoadedEraser], keep: Keep | None = None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusers_erase.models.architectures import linear
+from diffusers_erase.runtime.fused_projections import fused_weights
 from diffusers_erase.runtime.loaded_eraser import LoadedEraser, factors_of
 
 
@@ -85,11 +86,14 @@ class Hooked:
             torch._dynamo.reset()
 
     def acting(self, unet: nn.Module, loaded: Mapping[str, LoadedEraser]) -> dict[str, float]:
-        """Name -> share of an eraser's layers where its hook hangs."""
-        found = {}
+        """Name -> share of an eraser's layers that are used, and have its hook."""
+        found, fused = {}, fused_weights(unet)
         for name, eraser in loaded.items():
             paths = eraser.adapter.paths(unet) if eraser.strength else ()
-            hung = [_hangs(linear(unet, path), self.additions.get(path)) for path in paths]
+            hung = [
+                path not in fused and _hangs(linear(unet, path), self.additions.get(path))
+                for path in paths
+            ]
             found[name] = sum(hung) / len(hung) if hung else 1.0
         return found
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack, cast, get_args, overload
 from warnings import warn
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from diffusers_erase.models.model import Model
 from diffusers_erase.runtime.adapting import SILENCED_BY
 from diffusers_erase.runtime.baking import Keep, rewritable
 from diffusers_erase.runtime.erasures import Erasures
+from diffusers_erase.runtime.fused_projections import require_unfused_projections
 from diffusers_erase.runtime.interference import heavily_interfering, interferences
 from diffusers_erase.runtime.loaded_eraser import LoadedEraser, Mode, content
 from diffusers_erase.storage.atomic import check_folder, whole_folder
@@ -26,6 +28,9 @@ from diffusers_erase.storage.hub import HubOptions, check_options, commit_of
 
 
 _ATTRIBUTE = "_erasures"
+
+_DISABLED: WeakSet[nn.Module] = WeakSet()
+"""Denoisers inside `erasures_disabled`: their erasers must not change, those of copies may."""
 
 ACTS = 0.99
 """An eraser of which the weights hold this much acts; the rest is rounding in half precision."""
@@ -209,11 +214,7 @@ def verify_erasures(pipe: Any) -> dict[str, float]:
     weights since, the base's own for example; to load the eraser anew puts it back.
     """
     unet = Model.of(pipe).denoiser
-    shares = _erasures(unet).acting(unet)
-    if _fused(unet):  # copies of the projections, which have no hooks
-        loaded = _erasures(unet).loaded
-        shares |= {name: 0.0 for name, eraser in loaded.items() if eraser.mode == "hook"}
-    return shares
+    return _erasures(unet).acting(unet)
 
 
 def export_erased(pipe: Any, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -240,10 +241,17 @@ def export_erased(pipe: Any, folder: str | Path, *, overwrite: bool = False) -> 
             f"In hooks and not in the weights: {', '.join(map(repr, beside))}; unload, load anew "
             'with `mode="bake"`, and export then.'
         )
-    weak = {name: share for name, share in verify_erasures(pipe).items() if share < ACTS}
+    shares = verify_erasures(pipe).items()
+    weak = [
+        f"{name!r} ({'unknown' if math.isnan(share) else f'{share:.0%}'})"
+        for name, share in shares
+        if not share >= ACTS  # nan is not enough
+    ]
     if weak:
-        told = ", ".join(f"{name!r} ({share:.0%})" for name, share in weak.items())
-        raise ErasureError(f"Not in full force: {told}; unload and load them anew, then export.")
+        raise ErasureError(
+            f"These erasers are not known to act in full: {', '.join(weak)}; load the model and "
+            "them anew, without `keep_base=False`, then export."
+        )
     if getattr(denoiser, "peft_config", None):
         raise ErasureError(
             "Ordinary adapters are loaded, and would be saved apart from the weights; call "
@@ -272,13 +280,21 @@ def erasures_disabled(pipe: Any) -> Iterator[None]:
     erasures = _erasures(unet)
     loaded = erasures.loaded
     erasures.become(unet, {})
-    erasures.disabled = True
+    _DISABLED.add(unet)
     setattr(unet, _ATTRIBUTE, erasures)
     try:
         yield
     finally:
-        erasures.disabled = False
-        erasures.become(_plain(unet), loaded)
+        _DISABLED.discard(unet)
+        erasures.loaded = loaded  # whatever happens below, they are listed
+        try:
+            erasures.become(unet, loaded)
+        except ErasureError as refusal:
+            raise ErasureError(
+                f"{', '.join(map(repr, loaded))} do not act after `erasures_disabled()`, and will "
+                f"after the next change that is possible. {refusal}"
+            ) from refusal
+    require_unfused_projections(unet)
 
 
 def _read(source: Source, hub: HubOptions) -> tuple[EraserAdapter, str | None]:
@@ -325,25 +341,12 @@ def _plain(unet: nn.Module) -> nn.Module:
     Erasures may be disabled for a while, or copies of the projections be in use, which no
     eraser would reach.
     """
-    if _erasures(unet).disabled:
+    if unet in _DISABLED:
         raise ErasureError(
             "The erasures are disabled; load, unload or change them after the `with` block."
         )
-    if _fused(unet):
-        raise ErasureError(
-            "The pipeline's attention projections are fused; call "
-            "`pipe.unfuse_qkv_projections()`, change the erasures, and fuse again."
-        )
+    require_unfused_projections(unet)
     return unet
-
-
-def _fused(unet: nn.Module) -> bool:
-    """Whether copies of the projections are in use, which no eraser reaches.
-
-    `fused_projections` of a module stays True after unfusing; its processor tells.
-    """
-    processors = (getattr(module, "processor", None) for module in unet.modules())
-    return any(type(processor).__name__.startswith("Fused") for processor in processors)
 
 
 def _mode(mode: str, unet: nn.Module, adapter: EraserAdapter) -> Mode:

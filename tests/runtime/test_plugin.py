@@ -1,4 +1,5 @@
 import copy
+import math
 import random
 
 import pytest
@@ -205,6 +206,75 @@ def test_disabled_inside_the_block_and_back_after_it_even_if_it_fails(untrained,
     assert untrained.list_erasures()["car"].strength == 0.7
 
 
+@pytest.mark.parametrize("mode", ["bake", "hook", "adapter"])
+@pytest.mark.filterwarnings("ignore:.*an ordinary adapter is switched off")
+def test_erasures_are_back_after_projections_were_fused_inside_erasures_disabled(
+    untrained, make_eraser, picture, mode
+):
+    untrained.load_erasure(make_eraser(untrained.unet, scale=0.4), mode=mode)
+    erased = picture(untrained)
+    with pytest.raises(ErasureError, match="unfuse_qkv_projections"), untrained.erasures_disabled():
+        untrained.fuse_qkv_projections()
+    assert list(untrained.list_erasures()) == ["car"]
+    assert untrained.verify_erasures()["car"] == pytest.approx(0, abs=1e-4)  # copies of the base
+    untrained.unfuse_qkv_projections()
+    assert untrained.verify_erasures()["car"] == pytest.approx(1, abs=1e-4)
+    assert abs(picture(untrained) - erased).max() < 1e-6
+
+
+def test_an_error_inside_erasures_disabled_is_not_replaced_by_one_of_its_end(
+    untrained, make_eraser
+):
+    untrained.load_erasure(make_eraser(untrained.unet))
+
+    def fail_inside():
+        with untrained.erasures_disabled():
+            untrained.fuse_qkv_projections()
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail_inside()
+    untrained.unfuse_qkv_projections()
+    assert untrained.verify_erasures()["car"] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*an ordinary adapter is switched off")
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+def test_erasures_that_cannot_come_back_after_erasures_disabled_stay_listed_until_they_can(
+    untrained, make_eraser, tmp_path
+):
+    style = make_eraser(untrained.unet, seed=9, concept="style").save_pretrained(tmp_path / "style")
+    untrained.load_erasure(make_eraser(untrained.unet), mode="adapter")
+    untrained.load_erasure(make_eraser(untrained.unet, seed=1), "two")
+
+    def fuse_inside():
+        with untrained.erasures_disabled():
+            untrained.load_lora_weights(style, adapter_name="S")
+            untrained.fuse_lora(adapter_names=["S"])
+
+    with pytest.raises(
+        ErasureError, match=r"'car', 'two' do not act.*fused into the weights \(S\)"
+    ):
+        fuse_inside()
+    assert list(untrained.list_erasures()) == ["car", "two"]
+    assert untrained.verify_erasures() == {"car": 0, "two": 0}
+    untrained.unfuse_lora()
+    untrained.set_erasure_strength("car", 1.0)
+    assert untrained.verify_erasures() == pytest.approx({"car": 1, "two": 1}, abs=1e-3)
+
+
+def test_a_copy_made_inside_erasures_disabled_is_a_base_that_erasers_load_on(
+    untrained, make_eraser
+):
+    eraser, before = make_eraser(untrained.unet), weights(untrained.unet)
+    untrained.load_erasure(eraser)
+    with untrained.erasures_disabled():
+        twin = copy.deepcopy(untrained.unet)
+    assert equal(twin, before)
+    load_erasure(twin, eraser)
+    assert list(list_erasures(twin)) == ["car"]
+
+
 def test_names_are_unique_and_unknown_ones_are_answered_with_the_known(untrained, make_eraser):
     untrained.load_erasure(make_eraser(untrained.unet))
     with pytest.raises(ErasureError, match="'car' is loaded already"):
@@ -314,7 +384,7 @@ def test_it_is_verified_that_erasers_act_on_the_weights_as_they_are(untrained, m
     assert untrained.verify_erasures() == pytest.approx({"0": 1, "1": 1, "2": 1}, abs=0.2)
     unet.load_state_dict(base)
     assert untrained.verify_erasures() == pytest.approx({"0": 0, "1": 0, "2": 1}, abs=1e-4)
-    with pytest.raises(ErasureError, match=r"Not in full force: '0' \(-?0%\), '1'"):
+    with pytest.raises(ErasureError, match=r"not known to act in full: '0' \(-?0%\), '1'"):
         untrained.export_erased("never")
 
 
@@ -344,6 +414,21 @@ def test_an_exported_model_is_erased_for_good_and_opened_without_us(
     with pytest.raises(ErasureError, match="holds something else"):
         untrained.export_erased(folder, overwrite=True)
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_export_erased_without_the_originals_wants_the_weights_as_they_were_written(
+    untrained, make_eraser, tmp_path
+):
+    untrained.load_erasure(make_eraser(untrained.unet), keep_base=False)
+    assert untrained.verify_erasures() == {"car": 1.0}
+    assert untrained.export_erased(tmp_path / "erased").is_dir()
+    next(iter(projections(untrained.unet, ("to_v",)).values())).weight.data.zero_()
+    assert math.isnan(untrained.verify_erasures()["car"])
+    with pytest.raises(
+        ErasureError, match=r"in full: 'car' \(unknown\).*without `keep_base=False`"
+    ):
+        untrained.export_erased(tmp_path / "broken")
+    assert not (tmp_path / "broken").exists()
 
 
 def test_ordinary_adapters_are_not_exported_by_accident(untrained, make_eraser, tmp_path):
