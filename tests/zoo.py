@@ -1,22 +1,30 @@
 """Pipelines of the real classes with random weights, small enough for tests."""
 
+import inspect
 from typing import Any
 
 import torch
 from diffusers import (
+    AnimateDiffSDXLPipeline,
     AutoencoderKL,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    LEditsPPPipelineStableDiffusion,
+    MotionAdapter,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
+    SemanticStableDiffusionPipeline,
     StableDiffusion3Pipeline,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionLatentUpscalePipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.modular_pipelines import StableDiffusionXLAutoBlocks
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -216,6 +224,54 @@ def pixart(tokenizer: Any = None) -> PixArtAlphaPipeline:
             scheduler=DDIMScheduler(),
         )
     )
+
+
+def instruct_pix2pix(pipe: StableDiffusionPipeline) -> tuple[Any, Any]:
+    """A pipeline that edits pictures, and the one whose parts it has, which encodes prompts."""
+    return _with_parts(StableDiffusionInstructPix2PixPipeline, pipe), pipe
+
+
+def semantic(pipe: StableDiffusionPipeline) -> tuple[Any, Any]:
+    return _with_parts(SemanticStableDiffusionPipeline, pipe), pipe
+
+
+def ledits(pipe: StableDiffusionPipeline) -> tuple[Any, Any]:
+    return _with_parts(LEditsPPPipelineStableDiffusion, pipe), pipe
+
+
+def latent_upscaler(pipe: StableDiffusionPipeline) -> tuple[Any, Any]:
+    return _with_parts(StableDiffusionLatentUpscalePipeline, pipe), pipe
+
+
+def modular(pipe: StableDiffusionPipeline) -> tuple[Any, Any]:
+    usual, made = sdxl(pipe.tokenizer), StableDiffusionXLAutoBlocks().init_pipeline()
+    parts = {k: v for k, v in usual.components.items() if k in made.component_names and v}
+    made.update_components(**parts)
+    return made, usual
+
+
+def animated_sdxl(pipe: StableDiffusionPipeline) -> tuple[Any, Any]:
+    usual = sdxl(pipe.tokenizer)
+    motion = MotionAdapter(
+        block_out_channels=(32, 64),
+        motion_layers_per_block=1,
+        motion_norm_num_groups=8,
+        motion_num_attention_heads=4,
+        use_motion_mid_block=False,
+    )
+    return AnimateDiffSDXLPipeline(**usual.components, motion_adapter=motion), usual
+
+
+WITHOUT_ENCODE_PROMPT = (instruct_pix2pix, semantic, ledits, modular)
+"""Pipelines that encode prompts in some way of their own."""
+
+
+def _with_parts(kind: Any, pipe: Any) -> Any:
+    """A pipeline of another class, with the parts of this one."""
+    takes = inspect.signature(kind.__init__).parameters
+    parts = {name: part for name, part in pipe.components.items() if name in takes}
+    options = {"requires_safety_checker": False} if "requires_safety_checker" in takes else {}
+    return _quiet(kind(**parts, **options))
 
 
 def _listening(transformer: Any) -> None:

@@ -16,7 +16,7 @@ from diffusers_erase.evaluation.detector import shows_any
 from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.models.denoiser import counted
-from diffusers_erase.runtime.plugin import erasures_disabled, erasures_key
+from diffusers_erase.runtime.plugin import erasure_names, erasures_disabled
 
 
 Pictures = list[Image.Image]
@@ -126,7 +126,7 @@ def as_base(pipe: Any) -> AbstractContextManager[None]:
     So an attack can ask the base also where somebody else has disabled the erasers, which is how
     its positive control is run.
     """
-    return erasures_disabled(pipe) if erasures_key(pipe) else nullcontext()
+    return erasures_disabled(pipe) if erasure_names(pipe) else nullcontext()
 
 
 def drawn(sampler: PipelineSampler, asked: Sequence[PromptCase], **options: Any) -> Pictures:

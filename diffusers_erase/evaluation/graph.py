@@ -14,7 +14,7 @@ from diffusers_erase.evaluation.metrics import Rate, difference, spearman
 from diffusers_erase.evaluation.runner import Runner, Side
 from diffusers_erase.evaluation.sampler import base_digest
 from diffusers_erase.evaluation.suites import PromptCase, read_yaml
-from diffusers_erase.runtime.plugin import erasures_key, load_erasure, unload_erasures
+from diffusers_erase.runtime.plugin import erasure_names, load_erasure, unload_erasures
 from diffusers_erase.storage.results import key_of
 
 
@@ -305,7 +305,7 @@ def concept_graph(
 
 def check_nothing_erased(pipe: Any) -> None:
     """Refuse a pipeline with erasers, where these would be mixed up with those to be looked at."""
-    if erasures_key(pipe):
+    if erasure_names(pipe):
         raise ErasureError(
             "The pipeline has erasers loaded; call `pipe.unload_erasures()`: they are loaded here, "
             "on the bare base."

@@ -14,7 +14,7 @@ from diffusers_erase.eraser.config import ErasedConcept, EraserConfig, versions
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.model import Model
 from diffusers_erase.models.text_states import unknown_words
-from diffusers_erase.runtime.plugin import list_erasures
+from diffusers_erase.runtime.plugin import erasure_names
 from diffusers_erase.training.recipes import RECIPES, Recipe
 from diffusers_erase.training.targets import Fixed, Target
 
@@ -143,9 +143,10 @@ def check_bare(model: Model) -> None:
     Raises:
         ErasureError: the pipeline wears erasures or adapters.
     """
-    if model.found is not None and list_erasures(model.source):
+    loaded = erasure_names(model)
+    if loaded:
         raise ErasureError(
-            f"The pipeline has erasures loaded ({', '.join(list_erasures(model.source))}); "
+            f"The pipeline has erasures loaded ({', '.join(loaded)}); "
             "erasers are made from the bare base: call `pipe.unload_erasures()` first."
         )
     if any(getattr(encoder, "peft_config", None) for encoder in model.text_encoders):

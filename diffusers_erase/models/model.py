@@ -19,7 +19,7 @@ from diffusers_erase.models.architectures import (
     architecture,
 )
 from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
-from diffusers_erase.models.text_states import text_states
+from diffusers_erase.models.text_states import encode_arguments, text_states
 
 
 class Pipeline(Protocol):
@@ -172,11 +172,10 @@ class Model:
             return f"'{self.kind}' is a denoiser without a text encoder"
         if not callable(getattr(self.source, "encode_prompt", None)):
             return f"'{self.kind}' has no method `encode_prompt`"
-        takes = inspect.signature(self.source.encode_prompt).parameters
-        anything = any(each.kind is each.VAR_KEYWORD for each in takes.values())
-        missing = sorted({"prompt", "device", "num_images_per_prompt"} - takes.keys())
-        if missing and not anything:
-            return f"`encode_prompt` of '{self.kind}' does not take {' and '.join(missing)}"
+        try:
+            inspect.signature(self.source.encode_prompt).bind(**encode_arguments(self.source, ()))
+        except TypeError as error:
+            return f"`encode_prompt` of '{self.kind}' cannot be called with prompts alone ({error})"
         return "" if self.text_encoders else f"'{self.kind}' was loaded without a text encoder"
 
     def states(self, prompts: Sequence[str]) -> Tensor:
@@ -190,7 +189,13 @@ class Model:
                 f"{self.textless}; pass a pipeline with `encode_prompt` and its text encoders, "
                 "such as StableDiffusionPipeline."
             )
-        return text_states(self.source, prompts, self.device)
+        try:
+            return text_states(self.source, prompts, self.device)
+        except (AttributeError, TypeError, ValueError) as error:  # of a part that is not there
+            raise ErasureError(
+                f"`encode_prompt` of '{self.kind}' failed ({error}); pass a pipeline with all its "
+                "text encoders and tokenizers."
+            ) from error
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:

@@ -27,18 +27,28 @@ def text_states(pipe: Any, prompts: Sequence[str], device: torch.device | None =
         device: where to compute; the pipeline's execution device if omitted. To look that up takes
             longer than a small text encoder: callers that encode often pass it.
     """
-    takes = inspect.signature(pipe.encode_prompt).parameters
-    options = {"do_classifier_free_guidance": False, "prompt_2": None, "prompt_3": None}
-    states, *others = pipe.encode_prompt(
-        prompt=list(prompts),
-        device=device or pipe._execution_device,
-        num_images_per_prompt=1,
-        **{name: value for name, value in options.items() if name in takes},
-    )
-    if "prompt_attention_mask" in takes:
+    arguments = encode_arguments(pipe, prompts, device or pipe._execution_device)
+    states, *others = pipe.encode_prompt(**arguments)
+    if "prompt_attention_mask" in inspect.signature(pipe.encode_prompt).parameters:
         states = states * others[0][..., None].to(states.dtype)
     found: Tensor = states
     return found
+
+
+def encode_arguments(
+    pipe: Any, prompts: Sequence[str], device: torch.device | None = None
+) -> dict[str, Any]:
+    """Arguments of the pipeline's `encode_prompt` for one state of each prompt, unguided."""
+    options = {
+        "device": device,
+        "num_images_per_prompt": 1,
+        "num_videos_per_prompt": 1,
+        "do_classifier_free_guidance": False,
+        "prompt_2": None,
+        "prompt_3": None,
+    }
+    takes = inspect.signature(pipe.encode_prompt).parameters
+    return {"prompt": list(prompts), **{k: v for k, v in options.items() if k in takes}}
 
 
 def whole_words(tokenizer: Any) -> list[str]:

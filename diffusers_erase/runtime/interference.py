@@ -1,6 +1,7 @@
-"""Where erasers on one denoiser get in each other's way, from text states alone."""
+"""Interference: how much loaded erasers change one another's concepts, from text states alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
+from warnings import warn
 
 from diffusers_erase.eraser.stacking import interference
 from diffusers_erase.models.model import Model
@@ -8,24 +9,38 @@ from diffusers_erase.runtime.erasures import Erasures
 from diffusers_erase.runtime.loaded_eraser import LoadedEraser
 
 
-DISTURBED = 0.5
-"""Another one does so much of what its own eraser does to a concept: worth a warning."""
+WARN_ABOVE = 0.5
+"""Interference that is worth a warning: half of what the concept's own eraser does."""
 
 
 def interferences(
     model: Model, erasures: Erasures, loaded: Mapping[str, LoadedEraser]
 ) -> Mapping[str, Mapping[str, float]]:
-    """Eraser -> other eraser -> how much it does to the former's concept; see `interference`.
+    """Eraser -> other eraser -> how much the other changes the eraser's concept; `interference`.
 
-    Empty for fewer than two, or where no text encoder or readable weight is at hand.
+    Empty for fewer than two erasers, where no prompt can be encoded, and where text maps meet
+    weights that cannot be read. A measurement that fails is a warning: erasers act without it.
 
     Args:
-        model: whose texts are encoded; a bare denoiser has none.
-        erasures: what is known of the denoiser's weights, and of states met before.
-        loaded: name -> eraser, in force or about to be.
+        model: the pipeline that encodes prompts about the concepts.
+        erasures: the erasures of its denoiser, with text states that were encoded before.
+        loaded: name -> eraser, of those that are loaded or are about to be.
     """
     if len(loaded) < 2 or model.textless:
         return {}
+    try:
+        return _measured(model, erasures, loaded)
+    except Exception as error:
+        warn(
+            f"Interference between the erasers was not measured: {type(error).__name__}: {error}",
+            stacklevel=4,
+        )
+        return {}
+
+
+def _measured(
+    model: Model, erasures: Erasures, loaded: Mapping[str, LoadedEraser]
+) -> Mapping[str, Mapping[str, float]]:
     weights = {}
     if not all(eraser.adapter.factors for eraser in loaded.values()):
         weights = erasures.bases(model.denoiser)
@@ -41,27 +56,34 @@ def interferences(
     return interference(erasers, states, weights)
 
 
-def heavily_interfering(
-    model: Model, erasures: Erasures, loaded: Mapping[str, LoadedEraser], fresh: Sequence[str]
+def conflicts(
+    model: Model,
+    erasures: Erasures,
+    loaded: Mapping[str, LoadedEraser],
+    new: Collection[str],
 ) -> list[str]:
-    """What to tell somebody who loads these fresh erasers beside the others."""
-    told = []
+    """One warning for each pair of erasers in conflict of which one is new.
+
+    Two erasers are in conflict if one changes much of the other's concept (`WARN_ABOVE`), or erases
+    a concept that the other one's is replaced by.
+    """
+    found = []
     for name, others in interferences(model, erasures, loaded).items():
         for other, share in others.items():
-            if share > DISTURBED and (name in fresh or other in fresh):
-                told.append(
-                    f"The eraser {other!r} does to {name!r} {share:.0%} of what its own eraser "
-                    "does: they were not told of each other. `diffusers_erase.stack` with "
-                    '`fusion="gram"` tells them.'
+            if share > WARN_ABOVE and (name in new or other in new):
+                found.append(
+                    f"The eraser {other!r} changes the concept of {name!r} by {share:.0%} of what "
+                    "its own eraser does, since each was made without the other. "
+                    '`diffusers_erase.stack` with `fusion="gram"` makes one eraser of both.'
                 )
     for name, eraser in loaded.items():
         targets = [concept.target for concept in eraser.adapter.config.concepts]
         for other, present in loaded.items():
             erased = [target for target in targets if target in present.adapter.config.names]
-            if erased and other != name and (name in fresh or other in fresh):
-                told.append(
-                    f"{name!r} is answered as {erased[0]!r}, which {other!r} erases: prompts for "
+            if erased and other != name and (name in new or other in new):
+                found.append(
+                    f"The target of {name!r} is {erased[0]!r}, which {other!r} erases: prompts for "
                     "the one may still show the other. Make one eraser of both, or give it another "
                     "target."
                 )
-    return told
+    return found

@@ -21,7 +21,7 @@ from diffusers_erase.runtime.adapting import SILENCED_BY
 from diffusers_erase.runtime.baking import Keep, rewritable
 from diffusers_erase.runtime.erasures import Erasures
 from diffusers_erase.runtime.fused_projections import require_unfused_projections
-from diffusers_erase.runtime.interference import heavily_interfering, interferences
+from diffusers_erase.runtime.interference import conflicts, interferences
 from diffusers_erase.runtime.loaded_eraser import LoadedEraser, Mode, content
 from diffusers_erase.storage.atomic import check_folder, whole_folder
 from diffusers_erase.storage.hub import HubOptions, check_options, commit_of
@@ -135,7 +135,7 @@ def load_erasure(
     found: list[str] = []
     for one, own, s in zip(sources, names, strengths, strict=True):
         adapter, commit = _read(one, hub)
-        _same_texts(Model.of(pipe), adapter)
+        _require_same_text_encoder(Model.of(pipe), adapter)
         key = own or adapter.config.title
         if key in loaded:
             raise ErasureError(
@@ -146,14 +146,11 @@ def load_erasure(
         came_from = None if isinstance(one, EraserAdapter) else str(one)
         loaded[key] = LoadedEraser(adapter, s, _mode(mode, unet, adapter), came_from, commit)
         found.append(key)
-    warnings = [
-        *heavily_interfering(Model.of(pipe), erasures, loaded, found),
-        *_silenced(mode, found),
-    ]
+    warnings = [*conflicts(Model.of(pipe), erasures, loaded, found), *_silenced(mode, found)]
     erasures.become(unet, loaded, keep_base)
     setattr(unet, _ATTRIBUTE, erasures)
-    for told in warnings:
-        warn(told, stacklevel=2)
+    for warning in warnings:
+        warn(warning, stacklevel=2)
     return found[0] if alone else found
 
 
@@ -179,7 +176,7 @@ def list_erasures(pipe: Any) -> dict[str, ErasureInfo]:
     model = Model.of(pipe)
     unet = model.denoiser
     erasures = _erasures(unet)
-    disturbing = interferences(model, erasures, erasures.loaded)
+    found = interferences(model, erasures, erasures.loaded)
     return {
         name: ErasureInfo(
             eraser.adapter.config.concepts,
@@ -187,7 +184,7 @@ def list_erasures(pipe: Any) -> dict[str, ErasureInfo]:
             eraser.mode,
             eraser.source,
             eraser.commit,
-            disturbing.get(name, {}),
+            found.get(name, {}),
         )
         for name, eraser in erasures.loaded.items()
     }
@@ -204,6 +201,15 @@ def set_erasure_strength(
     for one, s in zip(names, strengths, strict=True):
         loaded[one] = replace(_named(unet, one).loaded[one], strength=_finite(s))
     _erasures(unet).become(unet, loaded)
+
+
+def erasure_names(pipe: Any) -> tuple[str, ...]:
+    """Names of the erasers that are loaded, in the order of loading; nothing is computed.
+
+    Empty inside `erasures_disabled`, and for a pipeline without a denoiser.
+    """
+    denoiser = Model.of(pipe).found
+    return () if denoiser is None else tuple(_erasures(denoiser).loaded)
 
 
 def verify_erasures(pipe: Any) -> dict[str, float]:
@@ -321,12 +327,20 @@ def _named(unet: nn.Module, name: str) -> Erasures:
     return erasures
 
 
-def _same_texts(model: Model, adapter: EraserAdapter) -> None:
-    """Refuse a text map that was made for another text encoder, if there is one to compare with."""
+def _require_same_text_encoder(model: Model, adapter: EraserAdapter) -> None:
+    """Raise if a text map was made for another text encoder; one that fails is a warning."""
     known = adapter.config.fingerprint.get("text") if adapter.text_map else None
     if not known or model.textless:
         return
-    there = torch.tensor(model.text_fingerprint(known["prompt"]))
+    try:
+        there = torch.tensor(model.text_fingerprint(known["prompt"]))
+    except Exception as error:
+        warn(
+            f"The eraser of '{adapter.config.title}' is loaded without a check that it was made "
+            f"for this text encoder: {type(error).__name__}: {error}",
+            stacklevel=3,
+        )
+        return
     then = torch.tensor(known["state"])
     if len(there) != len(then) or (there - then).norm() > 0.1 * then.norm():
         raise ErasureError(

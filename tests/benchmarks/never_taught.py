@@ -94,7 +94,7 @@ def beside(taught: Any) -> Iterator[None]:
         finally:
             pipe.unet, pipe.text_encoder, pipe.vae = own
 
-    with patch.multiple(record, erasures_disabled=standing_in, erasures_key=bool):
+    with patch.multiple(record, erasures_disabled=standing_in, erasure_names=bool):
         yield
 
 

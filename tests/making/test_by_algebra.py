@@ -214,3 +214,11 @@ def test_a_model_without_text_is_refused(tmp_path):
     (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet2DModel"}')
     with pytest.raises(ErasureError, match="'UNet2DModel': its text layers are not known"):
         read_weights(tmp_path)
+
+
+@pytest.mark.parametrize("make", zoo.WITHOUT_ENCODE_PROMPT)
+def test_erase_names_the_pipeline_and_what_its_encode_prompt_lacks(untrained, make):
+    pipe, _ = make(untrained)
+    with pytest.raises(ErasureError, match="`encode_prompt`") as refusal:
+        erase(pipe, "car", vocabulary=["oak", "cat"], recipe="uce")
+    assert f"'{type(pipe).__name__}'" in str(refusal.value)

@@ -18,7 +18,7 @@ def pair(untrained, make_eraser):
 
 
 def test_a_sum_draws_what_both_draw(untrained, pair, picture, tmp_path):
-    with pytest.warns(UserWarning, match="does to"):
+    with pytest.warns(UserWarning, match="changes the concept of"):
         untrained.load_erasure(pair, strength=[0.5, 2.0])
     both = picture(untrained)
     untrained.unload_erasures()

@@ -81,11 +81,20 @@ def test_textless_says_what_is_missing(untrained):
     assert Model.of({}).textless == "'dict' has no method `encode_prompt`"
 
 
-def test_textless_names_what_an_unusual_encode_prompt_does_not_take(untrained, monkeypatch):
-    monkeypatch.setattr(untrained, "encode_prompt", lambda prompt, device: None)
-    assert Model.of(untrained).textless == (
-        "`encode_prompt` of 'StableDiffusionPipeline' does not take num_images_per_prompt"
-    )
+def test_textless_names_what_an_unusual_encode_prompt_lacks(untrained, monkeypatch):
+    monkeypatch.setattr(untrained, "encode_prompt", lambda device, **_: None)
+    assert Model.of(untrained).textless == ""
+    monkeypatch.setattr(untrained, "encode_prompt", lambda device: None)
+    assert "'StableDiffusionPipeline' cannot be called" in Model.of(untrained).textless
+    assert "unexpected keyword argument 'prompt'" in Model.of(untrained).textless
+    monkeypatch.setattr(untrained, "encode_prompt", lambda prompt, query: None)
+    assert "missing a required argument: 'query'" in Model.of(untrained).textless
+
+
+def test_encode_names_the_pipeline_whose_encode_prompt_fails_for_want_of_a_part(untrained):
+    untrained.tokenizer = None
+    with pytest.raises(ErasureError, match=r"'StableDiffusionPipeline' failed.*tokenizers"):
+        Model.of(untrained).encode(["a car"])
 
 
 def test_untrainable_is_empty_for_stable_diffusion_and_a_reason_for_others(untrained):

@@ -8,7 +8,12 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 from diffusers_erase import ErasureError, list_erasures, load_erasure
 from diffusers_erase.eraser.adapter import EraserAdapter
+from diffusers_erase.evaluation.graph import check_nothing_erased
+from diffusers_erase.making.request import check_bare
 from diffusers_erase.models.architectures import projections
+from diffusers_erase.models.model import Model
+from diffusers_erase.runtime import loaded_eraser
+from diffusers_erase.runtime.plugin import erasure_names
 
 
 # random erasers disturb one another, and loading them says so
@@ -204,6 +209,26 @@ def test_disabled_inside_the_block_and_back_after_it_even_if_it_fails(untrained,
         fail_inside()
     assert equal(untrained.unet, erased)
     assert untrained.list_erasures()["car"].strength == 0.7
+
+
+def test_erasure_names_are_known_without_encoding_or_hashing(untrained, make_eraser, monkeypatch):
+    assert erasure_names(untrained) == ()
+    untrained.load_erasure([make_eraser(untrained.unet, seed=k) for k in (1, 2)], ["b", "a"])
+
+    def fail(*_, **__):
+        raise AssertionError("computed")
+
+    monkeypatch.setattr(untrained, "encode_prompt", fail)
+    monkeypatch.setattr(loaded_eraser, "digest", fail)
+    assert erasure_names(untrained) == ("b", "a")
+    with pytest.raises(ErasureError, match=r"erasures loaded \(b, a\)"):
+        check_bare(Model.of(untrained))
+    with pytest.raises(ErasureError, match="has erasers loaded"):
+        check_nothing_erased(untrained)
+    with untrained.erasures_disabled():
+        assert erasure_names(untrained) == ()
+    untrained.unet = None
+    assert erasure_names(untrained) == ()
 
 
 @pytest.mark.parametrize("mode", ["bake", "hook", "adapter"])
