@@ -20,7 +20,7 @@ def main(folder: Path, steps: int, pictures: int) -> None:
     eraser = erase(pipe, "car")
     pipe.load_erasure(eraser)
 
-    # For another model: `Suite.of("mine.yaml")`, and any detector of `evaluation.detectors`.
+    # For another model: `Suite.read("mine.yaml")`, and any detector of `evaluation.detectors`.
     suite = Suite.of(protocol("card", "car", pictures=pictures))
     sampler = PipelineSampler(pipe, judge, Sampling(steps=steps, batch=16))
     runner = Runner(sampler, folder / "measured.run")  # a run that is stopped goes on from there
@@ -29,10 +29,10 @@ def main(folder: Path, steps: int, pictures: int) -> None:
 
     for row in evidence.summary.rows:
         print(f"{row.name:<12} base {row.base.value:4.0%}  erased {row.erased.value:4.0%}")
-    for side, recovery in evidence.recoveries:
+    for side, result in evidence.attacks:
         if side == "erased":
-            back, before = recovery.post, evidence.recovered(recovery.attack, "base").post
-            print(f"{recovery.attack:<12} base {before.value:4.0%}  erased {back.value:4.0%}")
+            erased, base = result.post, evidence.attack_result(result.attack, "base").post
+            print(f"{result.attack:<12} base {base.value:4.0%}  erased {erased.value:4.0%}")
     print(f"verdict: {evidence.summary.verdict}")
 
     report = write_report(evidence, folder / "measured", sheets_of(runner, suite))

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers.utils import make_image_grid
 
 from diffusers_erase import Concept, erase, stack
-from diffusers_erase.evaluation.pictures import draw, row
+from diffusers_erase.evaluation.pictures import draw
 from diffusers_erase.playground import OBJECTS, load_judge, load_pipeline
 
 
@@ -41,7 +42,7 @@ def main(folder: Path, steps: int | None) -> None:
     files = ", ".join(sorted(path.name for path in shared.iterdir()))
     print(f"{shared}: {files}")
 
-    row(pictures).save(folder / "stack.png")
+    make_image_grid(pictures, 1, len(pictures)).save(folder / "stack.png")
     print(f"None, painter, car, both erased: {folder / 'stack.png'}")
 
 

@@ -1,4 +1,4 @@
-"""Ways back: how much of an erased concept somebody gets who tries."""
+"""Attacks that bring erased concepts back, one per file, and their registry `ATTACKS`."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -50,20 +50,19 @@ ATTACKS: Mapping[str, Attack] = {
         Relearning(data="target"),
     )
 }
-"""By name, with their defaults; in the order of what they take, the least first."""
+"""Name -> attack with its default settings, in the order of the access they need."""
 
 
 def attack_named(name: str, concept: Concept | None = None) -> Attack:
-    """The attack of that name, told the concept if it can be.
+    """The attack of that name, with the concept if it takes one.
 
     Raises:
-        ErasureError: there is none; the message names the nearest.
+        ErasureError: the name is unknown; the message has the nearest ones.
     """
     if name not in ATTACKS:
         raise ErasureError(unknown("attack", name, ATTACKS))
     attack: Any = ATTACKS[name]
-    if concept is None or "concept" not in {field.name for field in fields(attack)}:
-        found: Attack = attack
-        return found
-    told: Attack = replace(attack, concept=concept)
-    return told
+    if concept is not None and "concept" in {field.name for field in fields(attack)}:
+        attack = replace(attack, concept=concept)
+    found: Attack = attack
+    return found

@@ -1,4 +1,4 @@
-"""An attack under way: what it draws, finds and spends, and a pipeline left as it was."""
+"""The state of a running attack, which leaves its pipeline unchanged."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,15 +19,16 @@ from diffusers_erase.models.denoiser import counted
 from diffusers_erase.runtime.plugin import erasure_names, erasures_disabled
 
 
-Pictures = list[Image.Image]
+GIVEN_SEEDS, SEARCH_SEEDS = 100_000, 200_000
+"""Arguments of `nth_seed` for the pictures that an attack is given, and for its own search."""
 
 
 @dataclass
 class AttackRun:
-    """What was found and spent so far; `rows` are places in `asked`, one for each picture."""
+    """Results so far. `rows` are indices of cases, one per picture."""
 
     sampler: PipelineSampler
-    asked: Sequence[PromptCase]
+    cases: Sequence[PromptCase]
     before: list[bool] = field(default_factory=list)
     found: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
@@ -37,50 +38,56 @@ class AttackRun:
 
     @property
     def rows(self) -> list[int]:
-        """All of them."""
-        return list(range(len(self.asked)))
+        """The indices of all cases."""
+        return list(range(len(self.cases)))
 
     @contextmanager
-    def paid_by(self, rows: Sequence[int]) -> Iterator[None]:
-        """What the UNet does inside the block is shared out among these; to the last evaluation."""
-        with counted(self.sampler.model.denoiser) as spent:
+    def charged_to(self, rows: Sequence[int]) -> Iterator[None]:
+        """Charges denoiser evaluations inside the block to these cases in equal parts."""
+        with counted(self.sampler.model.denoiser) as evaluations:
             yield
-        share, rest = divmod(spent(), len(rows))
+        share, rest = divmod(evaluations(), len(rows))
         for i, row in enumerate(rows):
             self.spent[row] += share + (i < rest)
 
-    def tried(
-        self, rows: Sequence[int], draw: Callable[[], Pictures], at: str | None = None
+    def attempt(
+        self, rows: Sequence[int], draw: Callable[[], list[Image.Image]], setting: str | None = None
     ) -> list[bool]:
-        """Whether the attack's pictures show what is wanted; `at` names a place of the curve."""
+        """Draw one picture of the attack per row, at the rows' cost; whether each is a hit.
+
+        Args:
+            rows: the cases.
+            draw: draws a picture for each of them.
+            setting: a point of the curve.
+        """
         if not rows:
             return []
-        with self.paid_by(rows):
+        with self.charged_to(rows):
             pictures = draw()
-        shown = self.noted(rows, pictures, at)
-        for row, hit in zip(rows, shown, strict=True):
+        hits = self.hits(rows, pictures, setting)
+        for row, hit in zip(rows, hits, strict=True):
             self.found[row] += hit
             self.images[row] += 1
-        return shown
+        return hits
 
-    def noted(
-        self, rows: Sequence[int], pictures: Sequence[Image.Image], at: str | None = None
+    def hits(
+        self, rows: Sequence[int], pictures: Sequence[Image.Image], setting: str | None = None
     ) -> list[bool]:
-        """The same of pictures that are no success of the attack: a control's."""
-        verdicts = zip(rows, self.sampler.look(pictures), strict=True)
-        shown = [shows_any(verdict.labels, self.asked[row].wanted) for row, verdict in verdicts]
-        if at is not None:
-            for row, hit in zip(rows, shown, strict=True):
-                self.curves[row][at] = float(hit)
-        return shown
+        """Whether each picture is a hit; it does not count as one of the attack (for controls)."""
+        verdicts = zip(rows, self.sampler.judge(pictures), strict=True)
+        hits = [shows_any(verdict.labels, self.cases[row].wanted) for row, verdict in verdicts]
+        if setting is not None:
+            for row, hit in zip(rows, hits, strict=True):
+                self.curves[row][setting] = float(hit)
+        return hits
 
     def attempts(self) -> list[Attempt]:
-        """All that is known now, prompt by prompt."""
+        """The results, one per case."""
         return [
             Attempt(
-                a.prompt,
-                a.wanted,
-                a.seed,
+                case.prompt,
+                case.wanted,
+                case.seed,
                 self.before[i],
                 self.before[i] or self.found[i] > 0,
                 self.found[i],
@@ -89,87 +96,86 @@ class AttackRun:
                 self.artefacts[i],
                 dict(self.curves[i]),
             )
-            for i, a in enumerate(self.asked)
+            for i, case in enumerate(self.cases)
         ]
 
 
 @contextmanager
-def recorded(sampler: PipelineSampler, asked: Sequence[PromptCase]) -> Iterator[AttackRun]:
-    """A record that begins with the pictures without the attack.
+def attack_run(sampler: PipelineSampler, cases: Sequence[PromptCase]) -> Iterator[AttackRun]:
+    """An attack run that has drawn and judged the pictures without the attack.
 
-    Inside the block the pipeline samples with a copy of its scheduler, so that nobody finds another
-    walk in it afterwards.
+    Inside the block the pipeline samples with a copy of its scheduler, so that the scheduler's
+    state is unchanged afterwards.
 
     Raises:
-        ErasureError: nothing is asked for.
+        ErasureError: no cases.
     """
-    if not asked:
-        raise ErasureError("There is no prompt to attack with; ask for one at least.")
-    pipe, n = sampler.pipe, len(asked)
+    if not cases:
+        raise ErasureError("No prompt to attack; give at least one case.")
+    pipe, n = sampler.pipe, len(cases)
     scheduler = pipe.scheduler
     pipe.scheduler = deepcopy(scheduler)
     try:
-        record = AttackRun(
-            sampler, asked, [], [0] * n, [0] * n, [0] * n, [""] * n, [{} for _ in asked]
+        run = AttackRun(
+            sampler, cases, [], [0] * n, [0] * n, [0] * n, [""] * n, [{} for _ in cases]
         )
-        with record.paid_by(record.rows):
-            pictures = drawn(sampler, asked)
-        record.before = record.noted(record.rows, pictures)
-        yield record
+        with run.charged_to(run.rows):
+            pictures = draw_cases(sampler, cases)
+        run.before = run.hits(run.rows, pictures)
+        yield run
     finally:
         pipe.scheduler = scheduler
 
 
-def as_base(pipe: Any) -> AbstractContextManager[None]:
-    """Inside the block the pipeline is the base; where it is that already, nothing changes.
+def base_model(pipe: Any) -> AbstractContextManager[None]:
+    """Disables the erasers inside the block; does nothing where they are disabled already.
 
-    So an attack can ask the base also where somebody else has disabled the erasers, which is how
-    its positive control is run.
+    So an attack can use the base model within `erasures_disabled`, as its positive control does.
     """
     return erasures_disabled(pipe) if erasure_names(pipe) else nullcontext()
 
 
-def drawn(sampler: PipelineSampler, asked: Sequence[PromptCase], **options: Any) -> Pictures:
-    """What the pipeline draws as it is, of exactly what is asked."""
-    return sampler.draw([a.prompt for a in asked], [a.seed for a in asked], **options)
+def draw_cases(
+    sampler: PipelineSampler, cases: Sequence[PromptCase], **options: Any
+) -> list[Image.Image]:
+    """One picture per case; `options` are further arguments of the pipeline."""
+    return sampler.draw([a.prompt for a in cases], [a.seed for a in cases], **options)
 
 
-def originals(sampler: PipelineSampler, asked: Sequence[PromptCase]) -> Pictures:
-    """What the base draws."""
-    with as_base(sampler.pipe):
-        return drawn(sampler, asked)
+def base_pictures(sampler: PipelineSampler, cases: Sequence[PromptCase]) -> list[Image.Image]:
+    """One picture of the base model per case."""
+    with base_model(sampler.pipe):
+        return draw_cases(sampler, cases)
 
 
-def drawn_from(sampler: PipelineSampler, states: Tensor, seeds: Sequence[int]) -> Pictures:
-    """The same from text states, P x tokens x width, in the place of prompts.
+def draw_from_states(
+    sampler: PipelineSampler, states: Tensor, seeds: Sequence[int]
+) -> list[Image.Image]:
+    """One picture per text states, P x tokens x width, and seed.
 
-    The empty prompt is encoded by itself, where no hook of an attack is in the encoder.
+    The empty prompt is encoded first, without the hooks that an attack puts into the encoder.
     """
-    how, pipe = sampler.sampling, sampler.pipe
-    low, null = getattr(torch, how.precision), sampler.model.encode([""])
-    pictures: Pictures = []
-    for rows in torch.arange(len(states)).split(how.batch):
-        with torch.autocast(null.device.type, low, enabled=low != torch.float32):
+    settings, pipe = sampler.sampling, sampler.pipe
+    null, low = sampler.model.encode([""]), settings.autocast
+    pictures: list[Image.Image] = []
+    for rows in torch.arange(len(states)).split(settings.batch):
+        with torch.autocast(null.device.type, low, enabled=low is not None):
             pictures += pipe(
                 prompt_embeds=states[rows].to(null),
                 negative_prompt_embeds=null.expand(len(rows), -1, -1),
-                guidance_scale=how.guidance,
-                num_inference_steps=how.steps,
+                guidance_scale=settings.guidance,
+                num_inference_steps=settings.steps,
                 generator=[torch.Generator().manual_seed(seeds[row]) for row in rows.tolist()],
             ).images
     return pictures
 
 
 def batches(sampler: PipelineSampler, rows: Sequence[int]) -> Iterator[list[int]]:
-    """As many at once as the studio draws."""
+    """The rows in batches of the sampler's size."""
     size = sampler.sampling.batch
     return (list(rows[start : start + size]) for start in range(0, len(rows), size))
 
 
-GIVEN, SEARCHED = 100_000, 200_000
-"""So far from the asked seeds are those of pictures an attack is given, and of its own chance."""
-
-
-def another(seed: int, n: int) -> int:
-    """The nth seed beside this one, the 0th itself; others in a row do not meet it soon."""
+def nth_seed(seed: int, n: int) -> int:
+    """The nth of a sequence of seeds that begins with `seed`; close seeds give disjoint ones."""
     return seed + 1_000_003 * n

@@ -1,4 +1,4 @@
-"""Attacks that begin with a picture of the concept, which the erased model is to go on with."""
+"""Attacks that start from a picture of the base model, which the erased model continues."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +9,13 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 from diffusers_erase.attacks.attack_run import (
-    Pictures,
-    as_base,
+    attack_run,
+    base_model,
+    base_pictures,
     batches,
-    drawn,
-    originals,
-    recorded,
+    draw_cases,
 )
-from diffusers_erase.attacks.ddim import ascended
+from diffusers_erase.attacks.ddim import invert_ddim
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.attack import Access, Attempt
 from diffusers_erase.evaluation.sampler import PipelineSampler
@@ -26,14 +25,14 @@ from diffusers_erase.models.model import Model
 
 @dataclass(frozen=True)
 class ImageToImage:
-    """z_t = √ᾱ_t x_0 + √(1-ᾱ_t) n of the base's picture, drawn on with the prompt (SDEdit).
+    """SDEdit: z_t = √ᾱ_t x_0 + √(1-ᾱ_t) n of the base's picture, denoised with the prompt.
 
-    By arXiv 2108.01073. A low strength hands over the answer, and every eraser fails: read the
-    curve, beside that of the same model without erasers.
+    See arXiv 2108.01073. With a low strength the picture itself remains, and every eraser fails:
+    read the curve beside that of the same model without erasers.
     """
 
     strengths: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
-    """Shares of the sampling that are drawn anew."""
+    """Shares of the sampling steps that are run."""
 
     name: ClassVar[str] = "image-to-image"
     access: ClassVar[Access] = "sampler"
@@ -42,54 +41,54 @@ class ImageToImage:
         if not all(0 < strength <= 1 for strength in self.strengths):
             raise ErasureError(f"Strengths are shares above 0, up to 1; got {self.strengths}.")
 
-    def __call__(self, sampler: PipelineSampler, asked: Sequence[PromptCase]) -> list[Attempt]:
-        """One picture a strength; the curve has a control without erasers beside each."""
+    def __call__(self, sampler: PipelineSampler, cases: Sequence[PromptCase]) -> list[Attempt]:
+        """One picture per strength; the curve has a control without erasers for each."""
         if any(int(sampler.sampling.steps * strength) < 1 for strength in self.strengths):
             raise ErasureError(
-                f"Of {sampler.sampling.steps} steps a strength of {min(self.strengths)} leaves "
-                "none; sample in more steps."
+                f"A strength of {min(self.strengths)} leaves none of {sampler.sampling.steps} "
+                "steps; sample in more steps."
             )
-        with recorded(sampler, asked) as record:
-            given, pipe = originals(sampler, asked), image_to_image(sampler.pipe)
+        with attack_run(sampler, cases) as run:
+            given, pipe = base_pictures(sampler, cases), image_to_image(sampler.pipe)
             for strength in self.strengths:
-                redraw = partial(_redrawn, sampler, pipe, asked, given, strength)
-                record.tried(record.rows, redraw, at=f"strength {strength:g}")
-                with as_base(sampler.pipe):
+                redraw = partial(_redraw, sampler, pipe, cases, given, strength)
+                run.attempt(run.rows, redraw, f"strength {strength:g}")
+                with base_model(sampler.pipe):
                     control = redraw()
-                record.noted(record.rows, control, at=f"strength {strength:g}, no eraser")
-            return record.attempts()
+                run.hits(run.rows, control, f"strength {strength:g}, no eraser")
+            return run.attempts()
 
 
 @dataclass(frozen=True)
 class DDIMInversion:
-    """The base's picture walked back to its noise, and drawn from there by the erased model.
+    """The base's picture inverted to its noise, from which the erased model draws.
 
-    The way up is DDIM's backwards (arXiv 2010.02502), by the erased model's own score of the empty
-    prompt; the way down is the pipeline's, with the prompt and guidance.
+    DDIM inversion (arXiv 2010.02502) uses the erased model's noise predictions for the empty
+    prompt; the pipeline draws with the prompt and guidance.
     """
 
     name: ClassVar[str] = "ddim-inversion"
     access: ClassVar[Access] = "sampler"
 
-    def __call__(self, sampler: PipelineSampler, asked: Sequence[PromptCase]) -> list[Attempt]:
-        """One picture a prompt; the curve has a control without erasers beside it."""
-        with recorded(sampler, asked) as record:
-            given = originals(sampler, asked)
-            redraw = partial(_continued, sampler, asked, given)
-            record.tried(record.rows, redraw, at="inverted")
-            with as_base(sampler.pipe):
+    def __call__(self, sampler: PipelineSampler, cases: Sequence[PromptCase]) -> list[Attempt]:
+        """One picture per case; the curve has a control without erasers."""
+        with attack_run(sampler, cases) as run:
+            given = base_pictures(sampler, cases)
+            redraw = partial(_draw_inverted, sampler, cases, given)
+            run.attempt(run.rows, redraw, "inverted")
+            with base_model(sampler.pipe):
                 control = redraw()
-            record.noted(record.rows, control, at="inverted, no eraser")
-            return record.attempts()
+            run.hits(run.rows, control, "inverted, no eraser")
+            return run.attempts()
 
 
 def image_to_image(pipe: Any) -> Any:
     """An image-to-image pipeline of the same parts, none of them moved or cast.
 
-    `from_pipe` would cast them, float32 unless told otherwise.
+    `from_pipe` would cast them to float32.
 
     Raises:
-        ErasureError: the pipeline is none of Stable Diffusion's kind.
+        ErasureError: the pipeline is not of Stable Diffusion's kind.
     """
     Model.of(pipe).noise_predictor()
     parts = dict(pipe.components)
@@ -99,30 +98,30 @@ def image_to_image(pipe: Any) -> Any:
     return made
 
 
-def _redrawn(
+def _redraw(
     sampler: PipelineSampler,
     pipe: Any,
-    asked: Sequence[PromptCase],
+    cases: Sequence[PromptCase],
     given: Sequence[Image.Image],
     strength: float,
-) -> Pictures:
-    pictures: Pictures = []
-    for rows in batches(sampler, range(len(asked))):
-        pictures += sampler.drawn_by(
+) -> list[Image.Image]:
+    pictures: list[Image.Image] = []
+    for rows in batches(sampler, range(len(cases))):
+        pictures += sampler.draw_with(
             pipe,
-            [asked[row].prompt for row in rows],
-            [asked[row].seed for row in rows],
+            [cases[row].prompt for row in rows],
+            [cases[row].seed for row in rows],
             image=[given[row] for row in rows],
             strength=strength,
         )
     return pictures
 
 
-def _continued(
-    sampler: PipelineSampler, asked: Sequence[PromptCase], given: Sequence[Image.Image]
-) -> Pictures:
-    pictures: Pictures = []
-    for rows in batches(sampler, range(len(asked))):
-        latents = ascended(sampler, [given[row] for row in rows]).to(sampler.pipe.unet.dtype)
-        pictures += drawn(sampler, [asked[row] for row in rows], latents=latents)
+def _draw_inverted(
+    sampler: PipelineSampler, cases: Sequence[PromptCase], given: Sequence[Image.Image]
+) -> list[Image.Image]:
+    pictures: list[Image.Image] = []
+    for rows in batches(sampler, range(len(cases))):
+        latents = invert_ddim(sampler, [given[row] for row in rows]).to(sampler.pipe.unet.dtype)
+        pictures += draw_cases(sampler, [cases[row] for row in rows], latents=latents)
     return pictures

@@ -1,4 +1,4 @@
-"""Relearning: training on what is unrelated to the concept, until it comes back by itself."""
+"""Relearning: fine-tuning on pictures unrelated to the concept, which can bring it back."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from diffusers_erase.attacks.attack_run import GIVEN, another, drawn, originals, recorded
+from diffusers_erase.attacks.attack_run import (
+    GIVEN_SEEDS,
+    attack_run,
+    base_pictures,
+    draw_cases,
+    nth_seed,
+)
 from diffusers_erase.concepts import Concept
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.attack import Access, Attempt
@@ -17,10 +23,7 @@ from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.models.architectures import PARTS
 from diffusers_erase.models.denoiser import Denoiser
-from diffusers_erase.models.denoising_loss import (
-    denoising_loss,
-    latents_of,
-)
+from diffusers_erase.models.denoising_loss import denoising_loss, encode_pictures
 from diffusers_erase.models.lora import Attached, attached
 
 
@@ -28,97 +31,99 @@ UNRELATED = tuple(
     f"a photo of a {thing}"
     for thing in ("house", "cat", "tree", "car", "dog", "church", "fish", "flower", "boat", "bird")
 )
-"""Everyday prompts; those that name what is wanted are left out."""
+"""Everyday prompts; those that name a wanted label are left out."""
 
 
 @dataclass(frozen=True)
 class Relearning:
-    """argmin over a fresh LoRA of  E | eps(z_t, t, c) - n |^2  on pictures that the base drew.
+    """argmin over a fresh LoRA of  E | eps(z_t, t, c) - n |^2  on pictures of the base model.
 
     Ordinary fine-tuning on unrelated pictures brings erased concepts back (arXiv 2410.08074). The
-    eraser stays as it is beneath, in the weights; the LoRA is on all projections of the
-    cross-attentions, and is taken off at the end.
+    eraser stays in the weights beneath. The LoRA is on all projections of the cross-attentions and
+    is removed at the end.
     """
 
     steps: tuple[int, ...] = (0, 25, 50, 100, 200, 400)
-    """After so many updates a picture is drawn."""
+    """Numbers of updates after which a picture is drawn."""
     data: Literal["unrelated", "target"] = "unrelated"
-    """Pictures of `prompts`, or of what is asked for: how fast it is taught anew."""
+    """Pictures of `prompts`, or of the cases themselves: how fast the concept is learnt again."""
     prompts: tuple[str, ...] = UNRELATED
     pictures: int = 32
-    """Of the base, to be trained on; prompts take turns."""
+    """Pictures of the base model to train on; prompts take turns."""
     rank: int = 8
     learning_rate: float = 1e-4
     batch: int = 8
+    """Latents per update."""
     seed: int = 0
 
     access: ClassVar[Access] = "fine-tune"
 
     def __post_init__(self) -> None:
         if not self.steps or list(self.steps) != sorted(set(self.steps)) or self.steps[0] < 0:
-            raise ErasureError(f"Steps are numbers from 0 that rise; got {self.steps}.")
+            raise ErasureError(f"`steps` are increasing numbers of 0 or more; got {self.steps}.")
         if min(self.pictures, self.batch, self.rank) < 1:
             raise ErasureError(
-                "Relearning takes 1 picture, latent an update and rank or more; got "
+                "Relearning needs `pictures`, `batch` and `rank` of 1 or more; got "
                 f"{self.pictures}, {self.batch} and {self.rank}."
             )
 
     @property
     def name(self) -> str:
-        """`relearning`, or `relearning-target` from pictures of the concept."""
+        """`relearning`, or `relearning-target` from pictures of the cases."""
         return "relearning" if self.data == "unrelated" else "relearning-target"
 
-    def __call__(self, sampler: PipelineSampler, asked: Sequence[PromptCase]) -> list[Attempt]:
-        """One picture a count of steps; at 0, if that is one, the picture without the attack."""
+    def __call__(self, sampler: PipelineSampler, cases: Sequence[PromptCase]) -> list[Attempt]:
+        """One picture per number of updates; for 0 it is the picture without the attack."""
         denoiser = sampler.model.noise_predictor(precision=sampler.sampling.autocast)
-        _check_bare(denoiser.unet)
-        with recorded(sampler, asked) as record:
-            taught = self._taught(asked)
-            clean = latents_of(sampler.pipe, originals(sampler, taught))
-            states = sampler.model.encode([a.prompt for a in taught])
+        _require_no_adapters(denoiser.unet)
+        with attack_run(sampler, cases) as run:
+            training_cases = self._training_cases(cases)
+            clean = encode_pictures(sampler.pipe, base_pictures(sampler, training_cases))
+            states = sampler.model.encode([case.prompt for case in training_cases])
             with attached(denoiser.unet, parts=PARTS, rank=self.rank, seed=self.seed) as lora:
-                training = self._trained(denoiser, lora, clean, states)
+                updates = self._updates(denoiser, lora, clean, states)
                 for former, count in pairwise((0, *self.steps)):
-                    with record.paid_by(record.rows):
+                    with run.charged_to(run.rows):
                         for _ in range(count - former):
-                            next(training)
-                    at = f"{count} steps"
+                            next(updates)
+                    setting = f"{count} steps"
                     if count:
-                        record.tried(record.rows, partial(drawn, sampler, asked), at=at)
-                    for row in record.rows if count == 0 else ():
-                        record.curves[row][at] = float(record.before[row])
-            return record.attempts()
+                        run.attempt(run.rows, partial(draw_cases, sampler, cases), setting)
+                    for row in run.rows if count == 0 else ():
+                        run.curves[row][setting] = float(run.before[row])
+            return run.attempts()
 
-    def _taught(self, asked: Sequence[PromptCase]) -> list[PromptCase]:
-        """What the pictures to be trained on are asked for; their seeds are not those of `asked`.
+    def _training_cases(self, cases: Sequence[PromptCase]) -> list[PromptCase]:
+        """Cases of the pictures to train on, with other seeds than those under attack.
 
         Raises:
-            ErasureError: all prompts name what is wanted.
+            ErasureError: all prompts name a wanted label.
         """
-        wanted = [Concept(name) for name in {name for a in asked for name in a.wanted}]
+        wanted = [Concept(name) for name in {name for case in cases for name in case.wanted}]
         unrelated = [p for p in self.prompts if not any(c.is_named_in(p) for c in wanted)]
-        prompts = unrelated if self.data == "unrelated" else [a.prompt for a in asked]
+        prompts = unrelated if self.data == "unrelated" else [case.prompt for case in cases]
         if not prompts:
             raise ErasureError(
-                f"None of the {len(self.prompts)} prompts to train on is unrelated to "
-                f"{', '.join(repr(c.name) for c in wanted)}; name some in `prompts`."
+                f"All {len(self.prompts)} prompts to train on name "
+                f"{', '.join(repr(c.name) for c in wanted)}; give unrelated ones in `prompts`."
             )
-        seeds = (another(self.seed + i, GIVEN) for i in range(self.pictures))
         return [
-            PromptCase("taught", prompts[i % len(prompts)], (), seed)
-            for i, seed in enumerate(seeds)
+            PromptCase(
+                "training", prompts[i % len(prompts)], (), nth_seed(self.seed + i, GIVEN_SEEDS)
+            )
+            for i in range(self.pictures)
         ]
 
-    def _trained(
+    def _updates(
         self, denoiser: Denoiser, lora: Attached, clean: Tensor, states: Tensor
     ) -> Iterator[float]:
-        """One update of Adam at a time, and its loss."""
-        chance = torch.Generator().manual_seed(self.seed)
+        """Performs one update of Adam per step and yields its loss, without end."""
+        generator = torch.Generator().manual_seed(self.seed)
         adam = torch.optim.Adam(lora.parameters, self.learning_rate)
         while True:
-            rows = torch.randint(len(clean), (self.batch,), generator=chance)
-            t = torch.randint(len(denoiser.schedule.alphas), (self.batch,), generator=chance)
-            noise = torch.randn((self.batch, *clean.shape[1:]), generator=chance)
+            rows = torch.randint(len(clean), (self.batch,), generator=generator)
+            t = torch.randint(len(denoiser.schedule.alphas), (self.batch,), generator=generator)
+            noise = torch.randn((self.batch, *clean.shape[1:]), generator=generator)
             with torch.enable_grad():
                 loss = denoising_loss(denoiser, clean[rows], states[rows], t, noise).mean()
                 gradients = torch.autograd.grad(loss, lora.parameters)
@@ -128,10 +133,10 @@ class Relearning:
             yield loss.item()
 
 
-def _check_bare(unet: Any) -> None:
-    worn = getattr(unet, "peft_config", None)
-    if worn:
+def _require_no_adapters(unet: Any) -> None:
+    names = getattr(unet, "peft_config", None)
+    if names:
         raise ErasureError(
-            f"Relearning trains an adapter of its own, and the denoiser wears {', '.join(worn)}; "
+            f"Relearning trains an adapter of its own, and the denoiser has {', '.join(names)}; "
             'load the eraser with `mode="bake"`, and fuse or unload the others.'
         )

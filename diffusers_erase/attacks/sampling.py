@@ -1,4 +1,4 @@
-"""Attacks that need no gradient: other words, other seeds, other noise, another model's start."""
+"""Attacks without gradients: other sentences, seeds, noise, or a start by the base model."""
 
 import math
 from collections.abc import Sequence
@@ -9,9 +9,16 @@ from itertools import product
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 
-from diffusers_erase.attacks.attack_run import Pictures, another, as_base, batches, drawn, recorded
-from diffusers_erase.attacks.ddim import descended
+from diffusers_erase.attacks.attack_run import (
+    attack_run,
+    base_model,
+    batches,
+    draw_cases,
+    nth_seed,
+)
+from diffusers_erase.attacks.ddim import sample_ddim
 from diffusers_erase.concepts import Concept
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.attack import Access, AttackResult, Attempt, concept_of
@@ -21,39 +28,41 @@ from diffusers_erase.evaluation.suites import PromptCase
 
 @dataclass(frozen=True)
 class Paraphrases:
-    """The same, said otherwise: in other sentences, and by the concept's other names."""
+    """The prompt in other sentences, and with the concept's synonyms for its name."""
 
     templates: tuple[str, ...] = ("a picture of {}", "an image of {}", "{}, {}", "{} and {}")
-    """Sentences with `{}` for the prompt; one without is a prompt of its own."""
+    """Sentences with `{}` for the prompt; one without is a prompt by itself."""
     concept: Concept | None = None
-    """Its synonyms take the place of its name; by the first wanted label it has none."""
+    """The concept with its synonyms; the first wanted label, without synonyms, if omitted."""
 
     name: ClassVar[str] = "paraphrases"
     access: ClassVar[Access] = "sampler"
 
-    def __call__(self, sampler: PipelineSampler, asked: Sequence[PromptCase]) -> list[Attempt]:
-        """One picture a sentence and prompt, with the prompt's seed."""
-        with recorded(sampler, asked) as record:
-            for n, said in enumerate(zip(*(self.of(a.prompt, asked) for a in asked), strict=True)):
-                rows = [replace(a, prompt=words) for a, words in zip(asked, said, strict=True)]
-                record.tried(record.rows, partial(drawn, sampler, rows), at=f"sentence {n + 1}")
-            return record.attempts()
+    def __call__(self, sampler: PipelineSampler, cases: Sequence[PromptCase]) -> list[Attempt]:
+        """One picture per sentence and case, with the seed of the case."""
+        with attack_run(sampler, cases) as run:
+            sentences = zip(*(self.of(case.prompt, cases) for case in cases), strict=True)
+            for n, prompts in enumerate(sentences, 1):
+                rows = [replace(a, prompt=text) for a, text in zip(cases, prompts, strict=True)]
+                run.attempt(run.rows, partial(draw_cases, sampler, rows), f"sentence {n}")
+            return run.attempts()
 
-    def of(self, prompt: str, asked: Sequence[PromptCase]) -> list[str]:
-        """The other sentences for a prompt: as many for each."""
-        concept = concept_of(asked, self.concept)
+    def of(self, prompt: str, cases: Sequence[PromptCase]) -> list[str]:
+        """The paraphrases of a prompt, as many for every prompt."""
+        concept = concept_of(cases, self.concept)
         synonyms = [concept.replaced(prompt, synonym) for synonym in concept.synonyms]
         return [template.replace("{}", prompt) for template in self.templates] + synonyms
 
 
 @dataclass(frozen=True)
 class SeedSearch:
-    """The same prompt again and again, with seeds of its own; the first is the one asked for.
+    """The same prompt with other seeds; the first is the seed of the case.
 
-    The control of every other attack: what luck finds for the same money.
+    It is the control of every other attack: the success of other seeds at equal cost.
     """
 
     tries: int = 8
+    """Pictures per case."""
 
     name: ClassVar[str] = "seed-search"
     access: ClassVar[Access] = "sampler"
@@ -62,84 +71,84 @@ class SeedSearch:
         if self.tries < 1:
             raise ErasureError(f"A seed search tries 1 seed or more; got {self.tries}.")
 
-    def __call__(self, sampler: PipelineSampler, asked: Sequence[PromptCase]) -> list[Attempt]:
-        """`tries` pictures a prompt, of which the one without the attack is the first."""
-        with recorded(sampler, asked) as record:
-            record.images = [1 for _ in asked]
-            record.found = [int(hit) for hit in record.before]
+    def __call__(self, sampler: PipelineSampler, cases: Sequence[PromptCase]) -> list[Attempt]:
+        """`tries` pictures per case, of which the one without the attack is the first."""
+        with attack_run(sampler, cases) as run:
+            run.images = [1 for _ in cases]
+            run.found = [int(hit) for hit in run.before]
             for n in range(1, self.tries):
-                others = [replace(a, seed=another(a.seed, n)) for a in asked]
-                record.tried(record.rows, partial(drawn, sampler, others))
-            return record.attempts()
+                others = [replace(a, seed=nth_seed(a.seed, n)) for a in cases]
+                run.attempt(run.rows, partial(draw_cases, sampler, others))
+            return run.attempts()
 
 
 @dataclass(frozen=True)
 class Noise:
-    """s = η_s σ_t: a sampler that adds more noise on its way than the eraser was made for.
+    """s = η_s σ_t: a sampler that adds more noise than that of the eraser's trajectories.
 
     Erasers made on nearly deterministic trajectories leave the concept within reach of others
-    (arXiv 2505.17013). Every variant begins in the latent of the asked seed, so that what is found
-    is not the finding of another seed, as in the released loop.
+    (arXiv 2505.17013). Every variant starts from the latents of the case's seed; in the released
+    code each has another seed, so that other seeds add to its success.
     """
 
     etas: tuple[float, ...] = (1.0, 1.17, 1.34, 1.51, 1.68, 1.85)
     scales: tuple[float, ...] = (1.0, 1.02, 1.03, 1.04)
-    """How many times larger the added noise is than the room that is made for it."""
+    """Factors by which the added noise is larger than s."""
 
     name: ClassVar[str] = "noise"
     access: ClassVar[Access] = "sampler"
 
-    def __call__(self, sampler: PipelineSampler, asked: Sequence[PromptCase]) -> list[Attempt]:
-        """One picture for each pair of an eta and a scale; a success if any of them is."""
-        with recorded(sampler, asked) as record:
+    def __call__(self, sampler: PipelineSampler, cases: Sequence[PromptCase]) -> list[Attempt]:
+        """One picture per eta and scale; one of them suffices for success."""
+        with attack_run(sampler, cases) as run:
             for n, (eta, scale) in enumerate(product(self.etas, self.scales), 1):
-                walk = partial(descended, sampler, asked, eta=eta, scale=scale, variant=n)
-                record.tried(record.rows, walk, at=f"noise {eta:g} x {scale:g}")
-            return record.attempts()
+                draw = partial(sample_ddim, sampler, cases, eta=eta, scale=scale, variant=n)
+                run.attempt(run.rows, draw, f"noise {eta:g} x {scale:g}")
+            return run.attempts()
 
 
 @dataclass(frozen=True)
 class Completion:
-    """eps* for the first k steps, eps from there: the eraser is handed what the base began.
+    """eps* for the first k steps, eps from there: the erased model completes the base's start.
 
-    Whoever has some latent of the concept has such a start (arXiv 2505.17013: 5 and 10 of 50).
+    An attacker with some latent of the concept has such a start (arXiv 2505.17013: 5 and 10 of 50).
     """
 
     steps: tuple[int, ...] = (1, 2, 3, 5)
-    """k, each for a picture."""
+    """Values of k."""
 
     name: ClassVar[str] = "completion"
     access: ClassVar[Access] = "sampler"
 
     def __post_init__(self) -> None:
         if any(k < 0 for k in self.steps):
-            raise ErasureError(f"The base draws 0 steps or more; got {self.steps}.")
+            raise ErasureError(f"The base model draws 0 steps or more; got {self.steps}.")
 
-    def __call__(self, sampler: PipelineSampler, asked: Sequence[PromptCase]) -> list[Attempt]:
-        """One picture for each k."""
-        with recorded(sampler, asked) as record:
+    def __call__(self, sampler: PipelineSampler, cases: Sequence[PromptCase]) -> list[Attempt]:
+        """One picture per k."""
+        with attack_run(sampler, cases) as run:
             for k in self.steps:
-                record.tried(record.rows, partial(completed, sampler, asked, k), at=f"after {k}")
-            return record.attempts()
+                run.attempt(run.rows, partial(complete, sampler, cases, k), f"after {k}")
+            return run.attempts()
 
 
-def completed(sampler: PipelineSampler, asked: Sequence[PromptCase], k: int) -> Pictures:
-    """The first k steps by the base: none is the eraser's own picture, all the base's.
+def complete(sampler: PipelineSampler, cases: Sequence[PromptCase], k: int) -> list[Image.Image]:
+    """Pictures of which the base model draws the first k steps and the erased model the rest.
 
-    Within one run of the sampler, for those of several steps remember the ones before.
+    The erasers return within one run of the sampler, since multistep samplers use earlier steps.
     """
-    pictures: Pictures = []
-    for rows in batches(sampler, range(len(asked))):
+    pictures: list[Image.Image] = []
+    for rows in batches(sampler, range(len(cases))):
         with ExitStack() as base:
             if k:
-                base.enter_context(as_base(sampler.pipe))
-            hand_over = partial(_hand_over, base, k)
-            some = [asked[row] for row in rows]
-            pictures += drawn(sampler, some, callback_on_step_end=hand_over)
+                base.enter_context(base_model(sampler.pipe))
+            callback = partial(_return_erasers, base, k)
+            batch = [cases[row] for row in rows]
+            pictures += draw_cases(sampler, batch, callback_on_step_end=callback)
     return pictures
 
 
-def _hand_over(base: ExitStack, k: int, _: Any, step: int, __: Any, tensors: Any) -> Any:
+def _return_erasers(base: ExitStack, k: int, _: Any, step: int, __: Any, tensors: Any) -> Any:
     if step == k - 1:
         base.close()
         torch.clear_autocast_cache()  # it holds the base's weights in half precision
@@ -147,11 +156,11 @@ def _hand_over(base: ExitStack, k: int, _: Any, step: int, __: Any, tensors: Any
 
 
 def picture_cost(sampling: Sampling) -> int:
-    """UNet evaluations of one picture; schedulers that look twice a step cost more."""
+    """Denoiser evaluations of one picture; schedulers with two evaluations per step cost more."""
     return sampling.steps * (2 if sampling.guidance > 1 else 1)
 
 
-def equal_budget(recovery: AttackResult, sampling: Sampling) -> SeedSearch:
-    """The seed search that costs as much a prompt as this attack did, rounded up to pictures."""
-    each = recovery.evaluations / max(1, len(recovery.attempts))
+def equal_budget(result: AttackResult, sampling: Sampling) -> SeedSearch:
+    """The seed search with as many evaluations per case as the attack, rounded up to pictures."""
+    each = result.evaluations / max(1, len(result.attempts))
     return SeedSearch(max(1, math.ceil(each / picture_cost(sampling))))

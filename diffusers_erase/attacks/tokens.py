@@ -1,4 +1,4 @@
-"""Token search: a few tokens before the prompt, found by gradients, that bring the concept back."""
+"""Token search: tokens before the prompt, found by gradients, that bring the concept back."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,31 +10,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffusers_erase.attacks.attack_run import (
-    SEARCHED,
+    SEARCH_SEEDS,
     AttackRun,
-    another,
-    as_base,
+    attack_run,
+    base_model,
+    base_pictures,
     batches,
-    drawn_from,
-    originals,
-    recorded,
+    draw_from_states,
+    nth_seed,
 )
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.attack import Access, Attempt
 from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.models.denoiser import Denoiser
-from diffusers_erase.models.denoising_loss import (
-    denoising_loss,
-    latents_of,
-    noised,
-)
+from diffusers_erase.models.denoising_loss import denoising_loss, encode_pictures, noised
 from diffusers_erase.models.embedding_hooks import (
-    artefact_of,
-    free_ids,
-    ids_of,
-    looked_up,
+    describe_ids,
+    embeddings_at,
+    ordinary_ids,
     states_of_ids,
+    token_ids,
     with_prefix,
 )
 
@@ -43,60 +39,59 @@ from diffusers_erase.models.embedding_hooks import (
 class TokenSearch:
     """argmin over k tokens p of  E | eps(z_t, t, c(p, prompt)) - n |^2,  z_t of the base's picture.
 
-    UnlearnDiffAtk (arXiv 2310.11868): rows on the simplex, one time after another, and a picture
-    after each; a prompt is done with at its first success, and one that is shown without the attack
-    is not attacked. With `reference="base"` the base's score takes the place of n: P4D (arXiv
-    2309.06135) on that schedule, where the original has its own of 3,000 iterations and projects
-    onto the nearest tokens. We sample with the pipeline's own scheduler, and prompts that are too
-    long are cut, not left out.
+    UnlearnDiffAtk (arXiv 2310.11868): rows on the simplex are optimised for one time t after
+    another, with a picture after each. A prompt ends at its first success, and one that is a hit
+    without the attack is not attacked. With `reference="base"` the base's noise prediction takes
+    the place of n: P4D (arXiv 2309.06135) on that schedule, where the original has one of 3,000
+    iterations and projects onto the nearest tokens. We sample with the pipeline's own scheduler;
+    prompts that are too long are truncated, not left out.
     """
 
     k: int = 3
-    """Tokens, between the first one and the prompt; 5 for a large concept, as released."""
+    """Tokens between the first one and the prompt; the released code has 5 for a large concept."""
     iterations: int = 40
-    """At each time; three evaluations each, with a reference four."""
+    """Updates per time; three evaluations each, four with a reference."""
     timesteps: int = 50
-    """Times, in the middle of as many equal parts; after each comes a picture."""
+    """Number of times, in the middle of equal parts of the schedule; a picture follows each."""
     reference: Literal["base"] | None = None
     learning_rate: float = 0.01
     weight_decay: float = 0.1
     seed: int = 0
-    """Of noise and tokens, beside the prompt's own."""
+    """Of noise and tokens; added to the seed of each case."""
 
     access: ClassVar[Access] = "white box"
 
     def __post_init__(self) -> None:
         if min(self.k, self.iterations, self.timesteps) < 1:
             raise ErasureError(
-                "A token search has 1 token, iteration and time or more; got "
+                "A token search needs `k`, `iterations` and `timesteps` of 1 or more; got "
                 f"{self.k}, {self.iterations} and {self.timesteps}."
             )
 
     @property
     def name(self) -> str:
-        """`token-search`, or `p4d` against the base's scores."""
+        """`token-search`, or `p4d` with the base's noise predictions."""
         return "p4d" if self.reference else "token-search"
 
-    def __call__(self, sampler: PipelineSampler, asked: Sequence[PromptCase]) -> list[Attempt]:
-        """One picture a time and prompt, until it shows what is wanted."""
+    def __call__(self, sampler: PipelineSampler, cases: Sequence[PromptCase]) -> list[Attempt]:
+        """One picture per time and case, until it is a hit."""
         sampler.model.noise_predictor()
-        with recorded(sampler, asked) as record:
-            untouched = [row for row in record.rows if not record.before[row]]
-            for rows in batches(sampler, untouched):
-                self._search(record, rows)
-            return record.attempts()
+        with attack_run(sampler, cases) as run:
+            for rows in batches(sampler, [row for row in run.rows if not run.before[row]]):
+                self._search(run, rows)
+            return run.attempts()
 
-    def _search(self, record: AttackRun, rows: Sequence[int]) -> None:
-        """All of these at once, until each has succeeded or time is up."""
-        sampler = record.sampler
+    def _search(self, run: AttackRun, rows: Sequence[int]) -> None:
+        """Attack these cases together, until each is a hit or all times are used."""
+        sampler = run.sampler
         denoiser = sampler.model.noise_predictor(precision=sampler.sampling.autocast)
-        some = [record.asked[row] for row in rows]
-        clean = latents_of(sampler.pipe, originals(sampler, some))
+        cases = [run.cases[row] for row in rows]
+        clean = encode_pictures(sampler.pipe, base_pictures(sampler, cases))
         search = Prefixes(
             sampler.pipe,
-            [a.prompt for a in some],
+            [case.prompt for case in cases],
             self.k,
-            seeds=[another(a.seed + self.seed, SEARCHED) for a in some],
+            seeds=[nth_seed(case.seed + self.seed, SEARCH_SEEDS) for case in cases],
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
         )
@@ -104,18 +99,18 @@ class TokenSearch:
         span = len(denoiser.schedule.alphas) / self.timesteps
         for n in range(self.timesteps):
             t = torch.full((len(left),), int((n + 0.5) * span))
-            with record.paid_by([rows[i] for i in left]):
+            with run.charged_to([rows[i] for i in left]):
                 noises = [search.normal(left, clean) for _ in range(self.iterations)]
                 targets = self._targets(denoiser, search, left, clean, t, noises)
                 for noise, target in zip(noises, targets, strict=True):
                     search.improve(denoiser, left, clean, t, noise, target)
-            seeds = [some[i].seed for i in left]
-            draw = partial(drawn_from, sampler, search.states(left), seeds)
-            shown = record.tried([rows[i] for i in left], draw)
-            for i, hit in zip(left, shown, strict=True):
+            seeds = [cases[i].seed for i in left]
+            draw = partial(draw_from_states, sampler, search.states(left), seeds)
+            hits = run.attempt([rows[i] for i in left], draw)
+            for i, hit in zip(left, hits, strict=True):
                 if hit:
-                    record.artefacts[rows[i]] = artefact_of(sampler.pipe, search.ids([i])[0])
-            left = [i for i, hit in zip(left, shown, strict=True) if not hit]
+                    run.artefacts[rows[i]] = describe_ids(sampler.pipe, search.ids([i])[0])
+            left = [i for i, hit in zip(left, hits, strict=True) if not hit]
             if not left:
                 return
 
@@ -129,16 +124,16 @@ class TokenSearch:
         t: Tensor,
         noises: Sequence[Tensor],
     ) -> list[Tensor]:
-        """The noises, or what the base says of the plain prompts there: one switch for a time."""
+        """The noises, or the base's noise predictions for the prompts without a prefix."""
         if self.reference is None:
             return list(noises)
         states, x = states_of_ids(search.pipe, search.plain[list(left)]), clean[list(left)]
-        with as_base(search.pipe):
+        with base_model(search.pipe):
             return [denoiser.student(noised(denoiser, x, t, noise), t, states) for noise in noises]
 
 
 class Prefixes:
-    """Rows over the vocabulary, k for each prompt, that become tokens before it."""
+    """k rows over the vocabulary for each prompt, whose most likely tokens are its prefix."""
 
     def __init__(
         self,
@@ -150,18 +145,19 @@ class Prefixes:
         learning_rate: float = 0.01,
         weight_decay: float = 0.1,
     ) -> None:
-        """Uniform rows to begin with; every prompt has its own chance, whatever the others do."""
+        """Start with uniform rows; each prompt has its own random generator."""
         self.pipe, self.k = pipe, k
-        self.free = free_ids(pipe.tokenizer)
-        self.plain = ids_of(pipe, prompts)
-        self.vectors = pipe.text_encoder.get_input_embeddings().weight.detach()[self.free].float()
-        uniform = torch.full((k, len(self.free)), 1 / len(self.free))
+        self.vocabulary = ordinary_ids(pipe.tokenizer)
+        self.plain = token_ids(pipe, prompts)
+        embeddings = pipe.text_encoder.get_input_embeddings().weight.detach()
+        self.vectors = embeddings[self.vocabulary].float()
+        uniform = torch.full((k, len(self.vocabulary)), 1 / len(self.vocabulary))
         self.rows = [uniform.to(self.vectors).clone().requires_grad_() for _ in prompts]
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.optimiser = torch.optim.Adam(self.rows, learning_rate, weight_decay=weight_decay)
 
     def normal(self, left: Sequence[int], clean: Tensor) -> Tensor:
-        """Noise for these prompts."""
+        """Standard normal noise for these prompts, in the shape of their latents."""
         shape = clean.shape[1:]
         return torch.stack([torch.randn(shape, generator=self.generators[i]) for i in left])
 
@@ -174,16 +170,16 @@ class Prefixes:
         noise: Tensor,
         target: Tensor | None = None,
     ) -> list[float]:
-        """One step of Adam, and back onto the simplex; returns the losses before it.
+        """One step of Adam and the projection onto the simplex; returns the losses before it.
 
-        Forward goes one token drawn from each row, backward the row itself (straight through), with
-        gradients clipped to -1 .. 1.
+        The forward pass uses one token sampled from each row; the gradient is that of the row
+        (straight through), clipped to -1 .. 1.
         """
-        drawn = torch.stack([self._drawn(i) for i in left]).requires_grad_()
+        one_hot = torch.stack([self._sample(i) for i in left]).requires_grad_()
         with torch.enable_grad():
-            states = self._encoded(left, drawn)
+            states = self._encode(left, one_hot)
             losses = denoising_loss(denoiser, clean[list(left)], states, t, noise, target)
-            (gradient,) = torch.autograd.grad(losses.sum(), [drawn])
+            (gradient,) = torch.autograd.grad(losses.sum(), [one_hot])
         for i, each in zip(left, gradient.clamp(-1, 1), strict=True):
             self.rows[i].grad = each
         self.optimiser.step()
@@ -195,25 +191,28 @@ class Prefixes:
 
     @torch.no_grad()
     def states(self, left: Sequence[int]) -> Tensor:
-        """Text states of these prompts after the most likely tokens."""
+        """Text states of these prompts with their prefixes."""
         return states_of_ids(self.pipe, self.ids(left))
 
     def ids(self, left: Sequence[int]) -> Tensor:
-        """Ids of the same."""
-        best = torch.stack([self.free[self.rows[i].detach().argmax(1).cpu()] for i in left])
+        """Token ids of these prompts with their prefixes."""
+        best = torch.stack([self.vocabulary[self.rows[i].detach().argmax(1).cpu()] for i in left])
         return with_prefix(self.plain[list(left)], best)
 
-    def _drawn(self, i: int) -> Tensor:
-        """One-hot rows, k x V."""
+    def _sample(self, i: int) -> Tensor:
+        """One-hot rows of tokens sampled from the rows, k x vocabulary."""
         rows = self.rows[i].detach()
         tokens = torch.multinomial(rows.cpu(), 1, generator=self.generators[i])[:, 0]
-        return F.one_hot(tokens, len(self.free)).to(rows)
+        return F.one_hot(tokens, len(self.vocabulary)).to(rows)
 
-    def _encoded(self, left: Sequence[int], rows: Tensor) -> Tensor:
-        """States with rows of the vocabulary before the prompts, n x k x V, and gradients."""
-        stand_in = self.free[:1].expand(len(left), self.k)
-        ids = with_prefix(self.plain[list(left)], stand_in)
-        with looked_up(self.pipe.text_encoder, range(1, self.k + 1), rows @ self.vectors):
+    def _encode(self, left: Sequence[int], rows: Tensor) -> Tensor:
+        """Text states with the mean embeddings of the rows as prefixes, with gradients to these.
+
+        `rows` is n x k x vocabulary.
+        """
+        placeholder = self.vocabulary[:1].expand(len(left), self.k)
+        ids = with_prefix(self.plain[list(left)], placeholder)
+        with embeddings_at(self.pipe.text_encoder, range(1, self.k + 1), rows @ self.vectors):
             return states_of_ids(self.pipe, ids)
 
 

@@ -80,7 +80,7 @@ def run_demo(folder: Path, *, overwrite: bool, seed: int, say: Callable[[str], N
                     "erasing": round(made - started, 1),
                     "measuring": round(measured - made, 1),
                 },
-                **evidence.summary.plain(),
+                **evidence.summary.to_dict(),
             }
         (draft / REPORT).write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
     say(f"\nErasers, pictures (base above, erased below) and reports are in {folder}/.")
@@ -99,8 +99,8 @@ def _measured(concept: Concept, path: Path, seed: int) -> tuple[Evidence, Drawn]
     with TemporaryDirectory() as work:
         runner = Runner(PipelineSampler(pipe, load_judge(), SAMPLING), Path(work), shown=12)
         evidence = evaluate(runner, suite, seed=seed)
-        asked = suite.asked(seed)
-        return evidence, {side: runner.pictures(asked, side) for side in ("base", "erased")}
+        cases = suite.cases(seed)
+        return evidence, {side: runner.pictures(cases, side) for side in ("base", "erased")}
 
 
 def _slug(concept: Concept) -> str:

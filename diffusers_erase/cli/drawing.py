@@ -39,7 +39,9 @@ def generate(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw pictures with erasers loaded."""
-    from diffusers_erase.evaluation.pictures import draw, row
+    from diffusers.utils import make_image_grid
+
+    from diffusers_erase.evaluation.pictures import draw
     from diffusers_erase.runtime.plugin import load_erasure
 
     _check_file(out, overwrite=overwrite)
@@ -48,7 +50,7 @@ def generate(
         load_erasure(pipe, source, name=source, strength=strength)
     pictures = draw(pipe, [prompt] * count, guidance=guidance, steps=steps, seed=seed)
     draft = out.with_name(f".{out.name}.draft")
-    row(pictures).save(draft, format="PNG")
+    make_image_grid(pictures, 1, count).save(draft, format="PNG")
     draft.replace(out)
     typer.echo(f"Wrote {out}")
 

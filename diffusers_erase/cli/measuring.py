@@ -141,22 +141,22 @@ def graph(
     from diffusers_erase.storage.atomic import check_folder
 
     check_folder(out, overwrite=overwrite, marker=RESULTS, known=KNOWN)
-    field = _field(protocol, model)
-    field = replace(field, pictures=pictures or field.pictures)
+    concepts = _concepts(protocol, model)
+    concepts = replace(concepts, pictures=pictures or concepts.pictures)
     own = model == "playground"
-    concepts = [Concept(w, synonyms=SYNONYMS.get(w, ()) if own else ()) for w in field.concepts]
+    erased = [Concept(w, synonyms=SYNONYMS.get(w, ()) if own else ()) for w in concepts.names]
     sampling = _sampling(model, steps, guidance, batch)
-    runner = _runner(model, detector, field.concepts, out, sampling)
+    runner = _runner(model, detector, concepts.names, out, sampling)
 
     def make(concept: Concept) -> Any:
-        words = Vocabulary(tuple(w for w in field.concepts if w != concept.name))
+        words = Vocabulary(tuple(w for w in concepts.names if w != concept.name))
         return erase(
             runner.sampler.pipe, concept, recipe=recipe, vocabulary=words, seed=seed, progress=False
         )
 
-    way = f"{recipe}, seed {seed}, told of {', '.join(field.concepts)}"
-    found = concept_graph(runner, field, make, concepts=concepts, way=way, seed=seed)
-    near = likeness() if own and set(field.concepts) <= set(likeness()) else None
+    way = f"{recipe}, seed {seed}, vocabulary {', '.join(concepts.names)}"
+    found = concept_graph(runner, concepts, make, erase=erased, way=way, seed=seed)
+    near = likeness() if own and set(concepts.names) <= set(likeness()) else None
     if runner.main:
         write_graph(found, out, likeness=near)
         typer.echo((out / SUMMARY).read_text(encoding="utf-8").split("| erased |")[0].rstrip())
@@ -187,8 +187,8 @@ def continual(
 
     if out.exists() and not overwrite:
         raise ErasureError(f"'{out}' exists already; choose another file or pass --overwrite.")
-    field = _field(protocol, model)
-    field = replace(field, pictures=pictures or field.pictures)
+    concepts = _concepts(protocol, model)
+    concepts = replace(concepts, pictures=pictures or concepts.pictures)
     several = {}
     for source in erasers:
         eraser = EraserAdapter.from_pretrained(source)
@@ -196,13 +196,13 @@ def continual(
             raise ErasureError(f"'{source}' erases '{eraser.config.title}' a second time.")
         several[eraser.config.title] = eraser
     sampling = _sampling(model, steps, guidance, batch)
-    runner = _runner(model, detector, field.concepts, out, sampling)
-    found = timeline(runner, field, several, seed=seed)
+    runner = _runner(model, detector, concepts.names, out, sampling)
+    found = timeline(runner, concepts, several, seed=seed)
     if runner.main:
         draft = out.with_name(f".{out.name}.draft")
-        draft.write_text(json.dumps(found.plain(), indent=1) + "\n", encoding="utf-8")
+        draft.write_text(json.dumps(found.to_list(), indent=1) + "\n", encoding="utf-8")
         draft.replace(out)
-        for line in found.plain():
+        for line in found.to_list():
             shares = [
                 "not measured" if line[key] is None else f"{100 * line[key]['value']:.1f} %"
                 for key in ("unlearned", "kept")
@@ -247,13 +247,13 @@ def _measure(
 
 
 def _suite(name: str, concepts: list[str], model: str, pictures: int | None) -> Any:
-    from diffusers_erase.evaluation.suites import Suite, shipped, unknown
+    from diffusers_erase.evaluation.suites import Suite, shipped_protocols, unknown
     from diffusers_erase.playground.protocols import PROTOCOLS, protocol
 
     if Path(name).suffix in (".yaml", ".yml"):
         return Suite.read(name)
     if name not in PROTOCOLS:
-        several = {k: path for k, path in shipped().items() if k != "netfive"}
+        several = {k: path for k, path in shipped_protocols().items() if k != "netfive"}
         if name in several:
             return Suite.read(several[name])
         raise ErasureError(f"{unknown('suite', name, (*PROTOCOLS, *several))} Or name a YAML file.")
@@ -268,13 +268,13 @@ def _suite(name: str, concepts: list[str], model: str, pictures: int | None) -> 
         raise ErasureError(str(error)) from error
 
 
-def _field(protocol: Path | None, model: str) -> Any:
+def _concepts(protocol: Path | None, model: str) -> Any:
     from diffusers_erase.evaluation.graph import ConceptSet
-    from diffusers_erase.evaluation.suites import shipped
+    from diffusers_erase.evaluation.suites import shipped_protocols
     from diffusers_erase.playground.protocols import graph_protocol
 
     if protocol is not None:
-        return ConceptSet.read(shipped().get(str(protocol), protocol))
+        return ConceptSet.read(shipped_protocols().get(str(protocol), protocol))
     if model != "playground":
         raise ErasureError(
             "Name a `--protocol` with the concepts to look at ('netfive', or a YAML file); see "

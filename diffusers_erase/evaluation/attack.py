@@ -1,4 +1,4 @@
-"""What an attack is, and what it got back: prompt by prompt, and as rates."""
+"""The attack protocol, and its result: prompt by prompt, and as rates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from diffusers_erase.evaluation.suites import PromptCase
 
 
 Access = Literal["sampler", "white box", "fine-tune"]
-"""What one who attacks is given: prompts, seeds and sampler; gradients too; the right to train."""
+"""What the attacker may use: prompts, seeds and sampler; gradients too; training too."""
 
 
 @dataclass(frozen=True)
@@ -23,28 +23,28 @@ class Attempt:
     wanted: tuple[str, ...]
     seed: int
     before: bool
-    """Whether the erased model showed it without the attack."""
+    """Whether the erased model shows a wanted label without the attack."""
     after: bool
-    """Whether it is shown at all: before, or in one of the attack's pictures."""
+    """Whether it is shown before or in one of the attack's pictures."""
     found: int
     """Pictures of the attack that show it."""
     images: int
     """Pictures that the attack drew."""
     evaluations: int
-    """Of the UNet, for one latent each: a backward pass counts two more, guidance doubles a step.
+    """Denoiser evaluations that the attack spent on this prompt, of one latent each.
 
-    All that the attack spent on this prompt, the picture without the attack included. What it is
-    given, pictures of the base, is not counted, nor are controls.
+    A backward pass counts two more, guidance doubles a step, and the picture without the attack is
+    included. Pictures of the base that the attack is given are not counted, nor are controls.
     """
     artefact: str = ""
-    """A kind and a digest of what was found; never what was found."""
+    """Kind and digest of what the attack found; never the finding itself."""
     curve: Mapping[str, float] = field(default_factory=dict)
-    """Setting -> share of pictures that show it there, controls among them."""
+    """Setting -> share of pictures that show it with that setting; controls are settings too."""
 
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What an attack got back of what an eraser took."""
+    """How often an attack brings an erased concept back."""
 
     attack: str
     access: Access
@@ -52,84 +52,85 @@ class AttackResult:
 
     @property
     def pre(self) -> Rate:
-        """Prompts that show it without the attack."""
+        """Prompts that show the concept without the attack."""
         return Rate(sum(attempt.before for attempt in self.attempts), len(self.attempts))
 
     @property
     def post(self) -> Rate:
-        """Those and the newly broken ones: what is got without an attack counts for it.
+        """Prompts that show the concept without the attack or with it.
 
-        So UnlearnDiffAtk counts (arXiv 2310.11868).
+        UnlearnDiffAtk counts the same way (arXiv 2310.11868).
         """
         return Rate(sum(attempt.after for attempt in self.attempts), len(self.attempts))
 
     @property
     def per_image(self) -> Rate:
-        """Pictures of the attack that show it.
+        """Pictures of the attack that show the concept.
 
-        With a share q of them, one of n independent pictures shows it with 1 - (1 - q)^n.
+        If a share q of them does, one of n independent pictures does with 1 - (1 - q)^n.
         """
         return Rate(sum(a.found for a in self.attempts), sum(a.images for a in self.attempts))
 
     @property
     def evaluations(self) -> int:
-        """Of the UNet, for all prompts."""
+        """Denoiser evaluations for all prompts."""
         return sum(attempt.evaluations for attempt in self.attempts)
 
     @property
     def curve(self) -> dict[str, float]:
-        """Setting -> share of the prompts tried there that show it."""
-        keys = dict.fromkeys(key for attempt in self.attempts for key in attempt.curve)
-        told = {key: [a.curve[key] for a in self.attempts if key in a.curve] for key in keys}
-        return {key: sum(values) / len(values) for key, values in told.items()}
+        """Setting -> share of the prompts tried with it that show the concept."""
+        settings = dict.fromkeys(key for attempt in self.attempts for key in attempt.curve)
+        shares = {key: [a.curve[key] for a in self.attempts if key in a.curve] for key in settings}
+        return {key: sum(values) / len(values) for key, values in shares.items()}
 
     def lift(self, control: "AttackResult") -> float:
         """Post - post of the control, a seed search of equal budget (see `equal_budget`).
 
-        Luck alone finds some: below zero, the attack is worse than drawing again.
+        Drawing again with other seeds finds the concept sometimes. Below zero the attack is worse
+        than that.
 
         Raises:
-            ErasureError: the control was asked for something else.
+            ErasureError: the control was run on other prompts or seeds.
         """
         if [(a.prompt, a.seed) for a in self.attempts] != [
             (a.prompt, a.seed) for a in control.attempts
         ]:
             raise ErasureError(
-                f"'{self.attack}' and its control '{control.attack}' were asked for different "
-                "prompts or seeds; run both on the same."
+                f"'{self.attack}' and its control '{control.attack}' were run on different prompts "
+                "or seeds; run both on the same."
             )
         return self.post.value - control.post.value
 
 
 class Attack(Protocol):
-    """A way back to an erased concept; it leaves the pipeline as it finds it.
+    """A way to bring an erased concept back. It leaves the pipeline unchanged.
 
-    The same attack within `erasures_disabled(pipe)` is its positive control: what it does to a
-    model that has lost nothing.
+    The same attack within `erasures_disabled(pipe)` is its positive control: its result on a model
+    that has lost nothing.
     """
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The name in the registry and in reports."""
         ...
 
     @property
     def access(self) -> Access:
-        """What it takes."""
+        """What the attack uses."""
         ...
 
-    def __call__(self, sampler: PipelineSampler, asked: Sequence[PromptCase]) -> list[Attempt]:
-        """One attempt for each that is asked for, in their order."""
+    def __call__(self, sampler: PipelineSampler, cases: Sequence[PromptCase]) -> list[Attempt]:
+        """One attempt per case, in the same order."""
         ...
 
 
 def run_attack(
-    attack: Attack, sampler: PipelineSampler, asked: Sequence[PromptCase]
+    attack: Attack, sampler: PipelineSampler, cases: Sequence[PromptCase]
 ) -> AttackResult:
-    """What the attack gets back of what the loaded erasers took."""
-    return AttackResult(attack.name, attack.access, tuple(attack(sampler, asked)))
+    """Run the attack on the pipeline with the erasers that are loaded."""
+    return AttackResult(attack.name, attack.access, tuple(attack(sampler, cases)))
 
 
-def concept_of(asked: Sequence[PromptCase], told: Concept | None) -> Concept:
-    """The concept that was told, or else the first label that is looked for."""
-    return told or Concept(asked[0].wanted[0])
+def concept_of(cases: Sequence[PromptCase], concept: Concept | None) -> Concept:
+    """The given concept, or else one named by the first wanted label."""
+    return concept or Concept(cases[0].wanted[0])

@@ -1,4 +1,4 @@
-"""Erasers added one after another: what is gone, and what is left, after each (DUGE's protocol)."""
+"""Continual erasure: erasers are loaded one after another and all concepts measured after each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,78 +7,80 @@ from typing import Any
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.detector import measurable
-from diffusers_erase.evaluation.graph import ConceptSet, check_nothing_erased, rates
-from diffusers_erase.evaluation.metrics import Rate
+from diffusers_erase.evaluation.graph import ConceptSet, rates, require_no_erasers
+from diffusers_erase.evaluation.metrics import Rate, pooled
 from diffusers_erase.evaluation.runner import Runner
 from diffusers_erase.runtime.plugin import load_erasure, unload_erasures
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """How often every concept is drawn after each erasure; what the base does not draw is left out.
+    """The rate of every concept after each erasure; unmeasurable concepts are left out of means.
 
-    DUGE measures so (unlearning accuracy, UA = 1 - rate), on 21 objects in a row.
+    This is DUGE's protocol (unlearning accuracy UA = 1 - rate) on 21 objects in a row.
     """
 
     base: Mapping[str, Rate]
     after: Mapping[str, Mapping[str, Rate]]
-    """Concept erased last -> concept looked at -> rate; in the order of erasing."""
+    """Last erased concept -> measured concept -> rate; in the order of erasing."""
 
     def erased_by(self, step: str) -> list[str]:
-        """What is erased after this step, and was drawn before."""
+        """The measurable concepts that are erased up to this step."""
         order = list(self.after)
         return [c for c in order[: order.index(step) + 1] if measurable(self.base[c])]
 
     def unlearned(self, step: str) -> Rate | None:
-        """UA: pictures without the concept, of all that are erased by then."""
+        """UA: pictures without the concept, over all concepts erased up to this step."""
         rates = [self.after[step][c] for c in self.erased_by(step)]
-        gone = [Rate(rate.n - rate.hits, rate.n) for rate in rates]
-        return sum(gone[1:], gone[0]) if gone else None
+        return pooled([Rate(rate.n - rate.hits, rate.n) for rate in rates])
 
     def kept(self, step: str) -> Rate | None:
-        """Pictures with the concept, of all that are never erased in this timeline."""
+        """Pictures with the concept, over all measurable concepts that are never erased."""
         left = [c for c in self.base if c not in self.after and measurable(self.base[c])]
-        rates = [self.after[step][c] for c in left]
-        return sum(rates[1:], rates[0]) if rates else None
+        return pooled([self.after[step][c] for c in left])
 
-    def plain(self) -> list[dict[str, Any]]:
-        """For JSON: a line for each step."""
-        found: list[dict[str, Any]] = []
-        for step in self.after:
-            told = {"unlearned": self.unlearned(step), "kept": self.kept(step)}
-            shares = {
-                k: None if r is None else {"value": round(r.value, 4), "interval": r.interval}
-                for k, r in told.items()
+    def to_list(self) -> list[dict[str, Any]]:
+        """One entry per step, for JSON."""
+        return [
+            {
+                "erased": step,
+                "unlearned": _to_dict(self.unlearned(step)),
+                "kept": _to_dict(self.kept(step)),
             }
-            found.append({"erased": step, **shares})
-        return found
+            for step in self.after
+        ]
 
 
 def continual(
-    runner: Runner, field: ConceptSet, erasers: Mapping[str, EraserAdapter], *, seed: int = 0
+    runner: Runner, concepts: ConceptSet, erasers: Mapping[str, EraserAdapter], *, seed: int = 0
 ) -> Timeline:
-    """Load the erasers one after another, and look at all concepts after each.
+    """Load the erasers one after another and measure all concepts after each.
 
     Args:
-        runner: with a pipeline that nothing is erased from.
-        field: what is looked at.
+        runner: with a pipeline without erasers.
+        concepts: the concepts to measure.
         erasers: concept -> its eraser, in the order of erasing.
         seed: of the pictures.
 
     Raises:
-        ErasureError: the pipeline has erasers, or a concept is not in the field.
+        ErasureError: the pipeline has erasers, or an eraser's concept is not among the concepts.
     """
     pipe = runner.sampler.pipe
-    check_nothing_erased(pipe)
-    foreign = [name for name in erasers if name not in field.concepts]
-    if foreign:
-        raise ErasureError(f"The field has no concept {foreign[0]!r}; add it to a family.")
-    asked = field.asked(seed)
-    base, after = rates(runner, asked, "base"), {}
+    require_no_erasers(pipe)
+    if foreign := [name for name in erasers if name not in concepts.names]:
+        raise ErasureError(
+            f"No family has the concept {foreign[0]!r}, which an eraser erases; add it to one."
+        )
+    cases = concepts.cases(seed)
+    base, after = rates(runner, cases, "base"), {}
     try:
         for name, eraser in erasers.items():
             load_erasure(pipe, eraser, name=name)
-            after[name] = rates(replace(runner, title=f"after {name}"), asked, "erased")
+            after[name] = rates(replace(runner, title=f"after {name}"), cases, "erased")
     finally:
         unload_erasures(pipe)
     return Timeline(base, after)
+
+
+def _to_dict(rate: Rate | None) -> dict[str, Any] | None:
+    return None if rate is None else {"value": round(rate.value, 4), "interval": rate.interval}

@@ -1,4 +1,4 @@
-"""How far an eraser moves the scores themselves: no sampling, no detector."""
+"""How far an eraser moves the model's noise predictions: no sampling, no detector."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,41 +15,44 @@ from diffusers_erase.runtime.plugin import erasures_disabled
 
 
 @dataclass(frozen=True)
-class Bank:
-    """Latents on the base's own guided runs, and what it says there to each role.
-
-    `states` role -> N x tokens x width, `scores` role -> N x C x h x w; roles are `null`, `target`
-    and `keep`.
-    """
+class BasePredictions:
+    """Latents on guided trajectories of the base model, with its noise predictions there."""
 
     z: Tensor
+    """N x C x h x w."""
     t: Tensor
+    """N."""
     states: Mapping[str, Tensor]
+    """Role (`null`, `target`, `keep`) -> text states, N x tokens x width."""
     scores: Mapping[str, Tensor]
+    """Role -> noise predictions, N x C x h x w."""
 
 
 @dataclass(frozen=True)
 class Drift:
-    """D(c) = Σ |eps(z,t,c) - eps*(z,t,c)|^2 / Σ |eps*(z,t,c)|^2  over a bank of latents.
+    """Σ |eps(z,t,c) - eps*(z,t,c)|^2 / Σ |eps*(z,t,c)|^2  for three kinds of prompts c.
 
-    With guidance s the error on any prompt is (1 - s) d("") + s d(p): a drift of the empty prompt
+    With guidance s the error on a prompt p is (1 - s) d("") + s d(p): a drift of the empty prompt
     reaches every picture, (s - 1)-fold.
     """
 
     null: float
+    """On the empty prompt."""
     keep: float
+    """On prompts about other concepts."""
     target: float
+    """On prompts about the erased concept."""
     guidance: float
-    """cos(g(z,c), g*(z,c)) of the erased concept, g = eps(z,c) - eps(z,""): 1 if nothing happened,
-    0 or less if it is no longer asked for."""
+    """cos(g(z,c), g*(z,c)) of the erased concept, g = eps(z,c) - eps(z,""): 1 without an eraser, 0
+    or less if guidance no longer leads to the concept."""
 
-    def plain(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float]:
         """For JSON."""
         return {"null": self.null, "keep": self.keep, "target": self.target, "cos": self.guidance}
 
 
 @torch.no_grad()
-def bank(
+def base_predictions(
     pipe: Any,
     target: Sequence[str],
     keep: Sequence[str],
@@ -57,16 +60,16 @@ def bank(
     steps: int = 10,
     guidance: float = 5.0,
     seed: int = 0,
-) -> Bank:
-    """Sample the base once, erasers off: half of the runs about the concept, half about the rest.
+) -> BasePredictions:
+    """Sample the base model: half of the trajectories about the concept, half about the rest.
 
     Args:
-        pipe: with whatever erasers.
+        pipe: the pipeline; its erasers are disabled meanwhile.
         target: prompts about the erased concept.
-        keep: as many prompts about other things, which take turns.
-        steps: latents a prompt, from noise to picture.
-        guidance: of the runs.
-        seed: of the runs.
+        keep: prompts about other concepts; they take turns if there are fewer.
+        steps: latents per trajectory, from noise to picture.
+        guidance: scale of classifier-free guidance.
+        seed: of the trajectories.
 
     Raises:
         ErasureError: one of the lists is empty, or the scheduler has no noise schedule.
@@ -88,34 +91,34 @@ def bank(
             guidance=guidance,
             seed=seed,
         )
-        which = runs.prompt.cpu() % len(target)
+        rows = runs.prompt.cpu() % len(target)
         states = {
-            "null": null.expand(len(which), -1, -1),
-            "target": concept[which],
-            "keep": kept[which],
+            "null": null.expand(len(rows), -1, -1),
+            "target": concept[rows],
+            "keep": kept[rows],
         }
-        scores = {role: _said(denoiser, runs.z, runs.t, said) for role, said in states.items()}
-    return Bank(runs.z, runs.t, states, scores)
+        scores = {role: _scores(denoiser, runs.z, runs.t, c) for role, c in states.items()}
+    return BasePredictions(runs.z, runs.t, states, scores)
 
 
 @torch.no_grad()
-def drift(pipe: Any, known: Bank) -> Drift:
-    """Of the pipeline as it is now, its erasers on."""
+def drift(pipe: Any, base: BasePredictions) -> Drift:
+    """The drift of the pipeline with the erasers that are loaded."""
     model = Model.of(pipe)
     denoiser = Denoiser(model.denoiser, model.schedule)
-    now = {role: _said(denoiser, known.z, known.t, states) for role, states in known.states.items()}
+    scores = {role: _scores(denoiser, base.z, base.t, c) for role, c in base.states.items()}
 
     def moved(role: str) -> float:
-        before = known.scores[role].double()
-        return float((now[role].double() - before).square().sum() / before.square().sum())
+        before = base.scores[role].double()
+        return float((scores[role].double() - before).square().sum() / before.square().sum())
 
-    g, g_before = (
-        (scores["target"] - scores["null"]).double().flatten() for scores in (now, known.scores)
+    g, g_base = (
+        (each["target"] - each["null"]).double().flatten() for each in (scores, base.scores)
     )
-    cosine = float(torch.nn.functional.cosine_similarity(g, g_before, 0))
+    cosine = float(torch.nn.functional.cosine_similarity(g, g_base, 0))
     return Drift(moved("null"), moved("keep"), moved("target"), cosine)
 
 
-def _said(denoiser: Denoiser, z: Tensor, t: Tensor, states: Tensor, batch: int = 32) -> Tensor:
+def _scores(denoiser: Denoiser, z: Tensor, t: Tensor, states: Tensor, batch: int = 32) -> Tensor:
     rows = torch.arange(len(z)).split(batch)
     return torch.cat([denoiser.teacher(z[k], t[k], states[k]) for k in rows])

@@ -1,5 +1,7 @@
-"""The concept graph: erase each concept, look at all of them (AGE, arXiv 2501.18950, section 3)."""
+"""The concept graph: erase each concept, measure all of them (AGE, arXiv 2501.18950, section 3)."""
 
+import csv
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,31 +17,37 @@ from diffusers_erase.evaluation.runner import Runner, Side
 from diffusers_erase.evaluation.sampler import base_digest
 from diffusers_erase.evaluation.suites import PromptCase, read_yaml
 from diffusers_erase.runtime.plugin import erasure_names, load_erasure, unload_erasures
+from diffusers_erase.storage.atomic import slug
 from diffusers_erase.storage.results import key_of
 
 
-Make = Callable[[Concept], EraserAdapter]
-"""A way to make an eraser of a concept."""
+MakeEraser = Callable[[Concept], EraserAdapter]
+"""Makes an eraser of a concept."""
+
+Likeness = Mapping[str, Mapping[str, float]]
+"""Concept -> concept -> how alike they are, 0 .. 1."""
 
 ABNORMAL = 0.8
-"""What the base draws less often than this is hurt by everything (AGE finds), and shown apart."""
+"""Concepts that the base model draws less often than this are excluded from averages: AGE finds
+that every erasure harms them."""
 
 
 @dataclass(frozen=True)
 class ConceptSet:
-    """The concepts of a graph, in families of near ones, and how each is asked for."""
+    """The concepts of a graph, in families of similar ones, and the templates of their prompts."""
 
     families: Mapping[str, tuple[str, ...]]
     templates: tuple[str, ...] = ("a photo of {a}",)
+    """Prompts with `{}` for the concept, or `{a}` for it with an article; they take turns."""
     pictures: int = 8
-    """Of every concept, after every erasure."""
+    """Pictures of each concept after each erasure."""
 
     def __post_init__(self) -> None:
-        twice = [word for word in self.concepts if self.concepts.count(word) > 1]
-        if len(self.concepts) < 2 or twice:
+        repeated = [name for name in self.names if self.names.count(name) > 1]
+        if len(self.names) < 2 or repeated:
             raise ErasureError(
                 "A concept graph needs two concepts or more, each in one family; "
-                + (f"'{twice[0]}' is there twice." if twice else f"got {len(self.concepts)}.")
+                + (f"'{repeated[0]}' is named twice." if repeated else f"got {len(self.names)}.")
             )
         for template in self.templates:
             if template.count("{}") + template.count("{a}") != 1:
@@ -49,30 +57,30 @@ class ConceptSet:
 
     @classmethod
     def of(cls, protocol: Mapping[str, Any]) -> "ConceptSet":
-        """From plain values: `families`, `template`, `pictures`.
+        """The concepts of a mapping with `families`, and perhaps `template` and `pictures`.
 
         Raises:
-            ErasureError: `families` is missing, or something is not what it should be.
+            ErasureError: `families` is missing, or a value is of the wrong kind.
         """
         families = protocol.get("families") if isinstance(protocol, Mapping) else None
-        if not isinstance(families, Mapping) or not all(
-            isinstance(words, Sequence) and not isinstance(words, str)
-            for words in families.values()
-        ):
+        if not isinstance(families, Mapping) or not all(map(_is_list, families.values())):
             raise ErasureError(
-                "A concept graph is a mapping with `families`: a name for each, and a list of its "
-                f"concepts; got {families!r}."
+                "A concept graph needs `families`, a mapping from names to lists of concepts; got "
+                f"{families!r}."
             )
-        template = protocol.get("template", "a photo of {a}")
-        return cls(
-            {str(name): tuple(map(str, words)) for name, words in families.items()},
-            (template,) if isinstance(template, str) else tuple(template),
-            protocol.get("pictures", 8),
-        )
+        templates = protocol.get("template", "a photo of {a}")
+        templates = [templates] if isinstance(templates, str) else templates
+        if not _is_list(templates) or not all(isinstance(each, str) for each in templates):
+            raise ErasureError(f"`template` is a text or a list of texts; got {templates!r}.")
+        pictures = protocol.get("pictures", 8)
+        if isinstance(pictures, bool) or not isinstance(pictures, int):
+            raise ErasureError(f"`pictures` is a whole number; got {pictures!r}.")
+        named = {str(name): tuple(map(str, words)) for name, words in families.items()}
+        return cls(named, tuple(templates), pictures)
 
     @classmethod
     def read(cls, path: str | Path) -> "ConceptSet":
-        """The same from a YAML file.
+        """The concepts of a YAML file.
 
         Raises:
             ErasureError: as above, or it is no YAML.
@@ -84,103 +92,102 @@ class ConceptSet:
             raise ErasureError(f"'{path}': {error}") from error
 
     @property
-    def concepts(self) -> tuple[str, ...]:
-        """All of them, family by family."""
-        return tuple(word for words in self.families.values() for word in words)
+    def names(self) -> tuple[str, ...]:
+        """All concepts, family by family."""
+        return tuple(name for names in self.families.values() for name in names)
 
-    def asked(self, seed: int = 0) -> list[PromptCase]:
-        """Every concept in turn; a concept has the same prompts and seeds after every erasure."""
+    def cases(self, seed: int = 0) -> list[PromptCase]:
+        """`pictures` cases per concept, with the same prompts and seeds after every erasure."""
         return [
             PromptCase(
-                word,
-                filled(self.templates[i % len(self.templates)], word),
-                (word,),
+                name,
+                filled(self.templates[i % len(self.templates)], name),
+                (name,),
                 seed + 1000 * k + i,
             )
-            for k, word in enumerate(self.concepts)
+            for k, name in enumerate(self.names)
             for i in range(self.pictures)
         ]
 
 
 @dataclass(frozen=True)
 class Graph:
-    """What every erasure does to every concept."""
+    """The rate of every concept after the erasure of every concept."""
 
     families: Mapping[str, tuple[str, ...]]
     base: Mapping[str, Rate]
     erased: Mapping[str, Mapping[str, Rate]]
-    """Erased concept -> concept looked at -> how often it is still drawn."""
+    """Erased concept -> measured concept -> rate."""
 
     @property
     def concepts(self) -> tuple[str, ...]:
-        """All of them, family by family."""
-        return tuple(word for words in self.families.values() for word in words)
+        """All concepts, family by family."""
+        return tuple(name for names in self.families.values() for name in names)
 
     @property
     def abnormal(self) -> tuple[str, ...]:
-        """Concepts that the base draws badly: excluded from averages."""
+        """Concepts that the base model draws too rarely (`ABNORMAL`); averages exclude them."""
         return tuple(w for w in self.concepts if self.base[w].value < ABNORMAL)
 
     def damage(self, erased: str, word: str) -> float:
-        """Δ = base rate - rate after the erasure: positive where it hurts."""
+        """Δ = base rate - rate after the erasure; positive if the erasure harms the concept."""
         return self.base[word].value - self.erased[erased][word].value
 
     def certain(self, erased: str, word: str) -> bool:
-        """Whether the 95 % interval of the damage excludes nothing having happened."""
+        """Whether the 95 % interval of the damage excludes 0."""
         low, high = difference(self.base[word], self.erased[erased][word])
         return not low <= 0 <= high
 
     def pairs(self) -> list[tuple[str, str]]:
-        """(erased, other) of all that the base draws well."""
+        """(erased, other) for all concepts but the abnormal ones."""
         fine = [w for w in self.concepts if w not in self.abnormal]
         return [(e, w) for e in fine if e in self.erased for w in fine if w != e]
 
     def family_of(self, word: str) -> str:
-        """The family it is in."""
+        """The name of the concept's family."""
         return next(name for name, words in self.families.items() if word in words)
 
     def mean_damage(self, *, within: bool) -> float | None:
-        """Over pairs of one family, or of two."""
+        """Mean damage over the pairs within one family, or over those of two families."""
         same = [p for p in self.pairs() if (self.family_of(p[0]) == self.family_of(p[1])) == within]
         return _mean([self.damage(*pair) for pair in same])
 
-    def locality(self, likeness: Mapping[str, Mapping[str, float]]) -> float | None:
-        """Spearman's ρ of likeness and damage over all pairs: 1 if what is alike is hurt most.
+    def locality(self, likeness: Likeness) -> float | None:
+        """Spearman's ρ of likeness and damage over all pairs: 1 if the most alike is harmed most.
 
-        None if it is not defined, as where nothing is hurt.
+        None if it is not defined, for example without any damage.
         """
         pairs = self.pairs()
         return spearman([likeness[e][w] for e, w in pairs], [self.damage(*p) for p in pairs])
 
-    def far_damage(self, likeness: Mapping[str, Mapping[str, float]]) -> float | None:
-        """Mean damage over the third of pairs that are least alike: destruction, if it is large."""
+    def far_damage(self, likeness: Likeness) -> float | None:
+        """Mean damage over the third of the pairs that is least alike."""
         pairs = sorted(self.pairs(), key=lambda pair: likeness[pair[0]][pair[1]])
         return _mean([self.damage(*pair) for pair in pairs[: max(1, len(pairs) // 3)]])
 
     @property
     def asymmetry(self) -> float | None:
-        """Σ |Δ_ij - Δ_ji| / Σ (|Δ_ij| + |Δ_ji|): 0 if harm is mutual, 1 if it goes one way.
+        """Σ |Δ_ij - Δ_ji| / Σ (|Δ_ij| + |Δ_ji|): 0 if damage is mutual, 1 if it is one-way.
 
-        Over pairs in which one is certain; of nothing but chance it is not defined.
+        Over pairs with certain damage in one direction or both; None if there are none.
         """
         both = [
             (e, w)
             for e, w in self.pairs()
             if w in self.erased and e < w and (self.certain(e, w) or self.certain(w, e))
         ]
-        there, back = ([self.damage(*p) for p in ps] for ps in (both, [(w, e) for e, w in both]))
-        total = sum(abs(a) + abs(b) for a, b in zip(there, back, strict=True))
-        apart = sum(abs(a - b) for a, b in zip(there, back, strict=True))
-        return apart / total if total else None
+        damages = [(self.damage(e, w), self.damage(w, e)) for e, w in both]
+        total = sum(abs(a) + abs(b) for a, b in damages)
+        return sum(abs(a - b) for a, b in damages) / total if total else None
 
     @property
     def density(self) -> float | None:
-        """Share of pairs with certain harm: how sparse the graph is."""
+        """Share of pairs with certain damage."""
         pairs = self.pairs()
         return _mean([float(self.certain(*p) and self.damage(*p) > 0) for p in pairs])
 
     def hurt_by_all(self, least: float = 0.1) -> dict[str, float]:
-        """Concepts that the erasures of other families hurt by `least` on average, and how much."""
+        """Concept -> its mean damage by erasures in other families, if that is `least` or more."""
         found = {}
         for word in self.concepts:
             far = [e for e in self.erased if self.family_of(e) != self.family_of(word)]
@@ -190,7 +197,7 @@ class Graph:
         return found
 
     def by_family(self) -> dict[str, float]:
-        """Mean damage of each family's members to one another."""
+        """Family -> mean damage of its members to one another."""
         pairs = {
             name: [p for p in self.pairs() if p[0] in words and p[1] in words]
             for name, words in self.families.items()
@@ -199,17 +206,17 @@ class Graph:
         return {name: mean for name, mean in means.items() if mean is not None}
 
     def one_way(self, least: float = 0.75, back: float = 0.125) -> list[tuple[str, str]]:
-        """Pairs in which the erasure of the first harms the second by `least`, and not so back."""
+        """Pairs (i, j) with Δ_ij of `least` or more and Δ_ji of `back` or less."""
         return [
             (e, w)
             for e, w in self.pairs()
             if w in self.erased and self.damage(e, w) >= least and self.damage(w, e) <= back
         ]
 
-    def plain(self, likeness: Mapping[str, Mapping[str, float]] | None = None) -> dict[str, Any]:
+    def to_dict(self, likeness: Likeness | None = None) -> dict[str, Any]:
         """For JSON."""
         erased = {e: self.erased[e][e] for e in self.erased if measurable(self.base[e])}
-        told: dict[str, Any] = {
+        summary: dict[str, Any] = {
             "efficacy": _mean([rate.value for rate in erased.values()]),
             "within_families": self.mean_damage(within=True),
             "between_families": self.mean_damage(within=False),
@@ -221,10 +228,10 @@ class Graph:
             "one_way": [list(pair) for pair in self.one_way()],
         }
         if likeness is not None:
-            told["locality"] = self.locality(likeness)
-            told["far_damage"] = self.far_damage(likeness)
+            summary["locality"] = self.locality(likeness)
+            summary["far_damage"] = self.far_damage(likeness)
         return {
-            **told,
+            **summary,
             "families": {name: list(words) for name, words in self.families.items()},
             "base": {word: [rate.hits, rate.n] for word, rate in self.base.items()},
             "erased": {
@@ -234,103 +241,111 @@ class Graph:
         }
 
     @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> "Graph":
-        """The inverse of `plain`."""
+    def of(cls, content: Mapping[str, Any]) -> "Graph":
+        """The inverse of `to_dict`."""
         return cls(
-            {name: tuple(words) for name, words in plain["families"].items()},
-            {word: Rate(*rate) for word, rate in plain["base"].items()},
+            {name: tuple(words) for name, words in content["families"].items()},
+            {word: Rate(*rate) for word, rate in content["base"].items()},
             {
                 e: {word: Rate(*rate) for word, rate in row.items()}
-                for e, row in plain["erased"].items()
+                for e, row in content["erased"].items()
             },
         )
 
     def csv(self) -> str:
-        """One line per pair: erased, looked at, families, base and erased hits and pictures."""
-        lines = ["erased,erased_family,concept,family,base_hits,base_n,hits,n,damage"]
+        """One line per pair of concepts: families, hits and pictures before and after, damage."""
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        counts = ("base_hits", "base_n", "hits", "n", "damage")
+        table.writerow(("erased", "erased_family", "concept", "family", *counts))
         for erased, row in self.erased.items():
             for word, rate in row.items():
-                before = self.base[word]
-                place = erased, self.family_of(erased), word, self.family_of(word)
-                counts = before.hits, before.n, rate.hits, rate.n
-                damage = round(self.damage(erased, word), 4)
-                lines.append(",".join(map(str, (*place, *counts, damage))))
-        return "\n".join(lines) + "\n"
+                names = erased, self.family_of(erased), word, self.family_of(word)
+                before, damage = self.base[word], round(self.damage(erased, word), 4)
+                table.writerow((*names, before.hits, before.n, rate.hits, rate.n, damage))
+        return text.getvalue()
 
 
 def concept_graph(
     runner: Runner,
-    field: ConceptSet,
-    make: Make,
+    concepts: ConceptSet,
+    make: MakeEraser,
     *,
-    concepts: Sequence[Concept] = (),
+    erase: Sequence[Concept] = (),
     way: str = "",
     seed: int = 0,
 ) -> Graph:
-    """Erase one concept after the other, each on the bare base, and look at all.
+    """Erase the concepts one by one, each from the base model, and measure all after each.
 
-    A run with a work folder goes on where it was killed: erasers that were made and pictures that
-    were judged are not made again. Accelerate's processes share the pictures.
+    A run with a work folder resumes where it was stopped: stored erasers and verdicts are not made
+    again. Accelerate's processes share the pictures.
 
     Args:
-        runner: with a pipeline that nothing is erased from.
-        field: the concepts that are looked at.
-        make: the way an eraser is made.
-        concepts: those to erase, with synonyms if they have some; all of the field if empty.
-        way: everything that `make` depends on beside the concept and the pipeline, in words; an
-            eraser in the work folder that was made in another way is not taken for this one.
+        runner: with a pipeline without erasers.
+        concepts: the concepts to measure.
+        make: makes an eraser of a concept.
+        erase: the concepts to erase, perhaps with synonyms; all of `concepts` if empty.
+        way: a text for everything that `make` depends on besides the concept and the pipeline; a
+            stored eraser is reused for an equal one only.
         seed: of the pictures.
 
     Raises:
-        ErasureError: the pipeline has erasers, or a concept is not in the field.
+        ErasureError: the pipeline has erasers, or a concept to erase is not among the concepts.
     """
     pipe = runner.sampler.pipe
-    check_nothing_erased(pipe)
-    several = concepts or [Concept(word) for word in field.concepts]
-    foreign = [c.name for c in several if c.name not in field.concepts]
-    if foreign:
+    require_no_erasers(pipe)
+    erase = erase or [Concept(name) for name in concepts.names]
+    if foreign := [c.name for c in erase if c.name not in concepts.names]:
         raise ErasureError(f"The graph has no concept {foreign[0]!r}; add it to a family.")
-    asked = field.asked(seed)
-    base = rates(runner, asked, "base")
-    erased = {}
-    for k, concept in enumerate(several):
-        load_erasure(pipe, _made(runner, make, concept, way))
+    cases = concepts.cases(seed)
+    base, erased = rates(runner, cases, "base"), {}
+    for k, concept in enumerate(erase):
+        load_erasure(pipe, _eraser(runner, make, concept, way))
         try:
-            quiet = replace(runner, title=f"{k + 1}/{len(several)} {concept.name}")
-            erased[concept.name] = rates(quiet, asked, "erased")
+            titled = replace(runner, title=f"{k + 1}/{len(erase)} {concept.name}")
+            erased[concept.name] = rates(titled, cases, "erased")
         finally:
             unload_erasures(pipe)
-    return Graph(field.families, base, erased)
+    return Graph(concepts.families, base, erased)
 
 
-def check_nothing_erased(pipe: Any) -> None:
-    """Refuse a pipeline with erasers, where these would be mixed up with those to be looked at."""
+def require_no_erasers(pipe: Any) -> None:
+    """Raise if the pipeline has erasers, which would be measured together with the others.
+
+    Raises:
+        ErasureError: it has.
+    """
     if erasure_names(pipe):
         raise ErasureError(
-            "The pipeline has erasers loaded; call `pipe.unload_erasures()`: they are loaded here, "
-            "on the bare base."
+            "The pipeline has erasers loaded, and each eraser is to be measured on the base model; "
+            "call `pipe.unload_erasures()` first."
         )
 
 
-def rates(runner: Runner, asked: Sequence[PromptCase], side: Side) -> dict[str, Rate]:
-    """Group -> how often it was seen."""
+def rates(runner: Runner, cases: Sequence[PromptCase], side: Side) -> dict[str, Rate]:
+    """Group -> rate of its pictures that are hits."""
     found: dict[str, Rate] = {}
-    for look in replace(runner, shown=0)(asked, side):
-        found[look.group] = found.get(look.group, Rate(0, 0)) + Rate(int(look.hit), 1)
+    for judgement in replace(runner, shown=0)(cases, side):
+        rate = Rate(int(judgement.hit), 1)
+        found[judgement.group] = found.get(judgement.group, Rate(0, 0)) + rate
     return found
 
 
-def _made(runner: Runner, make: Make, concept: Concept, way: str) -> EraserAdapter:
-    """The eraser, from the work folder if it was made there before, in this way of this base."""
+def _eraser(runner: Runner, make: MakeEraser, concept: Concept, way: str) -> EraserAdapter:
+    """The eraser of the work folder, made there first if it is missing."""
     if runner.work is None:
         return make(concept)
     key = key_of(concept=repr(concept), way=way, base=base_digest(runner.sampler.pipe))
-    folder = runner.work / "erasers" / f"{concept.name.replace(' ', '-')}-{key[:8]}"
+    folder = runner.work / "erasers" / f"{slug(concept.name)}-{key[:8]}"
     if runner.main and not (folder / CONFIG_NAME).is_file():
         make(concept).save_pretrained(folder)
     if runner.accelerator is not None:
         runner.accelerator.wait_for_everyone()
     return EraserAdapter.from_pretrained(folder)
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _mean(values: Sequence[float]) -> float | None:

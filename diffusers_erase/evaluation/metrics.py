@@ -1,4 +1,4 @@
-"""Rates with their uncertainty, and the means that papers make of them."""
+"""Rates with confidence intervals, and the means that papers report of them."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from diffusers_erase.errors import ErasureError
 
 
 ENOUGH_PROMPTS = 10
-"""With fewer, the prompts are too few to be drawn from: the bootstrap draws from the pairs."""
+"""Least number of prompts that the bootstrap resamples; with fewer it resamples pairs alone."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Rate:
 
     @property
     def value(self) -> float:
-        """The share, 0 .. 1; nan of nothing."""
+        """Hits / n, 0 .. 1; nan if n is 0."""
         return self.hits / self.n if self.n else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's score interval at 95 %: honest also at 0 and 1 and for small n."""
+        """Wilson's score interval at 95 %, which holds at 0 and 1 and for small n too."""
         if not self.n:
             return 0.0, 1.0
         z, n, p = 1.959964, self.n, self.value
@@ -48,11 +48,15 @@ class Rate:
         return f"{100 * self.value:.1f} % ({100 * low:.0f} .. {100 * high:.0f})"
 
 
+def pooled(rates: Sequence[Rate]) -> Rate | None:
+    """All hits of all n; None for no rates."""
+    return sum(rates[1:], rates[0]) if rates else None
+
+
 def difference(before: Rate, after: Rate) -> tuple[float, float]:
     """95 % interval of after - before, by Newcombe's hybrid of Wilson's (1998, method 10).
 
-    For independent samples: where the same prompts and seeds are drawn twice it is wider than it
-    need be.
+    It is for independent samples, and so wider than necessary for the same prompts and seeds.
     """
     p, q = before.value, after.value
     (p_low, p_high), (q_low, q_high) = before.interval, after.interval
@@ -62,29 +66,29 @@ def difference(before: Rate, after: Rate) -> tuple[float, float]:
     )
 
 
-def compared(base: Rate, erased: Rate) -> dict[str, float]:
-    """A row of the model card: both rates, the interval of their difference, how many pictures."""
+def card_row(base: Rate, erased: Rate) -> dict[str, float]:
+    """A row of the model card: both rates, the interval of their difference, number of pictures."""
     low, high = difference(base, erased)
     shares = {"base": base.value, "erased": erased.value, "low": low, "high": high}
     return {**{name: round(share, 4) for name, share in shares.items()}, "n": erased.n}
 
 
 def harmonic(*shares: float | None) -> float | None:
-    """N / Σ 1/s over N shares: a mean of shares in which none can make up for another.
+    """N / Σ 1/s over N shares: a mean in which a high share cannot make up for a low one.
 
-    Zero where one of them is zero; None, which is "not measured", where one of them is.
+    It is 0 if one of them is, and None ("not measured") if one of them is.
 
     Raises:
-        ErasureError: there is no share, or one that is no number from 0 to 1.
+        ErasureError: no shares, or one outside 0 .. 1.
     """
     if not shares:
-        raise ErasureError("A harmonic mean was asked of no shares; name one at least.")
+        raise ErasureError("A harmonic mean needs shares; give at least one.")
     known = [share for share in shares if share is not None]
     for share in known:
         if not 0 <= share <= 1:
             raise ErasureError(
-                f"A share of {share} was to enter a mean; it must lie from 0 to 1 (percentages "
-                "divided by 100), and what was not measured is None."
+                f"A harmonic mean takes shares in 0 .. 1 (percentages divided by 100), or None for "
+                f"what was not measured; got {share}."
             )
     if len(known) < len(shares):
         return None
@@ -97,11 +101,11 @@ def erasebench(
     """HM = 3 / ( 1/(1 − Eff) + 1/(1 − Gen) + 1/Sens ), in shares (EraseBench, arXiv 2501.09833).
 
     Args:
-        efficacy: share of pictures in which the concept is seen where it is asked for; low is good.
-        generality: the same where it is asked for by paraphrases; low is good.
-        sensitivity: share in which related concepts are seen that were to stay; high is good.
+        efficacy: share of pictures that show the concept for prompts that name it; low is good.
+        generality: the same for paraphrases; low is good.
+        sensitivity: share of pictures that show related concepts, for their prompts; high is good.
     """
-    return harmonic(_rest(efficacy), _rest(generality), sensitivity)
+    return harmonic(*(None if x is None else 1 - x for x in (efficacy, generality)), sensitivity)
 
 
 def esr(ranked: Sequence[Sequence[str]], wanted: str | Sequence[str], k: int = 1) -> Rate:
@@ -110,12 +114,13 @@ def esr(ranked: Sequence[Sequence[str]], wanted: str | Sequence[str], k: int = 1
     For pictures of erased classes (AP, arXiv 2410.15618; AGE, arXiv 2501.18950).
 
     Args:
-        ranked: each picture's labels, the best first; none where nothing could be judged.
-        wanted: what each picture was to show, or all of them; equality without regard to case.
+        ranked: each picture's labels, best first; no labels where nothing can be judged.
+        wanted: the label that each picture should show, or one label for all; upper and lower case
+            are equal.
         k: 1 or 5 in the papers.
 
     Raises:
-        ErasureError: there is not one wanted label per picture, or k is below 1.
+        ErasureError: the numbers of pictures and labels differ, or k is below 1.
     """
     found = psr(ranked, wanted, k)
     return Rate(found.n - found.hits, found.n)
@@ -124,15 +129,13 @@ def esr(ranked: Sequence[Sequence[str]], wanted: str | Sequence[str], k: int = 1
 def psr(ranked: Sequence[Sequence[str]], wanted: str | Sequence[str], k: int = 1) -> Rate:
     """PSR-k: share of pictures whose wanted label is among their first k.
 
-    For pictures of classes that were to stay; the arguments are those of `esr`.
+    For pictures of classes that are to be kept; the arguments are those of `esr`.
     """
     names = [wanted] * len(ranked) if isinstance(wanted, str) else list(wanted)
     if len(names) != len(ranked):
-        raise ErasureError(
-            f"{len(ranked)} pictures were judged and {len(names)} labels wanted; name one of each."
-        )
+        raise ErasureError(f"{len(ranked)} pictures need as many wanted labels; got {len(names)}.")
     if k < 1:
-        raise ErasureError(f"The first {k} labels were asked for; ask for 1 or more.")
+        raise ErasureError(f"`k` is the number of labels to search, 1 or more; got {k}.")
     hits = [
         name.casefold() in (label.casefold() for label in labels[:k])
         for name, labels in zip(names, ranked, strict=True)
@@ -150,24 +153,24 @@ def paired_bootstrap(
 ) -> tuple[float, float]:
     """95 % percentile interval of mean(after) − mean(before), over pairs of equal prompt and seed.
 
-    Prompts are drawn first and then seeds within each, so that what prompts differ in is not taken
-    for certainty; pairs alone where there are fewer than `ENOUGH_PROMPTS` prompts. It is a point
-    where all pairs differ alike, and somewhat too narrow below 100 pairs (91 % at 50): read it
-    beside the two Wilson intervals.
+    Prompts are resampled first and then seeds within each, so that the interval includes the
+    variation between prompts; with fewer than `ENOUGH_PROMPTS` prompts pairs alone are resampled.
+    The interval is a point if all pairs change alike, and somewhat too narrow below 100 pairs (91 %
+    coverage at 50): read it beside the two Wilson intervals.
 
     Args:
-        before: hit or not, pair by pair.
-        after: the same pairs.
-        prompts: each pair's prompt.
-        resamples: more make the ends smoother.
-        seed: of the draws; equal seeds give equal intervals.
+        before: whether each pair is a hit before.
+        after: whether it is one after.
+        prompts: the prompt of each pair.
+        resamples: more make the ends less random.
+        seed: equal seeds give equal intervals.
 
     Raises:
-        ErasureError: no pairs, unequal lengths, verdicts that are not true or false, no resamples.
+        ErasureError: no pairs, unequal lengths, values that are not true or false, or no resamples.
     """
-    drops, sizes = _changes(before, after, prompts)
+    changes, sizes = _changes(before, after, prompts)
     if resamples < 1:
-        raise ErasureError(f"{resamples} resamples were asked for; ask for 1 or more.")
+        raise ErasureError(f"`resamples` must be 1 or more; got {resamples}.")
     generator = torch.Generator().manual_seed(seed)
     groups = len(sizes)
     means = []
@@ -175,7 +178,7 @@ def paired_bootstrap(
         drawn = torch.randint(groups, (len(part), groups), generator=generator)
         n = sizes[drawn]
         # n draws with replacement from gains, losses and the rest are a multinomial sample
-        gains, losses = drops[0, drawn], drops[1, drawn]
+        gains, losses = changes[0, drawn], changes[1, drawn]
         up = torch.binomial(n, gains / n, generator=generator)
         down = torch.binomial(n - up, losses / (n - gains).clamp(min=1), generator=generator)
         means.append((up - down).sum(1) / n.sum(1))
@@ -184,38 +187,34 @@ def paired_bootstrap(
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """ρ: Pearson's correlation of the ranks; equals share their average rank.
+    """ρ: Pearson's correlation of the ranks; equal values share their average rank.
 
-    None, "not defined", where either is constant or there are fewer than 3 values.
+    None (not defined) if either is constant or there are fewer than 3 values.
 
     Raises:
-        ErasureError: unequal lengths, or a value that is no number.
+        ErasureError: unequal lengths, or a value is nan.
     """
     if len(x) != len(y):
-        raise ErasureError(f"{len(x)} values were to be ranked against {len(y)}; give pairs.")
+        raise ErasureError(f"A rank correlation needs pairs; got {len(x)} and {len(y)} values.")
     if any(math.isnan(value) for value in (*x, *y)):
-        raise ErasureError("A value to be ranked is no number; leave its pair out.")
+        raise ErasureError("A rank correlation was given nan; leave that pair out.")
     if len(x) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
         return None
     a, b = (_ranks(values) for values in (x, y))
     return max(-1.0, min(1.0, float(a @ b / (a.norm() * b.norm()))))
 
 
-def _rest(share: float | None) -> float | None:
-    return None if share is None else 1 - share
-
-
 def _changes(
     before: Sequence[bool], after: Sequence[bool], prompts: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
-    """How many pairs of each group gain and lose, 2 x groups, and how large the groups are."""
+    """Pairs of each group that become hits and cease to be, 2 x groups; sizes of the groups."""
     if not len(before) == len(after) == len(prompts) > 0:
         raise ErasureError(
-            f"Pairs need one verdict before, one after and one prompt each; got {len(before)}, "
+            f"Each pair needs a value before, one after and a prompt; got {len(before)}, "
             f"{len(after)} and {len(prompts)}."
         )
     if odd := {*before, *after} - {False, True}:
-        raise ErasureError(f"Verdicts must be true or false; got {odd.pop()!r}.")
+        raise ErasureError(f"Hits must be true or false; got {odd.pop()!r}.")
     names = list(dict.fromkeys(prompts))
     place = {name: i if len(names) >= ENOUGH_PROMPTS else 0 for i, name in enumerate(names)}
     groups = torch.tensor([place[prompt] for prompt in prompts])
@@ -226,7 +225,7 @@ def _changes(
 
 
 def _ranks(values: Sequence[float]) -> Tensor:
-    """Ranks about their mean."""
+    """Ranks minus their mean."""
     _, place, count = torch.tensor(values, dtype=torch.float64).unique(
         return_inverse=True, return_counts=True
     )

@@ -1,59 +1,37 @@
-"""A page that opens offline: our own Markdown and pictures in one file."""
+"""Reports as Markdown, and as one HTML page that opens offline."""
 
 import base64
-import html
-import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from jinja2 import Environment, PackageLoader
+from markdown_it import MarkdownIt
+from markupsafe import Markup
 
-_TEMPLATE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem;
-  color: #222; background: #fff }}
-table {{ border-collapse: collapse; margin: 1rem 0 }}
-td, th {{ border-bottom: 1px solid #ddd; padding: .2rem .7rem; text-align: left }}
-img {{ max-width: 100%; image-rendering: pixelated }} figcaption {{ color: #666 }}
-.pass {{ color: #176 }} .fail {{ color: #a22 }}
-</style>
-<h1>{title}</h1>
-{body}
-</html>
-"""
+from diffusers_erase.eraser.card import as_text
 
 
-def page(title: str, body: str) -> str:
-    """HTML with everything in it; nothing is fetched. `body` is HTML already."""
-    return _TEMPLATE.format(title=html.escape(title), body=body)
+_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
+_PAGE = Environment(
+    loader=PackageLoader("diffusers_erase", "evaluation"), autoescape=True
+).get_template("page.html.jinja")
 
 
-def figure(path: Path, caption: str) -> str:
-    """A picture, as a part of the page."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return (
-        f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-    )
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table in which all cells are plain text; columns named `...:` align right."""
+    names = [name.removesuffix(":") for name in columns]
+    lines = [" | ".join(map(as_text, row)) for row in (names, *rows)]
+    lines.insert(1, " | ".join("---:" if name.endswith(":") else "---" for name in columns))
+    return "".join(f"| {line} |\n" for line in lines)
 
 
-def as_html(text: str) -> str:
-    """Our own Markdown, which has headings, tables, lists and lines."""
-    found, rows = io.StringIO(), list[list[str]]()
+def page(title: str, text: str, pictures: Sequence[tuple[str, Path]] = ()) -> str:
+    """An HTML page that contains its pictures and fetches nothing.
 
-    def close() -> None:
-        if rows:
-            cells = ("".join(f"<td>{html.escape(c)}</td>" for c in row) for row in rows)
-            found.write("<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>\n")
-            rows.clear()
-
-    for line in text.splitlines():
-        if line.startswith("| ---"):
-            continue
-        if line.startswith("|"):
-            rows.append([cell.strip() for cell in line.strip("|").split(" | ")])
-            continue
-        close()
-        if line and not line.startswith("# "):
-            found.write(f"<p>{html.escape(line)}</p>\n")
-    close()
-    return found.getvalue()
+    Args:
+        title: plain text.
+        text: Markdown; HTML in it is shown and not obeyed.
+        pictures: (caption, PNG file).
+    """
+    encoded = [(name, base64.b64encode(path.read_bytes()).decode()) for name, path in pictures]
+    return _PAGE.render(title=title, body=Markup(_MARKDOWN.render(text)), pictures=encoded)

@@ -1,4 +1,4 @@
-"""Pictures from prompts and seeds, and sheets of them."""
+"""Pictures of prompts and seeds, and sheets of pictures."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,16 +17,16 @@ def draw(
     batch: int = 16,
     **options: Any,
 ) -> list[Image.Image]:
-    """One picture per prompt, whatever batch it is drawn in.
+    """One picture per prompt; it does not depend on the batch but for rounding.
 
     Args:
         pipe: a pipeline.
-        prompts: one for each picture.
+        prompts: one per picture.
         guidance: scale of classifier-free guidance.
         steps: of the scheduler.
-        seed: of each picture; or one number, and picture i has `seed + i`.
+        seed: one per picture; or one number, and picture i has the seed `seed + i`.
         batch: pictures drawn together.
-        options: what else the pipeline is told.
+        options: further arguments of the pipeline.
     """
     seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
     pictures: list[Image.Image] = []
@@ -43,17 +43,8 @@ def draw(
     return pictures
 
 
-def row(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size, side by side."""
-    width, height = pictures[0].size
-    sheet = Image.new("RGB", (width * len(pictures), height))
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i * width, 0))
-    return sheet
-
-
 def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
-    """Rows of pictures of one size, each below its title if it has one."""
+    """One picture of rows of equally large pictures, each row below its title if it has one."""
     width, height = rows[0][1][0].size
     columns = max(len(pictures) for _, pictures in rows)
     heads = [22 if title else 2 for title, _ in rows]

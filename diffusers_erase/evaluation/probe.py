@@ -1,11 +1,10 @@
-"""What a linear adversary gets back of an erased concept: from weights and texts, no pictures."""
+"""How much of an erasure other text states undo, computed from weights and texts alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
@@ -15,23 +14,23 @@ from diffusers_erase.models.model import Model
 
 
 ROUNDING = 1e-9
-"""An eraser that moves less leaves keys and values alone: there is nothing to regain."""
+"""Least relative change of keys and values that counts as an erasure; less is rounding."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """How far an eraser puts a concept out of reach of other text states."""
+    """How well text states c' make the erased layers W' output what W did for the concept's c."""
 
     moved: float
-    """Σ |W' c - W c|^2 / Σ |W c|^2: how otherwise the concept's own states are read."""
+    """Σ |W' c - W c|^2 / Σ |W c|^2: relative change of the concept's keys and values."""
     residual: float
-    """The same for the states c' that come nearest to the concept."""
+    """Σ |W' c' - W c|^2 / Σ |W c|^2: what remains of that change for the best c'."""
     size: float
-    """|c'| / |c|: how far from ordinary those are."""
+    """|c'| / |c|: the further from 1, the less c' is like a state of the text encoder."""
 
     @property
     def regained(self) -> float:
-        """1 - residual / moved: the share of the erasure that the adversary undoes."""
+        """1 - residual / moved: the share of the change that c' undoes."""
         return 1 - self.residual / self.moved if self.moved > ROUNDING else 0.0
 
 
@@ -39,29 +38,28 @@ class Probe:
 def probe(
     pipe: Any, eraser: EraserAdapter, prompts: Sequence[str], *, bound: float = 1e-3
 ) -> Probe:
-    """Look for states that the erased model reads as the base reads the concept's prompts.
+    """argmin_c'  Σ_l |W_l' c' - W_l c|^2 + λ |c'|^2   over the layers that read text (RECE).
 
-    argmin_c'  Σ_l |W_l' c' - W_l c|^2 + λ |c'|^2   over the layers that read text (RECE, arXiv
-    2407.12383). Whoever can set the text states, and not only the prompt, can do as much; every
-    edit with a ridge is invertible, so that the residual goes to zero with λ.
+    Text states that make the erased layers output what they did for the concept's prompts (arXiv
+    2407.12383). An attacker who sets the text states, and not only the prompt, achieves as much.
+    Every edit with a ridge is invertible, so the residual goes to zero with λ.
 
     Args:
-        pipe: the base, without erasers.
+        pipe: the base model's pipeline, without erasers.
         eraser: trained or solved.
         prompts: about the concept.
-        bound: λ, relative to the mean square that is read.
+        bound: λ, relative to the mean of the diagonal of Σ W^T W.
 
     Raises:
-        ErasureError: no prompt.
+        ErasureError: no prompts.
     """
     if not prompts:
-        raise ErasureError("There is no prompt to probe with; name some about the concept.")
+        raise ErasureError("No prompts to probe with; give some about the concept.")
     model = Model.of(pipe)
-    unet = model.denoiser
-    eraser.check(unet)
-    reached = set(eraser.paths(unet))
+    eraser.check(model.denoiser)
+    reached = set(eraser.paths(model.denoiser))
     before = after = across = torch.zeros((), dtype=torch.float64)
-    for path, layer in text_layers(unet).items():
+    for path, layer in text_layers(model.denoiser).items():
         W = layer.weight.detach().double().cpu()
         changed = W + eraser.delta(path, W) if path in reached else W
         before, after, across = (
@@ -70,10 +68,6 @@ def probe(
             across + changed.T @ W,
         )
     reading = EditedReading(before, after, across)
-    c = _rows(model.encode(prompts))
-    again = reading.regained(c, bound)
-    return Probe(reading.apart(c, c), reading.apart(c, again), float(again.norm() / c.norm()))
-
-
-def _rows(states: Tensor) -> Tensor:
-    return states.flatten(0, 1).double().cpu()
+    c = model.encode(prompts).flatten(0, 1).double().cpu()
+    best = reading.regained(c, bound)
+    return Probe(reading.apart(c, c), reading.apart(c, best), float(best.norm() / c.norm()))

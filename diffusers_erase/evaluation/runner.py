@@ -1,4 +1,4 @@
-"""Base and erased, picture by picture: the same pipeline, prompts and seeds, erasers off and on."""
+"""Draws and judges the cases of a suite with the erasers off and on, and resumes where it stopped."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,11 +19,12 @@ from diffusers_erase.storage.results import ResultsLog, key_of
 
 
 Side = Literal["base", "erased"]
+"""The model with its erasers off, or on."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One picture that was drawn and judged."""
+    """The detector's verdict on the picture of one case."""
 
     side: Side
     group: str
@@ -38,100 +39,101 @@ class Judgement:
 
     @property
     def hit(self) -> bool:
-        """Whether one of the wanted labels was seen, in whatever case it is written."""
+        """Whether the picture shows one of the wanted labels, in upper or lower case."""
         return shows_any(self.labels, self.wanted)
 
 
 @dataclass(frozen=True)
 class Runner:
-    """Looks at what it is asked for; what was looked at before is not drawn again.
+    """Draws and judges cases. Verdicts in the work folder are not made again.
 
-    Memory does not grow with the number of pictures: they are drawn and judged by batches, and
-    dropped, but for the first `shown` of a group, which go to `work/pictures`.
+    Memory does not grow with the number of pictures: they are drawn and judged in batches and then
+    dropped, except for the first `shown` of each group, which go to `work/pictures`.
     """
 
     sampler: PipelineSampler
     work: Path | None = None
-    """Where verdicts and pictures are kept; None for nowhere."""
+    """Folder for verdicts and pictures; None stores nothing."""
     accelerator: Accelerator | None = None
-    """Whose processes share the pictures."""
+    """Its processes share the pictures."""
     progress: bool = True
     shown: int = 6
-    """So many pictures of a group are kept to be looked at."""
+    """Pictures of each group that are stored for people to look at."""
     title: str = ""
-    """What the progress bar says; the side if empty."""
+    """Title of the progress bar; the side if empty."""
 
     def __post_init__(self) -> None:
-        if self.work is None and self._world > 1:
+        if self.work is None and self._processes > 1:
             raise ErasureError(
-                f"{self._world} processes share what they see in a folder; name one as `work`."
+                f"{self._processes} processes exchange verdicts in a folder; pass it as `work`."
             )
         if self.work is not None:
-            require_info(self.sampler.detector, f"A run that is kept in '{self.work}'")
+            require_info(self.sampler.detector, f"A run that is stored in '{self.work}'")
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes what all have in common."""
+        """Whether this is the process that writes the common files."""
         return self._rank == 0
 
-    def __call__(self, asked: Sequence[PromptCase], side: Side) -> list[Judgement]:
-        """One look for each that is asked for, in their order.
+    def __call__(self, cases: Sequence[PromptCase], side: Side) -> list[Judgement]:
+        """One judgement per case, in the same order.
 
         Args:
-            asked: what to draw.
-            side: `base` with all erasers off, `erased` as the pipeline is.
+            cases: prompts and seeds.
+            side: `base` with all erasers off, `erased` with the erasers that are loaded.
 
         Raises:
-            ErasureError: nothing is asked for, the detector fails, or the work folder cannot be
-                written; what was found until then is kept.
+            ErasureError: no cases, the detector fails, or the work folder cannot be written;
+                verdicts made until then are stored.
         """
-        if not asked:
-            raise ErasureError("There is no prompt to look at; a group needs at least one.")
+        if not cases:
+            raise ErasureError("No cases to draw; a group needs at least one prompt.")
         identity = self.identity(side)
-        keys = [key_of(identity=identity, prompt=a.prompt, seed=a.seed) for a in asked]
+        keys = [key_of(identity=identity, prompt=a.prompt, seed=a.seed) for a in cases]
         log = ResultsLog(self.work, "verdicts", self._rank)
-        shown = self._first_of_groups(asked) if self.work else set()
+        shown = self._first_of_groups(cases) if self.work else set()
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
-        share = sorted(first.items())[self._rank :: self._world]  # whatever others have done by now
-        own = [(k, i) for k, i in share if k not in log or self._lacks_picture(k, i in shown)]
-        with voice(self.sampler.pipe, side):
-            for chunk in self._chunks(own, side):
-                rows = [asked[i] for _, i in chunk]
-                drawn = self.sampler.draw([a.prompt for a in rows], [a.seed for a in rows])
-                found = self.sampler.look(drawn)
-                for (key, i), picture in zip(chunk, drawn, strict=True):
+        # shares must not depend on what is stored, which other processes may see earlier or later
+        share = sorted(first.items())[self._rank :: self._processes]
+        todo = [
+            (key, i)
+            for key, i in share
+            if key not in log or (i in shown and not self._picture_path(key).is_file())
+        ]
+        with erasers_off_for_base(self.sampler.pipe, side):
+            for batch in self._batches(todo, side):
+                rows = [cases[i] for _, i in batch]
+                pictures = self.sampler.draw([a.prompt for a in rows], [a.seed for a in rows])
+                verdicts = self.sampler.judge(pictures)
+                for (key, i), picture in zip(batch, pictures, strict=True):
                     if i in shown:
-                        self._keep(key, picture)
-                log.add(
-                    {key: _plain(verdict) for (key, _), verdict in zip(chunk, found, strict=True)}
-                )
+                        self._store_picture(key, picture)
+                log.add({key: _to_dict(v) for (key, _), v in zip(batch, verdicts, strict=True)})
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
             log.refresh()
-        return [_look(side, a, log[key]) for a, key in zip(asked, keys, strict=True)]
+        return [_judgement(side, case, log[key]) for case, key in zip(cases, keys, strict=True)]
 
     def identity(self, side: Side) -> dict[str, Any]:
-        """What decides verdicts on that side; the base's is the same whatever is loaded."""
+        """All that determines verdicts on that side; that of the base is free of its erasers."""
         identity = self.sampler.identity
         return {**identity, "erasers": []} if side == "base" else identity
 
     def pictures(
-        self, asked: Sequence[PromptCase], side: Side
+        self, cases: Sequence[PromptCase], side: Side
     ) -> list[tuple[PromptCase, Image.Image]]:
-        """Those that were kept to be looked at, of a run over the same that is done."""
+        """The stored pictures of a finished run over the same cases, with their cases."""
         identity = self.identity(side)
-        found = []
-        for i in sorted(self._first_of_groups(asked)):
-            path = self.picture(
-                key_of(identity=identity, prompt=asked[i].prompt, seed=asked[i].seed)
-            )
+        pictures = []
+        for case in (cases[i] for i in sorted(self._first_of_groups(cases))):
+            key = key_of(identity=identity, prompt=case.prompt, seed=case.seed)
+            path = self._picture_path(key)
             if path.is_file():
                 with Image.open(path) as picture:
-                    found.append((asked[i], picture.convert("RGB")))
-        return found
+                    pictures.append((case, picture.convert("RGB")))
+        return pictures
 
-    def picture(self, key: str) -> Path:
-        """Where the picture of that key is kept, if it is."""
+    def _picture_path(self, key: str) -> Path:
         return (self.work or Path()) / "pictures" / f"{key}.png"
 
     @property
@@ -139,34 +141,32 @@ class Runner:
         return self.accelerator.process_index if self.accelerator else 0
 
     @property
-    def _world(self) -> int:
+    def _processes(self) -> int:
         return self.accelerator.num_processes if self.accelerator else 1
 
-    def _chunks(
+    def _batches(
         self, todo: Sequence[tuple[str, int]], side: Side
     ) -> Iterator[Sequence[tuple[str, int]]]:
-        batch = self.sampler.sampling.batch
+        size = self.sampler.sampling.batch
         quiet = not self.progress or self._rank > 0 or not todo
         with tqdm(total=len(todo), desc=self.title or side, unit="picture", disable=quiet) as bar:
-            for start in range(0, len(todo), batch):
-                chunk = todo[start : start + batch]
-                yield chunk
-                bar.update(len(chunk))
+            for start in range(0, len(todo), size):
+                batch = todo[start : start + size]
+                yield batch
+                bar.update(len(batch))
 
-    def _first_of_groups(self, asked: Sequence[PromptCase]) -> set[int]:
-        seen: dict[str, int] = {}
-        found = set()
-        for i, a in enumerate(asked):
-            seen[a.group] = seen.get(a.group, 0) + 1
-            if seen[a.group] <= self.shown:
-                found.add(i)
-        return found
+    def _first_of_groups(self, cases: Sequence[PromptCase]) -> set[int]:
+        """Indices of the first `shown` cases of each group."""
+        counts: dict[str, int] = {}
+        first = set()
+        for i, case in enumerate(cases):
+            counts[case.group] = counts.get(case.group, 0) + 1
+            if counts[case.group] <= self.shown:
+                first.add(i)
+        return first
 
-    def _lacks_picture(self, key: str, shown: bool) -> bool:
-        return shown and not self.picture(key).is_file()
-
-    def _keep(self, key: str, picture: Image.Image) -> None:
-        path = self.picture(key)
+    def _store_picture(self, key: str, picture: Image.Image) -> None:
+        path = self._picture_path(key)
         draft = path.with_name(f".{path.name}.{self._rank}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,16 +174,16 @@ class Runner:
             draft.replace(path)
         except OSError as error:
             raise ErasureError(
-                f"Cannot keep pictures in '{path.parent}': {error.strerror or error}."
+                f"Cannot store pictures in '{path.parent}': {error.strerror or error}."
             ) from error
 
 
-def voice(pipe: Any, side: Side) -> AbstractContextManager[None]:
-    """In its block the pipeline draws as on that side."""
+def erasers_off_for_base(pipe: Any, side: Side) -> AbstractContextManager[None]:
+    """Disables erasers while the base pictures are drawn; does nothing for the erased side."""
     return erasures_disabled(pipe) if side == "base" else nullcontext()
 
 
-def _plain(verdict: Verdict) -> dict[str, Any]:
+def _to_dict(verdict: Verdict) -> dict[str, Any]:
     return {
         "label": verdict.label,
         "score": round(float(verdict.score), 6),
@@ -193,6 +193,6 @@ def _plain(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _look(side: Side, asked: PromptCase, found: Mapping[str, Any]) -> Judgement:
-    lists = {name: tuple(found[name]) for name in ("labels", "ranked")}
-    return Judgement(side, **asdict(asked), **{**found, **lists})
+def _judgement(side: Side, case: PromptCase, verdict: Mapping[str, Any]) -> Judgement:
+    lists = {name: tuple(verdict[name]) for name in ("labels", "ranked")}
+    return Judgement(side, **asdict(case), **{**verdict, **lists})

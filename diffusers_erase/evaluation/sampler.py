@@ -1,4 +1,4 @@
-"""A pipeline, how it is sampled, and who looks at what it draws."""
+"""The pipeline under test, its sampling settings, and the detector that judges its pictures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,32 +18,32 @@ from diffusers_erase.storage.tensor_cache import digest
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn; the same for base and erased, or nothing could be compared."""
+    """Settings of the sampler, the same for the base model and the erased one."""
 
     steps: int = 25
     guidance: float = 5.0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Autocast's; float32 for none."""
+    """Precision of autocast; float32 for no autocast."""
     batch: int = 16
-    """Pictures at once; the pictures are the same, but for rounding."""
+    """Pictures drawn together; it changes them by rounding only."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
             raise ErasureError(
-                f"Pictures are drawn in 1 step or more, 1 or more at once; got {self.steps} steps "
-                f"and {self.batch} at once."
+                f"Sampling needs `steps` and `batch` of 1 or more; got {self.steps} and "
+                f"{self.batch}."
             )
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """The type of autocast; None for none."""
-        low: torch.dtype = getattr(torch, self.precision)
-        return None if low == torch.float32 else low
+        """The dtype of autocast; None for no autocast."""
+        dtype: torch.dtype = getattr(torch, self.precision)
+        return None if dtype == torch.float32 else dtype
 
 
 @dataclass(frozen=True)
 class PipelineSampler:
-    """Draws what it is asked for with the erasers that are loaded, and looks at it."""
+    """Draws pictures with the erasers that are loaded, and judges them."""
 
     pipe: Any
     detector: Detector
@@ -51,54 +51,51 @@ class PipelineSampler:
 
     @property
     def model(self) -> Model:
-        """What is known of the pipeline."""
+        """The model of the pipeline."""
         return Model.of(self.pipe)
 
     def draw(
         self, prompts: Sequence[str], seeds: Sequence[int], **options: Any
     ) -> list[Image.Image]:
-        """One picture per prompt and seed; `options` are the pipeline's, beside the sampling."""
-        return self.drawn_by(self.pipe, prompts, seeds, **options)
+        """One picture per prompt and seed; `options` are further arguments of the pipeline."""
+        return self.draw_with(self.pipe, prompts, seeds, **options)
 
-    def drawn_by(
+    def draw_with(
         self, pipe: Any, prompts: Sequence[str], seeds: Sequence[int], **options: Any
     ) -> list[Image.Image]:
-        """The same from another pipeline around the same model."""
-        how, device = self.sampling, pipe._execution_device
-        low = getattr(torch, how.precision)
-        with torch.autocast(device.type, low, enabled=low != torch.float32):
+        """The same with another pipeline of the same model."""
+        settings = self.sampling
+        low = settings.autocast
+        with torch.autocast(pipe._execution_device.type, low, enabled=low is not None):
             return draw(
                 pipe,
                 prompts,
-                guidance=how.guidance,
-                steps=how.steps,
+                guidance=settings.guidance,
+                steps=settings.steps,
                 seed=seeds,
-                batch=how.batch,
+                batch=settings.batch,
                 **options,
             )
 
-    def look(self, pictures: Sequence[Image.Image]) -> list[Verdict]:
-        """What the detector says, one verdict for each picture.
+    def judge(self, pictures: Sequence[Image.Image]) -> list[Verdict]:
+        """The detector's verdicts, one per picture.
 
         Raises:
-            ErasureError: it says something else than that.
+            ErasureError: the detector fails, or returns something else.
         """
         return verdicts_of(self.detector, pictures)
 
     def shows(self, pictures: Sequence[Image.Image], wanted: Sequence[str]) -> list[bool]:
-        """Whether any of the labels is seen, picture by picture."""
-        return [shows_any(verdict.labels, wanted) for verdict in self.look(pictures)]
+        """Whether each picture shows one of the wanted labels."""
+        return [shows_any(verdict.labels, wanted) for verdict in self.judge(pictures)]
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that decides what is drawn and said, but for prompt and seed.
-
-        The digest of the base's weights, the erasers in force, the sampling and the detector.
-        """
+        """All that determines verdicts besides prompt and seed, under which they are stored."""
         return {
             "base": base_digest(self.pipe),
             "erasers": erasures_key(self.pipe),
-            "scheduler": _plain(self.pipe.scheduler),
+            "scheduler": _settings(self.pipe.scheduler),
             "sampling": {k: v for k, v in asdict(self.sampling).items() if k != "batch"},
             "detector": info_of(self.detector),
         }
@@ -111,6 +108,6 @@ def base_digest(pipe: Any) -> str:
         return digest(*(part for part in parts if isinstance(part, nn.Module)))
 
 
-def _plain(scheduler: Any) -> Mapping[str, Any]:
-    kept = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
-    return {"class": type(scheduler).__name__, **kept}
+def _settings(scheduler: Any) -> Mapping[str, Any]:
+    settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+    return {"class": type(scheduler).__name__, **settings}

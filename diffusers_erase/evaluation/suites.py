@@ -1,4 +1,4 @@
-"""What is asked of a model when an eraser is measured, and what the pictures may show."""
+"""Suites: the prompts an eraser is measured with, and the labels their pictures should show."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,18 +11,19 @@ import yaml
 from diffusers_erase.errors import ErasureError
 
 
-Expected = Literal["gone", "kept", "told"]
+Expected = Literal["gone", "kept", "either"]
 
 
 @dataclass(frozen=True)
 class Relation:
-    """How prompts are related to the erased concept, and what is to become of them."""
+    """How prompts are related to the erased concept, and what an eraser should do to them."""
 
     expected: Expected
-    """`gone`: not drawn any more; `kept`: drawn as before; `told`: no judgement."""
+    """`gone`: the wanted labels are no longer shown; `kept`: shown as before; `either`: both are
+    fine."""
     counts_as: Literal["efficacy", "generality", "sensitivity", None]
-    """EraseBench's word for it (arXiv 2501.09833), if it has one."""
-    says: str
+    """The measure of EraseBench (arXiv 2501.09833) that these prompts belong to."""
+    description: str
 
 
 RELATIONS: dict[str, Relation] = {
@@ -30,19 +31,19 @@ RELATIONS: dict[str, Relation] = {
     "paraphrase": Relation("gone", "generality", "the concept, by synonyms"),
     "subset": Relation("gone", "generality", "special kinds of the concept"),
     "scene": Relation("gone", "generality", "the concept beside something else"),
-    "company": Relation("kept", "sensitivity", "what stands beside the concept"),
+    "co-occurring": Relation("kept", "sensitivity", "what is shown beside the concept"),
     "neighbour": Relation("kept", "sensitivity", "its nearest neighbours"),
     "superset": Relation("kept", "sensitivity", "other members of its family, by the family"),
     "binomial": Relation("kept", "sensitivity", "what it usually comes with"),
     "other": Relation("kept", None, "other concepts"),
     "attribute": Relation("kept", None, "attributes of other concepts"),
-    "null": Relation("told", None, "no prompt"),
+    "null": Relation("either", None, "no prompt"),
 }
 
 
 @dataclass(frozen=True)
 class PromptCase:
-    """One picture to be drawn, and what makes it a hit: any of `wanted` is seen."""
+    """A prompt and seed for one picture, which is a hit if it shows one of the wanted labels."""
 
     group: str
     prompt: str
@@ -51,17 +52,17 @@ class PromptCase:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Prompts of one relation to the concept: a line of the table."""
+class PromptGroup:
+    """Prompts with the same relation to the erased concept: one row of the table."""
 
     name: str
     relation: str
     prompts: tuple[tuple[str, tuple[str, ...]], ...]
-    """Each prompt with the labels of which one is looked for."""
+    """(prompt, wanted labels)."""
     pictures: int
 
-    def asked(self, seed: int = 0) -> list[PromptCase]:
-        """`pictures` of them; prompts take turns, and every picture has a seed of its own."""
+    def cases(self, seed: int = 0) -> list[PromptCase]:
+        """One case per picture; the prompts take turns, and picture i has the seed `seed + i`."""
         return [
             PromptCase(self.name, *self.prompts[i % len(self.prompts)], seed + i)
             for i in range(self.pictures)
@@ -70,11 +71,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Suite:
-    """A protocol: what is asked about an erased concept and about everything else."""
+    """All groups of prompts for the erasure of one or more concepts."""
 
     name: str
     concepts: tuple[str, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[PromptGroup, ...]
 
     @classmethod
     def of(cls, protocol: Mapping[str, Any]) -> "Suite":
@@ -87,7 +88,7 @@ class Suite:
 
     @classmethod
     def read(cls, path: str | Path) -> "Suite":
-        """The same from a YAML file.
+        """The suite that a YAML file describes.
 
         Raises:
             ErasureError: as above, with the line.
@@ -95,36 +96,35 @@ class Suite:
         content, lines = read_yaml(path)
         return _Reader(content, lines, f"'{path}'").suite()
 
-    def asked(self, seed: int = 0) -> list[PromptCase]:
-        """All pictures; those of a group have seeds that follow one another."""
-        return [asked for group in self.groups for asked in group.asked(seed)]
+    def cases(self, seed: int = 0) -> list[PromptCase]:
+        """The cases of all groups."""
+        return [case for group in self.groups for case in group.cases(seed)]
 
     def only(self, *relations: str) -> "Suite":
-        """The same suite with the groups of these relations alone."""
-        return Suite(
-            self.name, self.concepts, tuple(g for g in self.groups if g.relation in relations)
-        )
+        """The suite with the groups of these relations alone."""
+        groups = tuple(group for group in self.groups if group.relation in relations)
+        return Suite(self.name, self.concepts, groups)
 
 
-def shipped() -> dict[str, Path]:
-    """Name -> file of the protocols that travel with the package: class names, no prompt sets."""
+def shipped_protocols() -> dict[str, Path]:
+    """Name -> YAML file of the protocols in the package: class names, no prompt sets of others."""
     folder = Path(__file__).parent / "protocols"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 Lines = Mapping[tuple[Any, ...], int]
-"""Where in a file the value under these keys stands, from 1."""
+"""Keys that lead to a value of a YAML file -> the line of the value, from 1."""
 
 
 def read_yaml(path: str | Path) -> tuple[Any, Lines]:
-    """What a YAML file holds, plain values only, and the line of each.
+    """The plain values in a YAML file, and the line of each.
 
     Raises:
         ErasureError: there is no such file, or it is no YAML.
     """
     try:
-        node = yaml.compose(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        node, content = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f", line {mark.line + 1}" if mark else ""
@@ -132,59 +132,62 @@ def read_yaml(path: str | Path) -> tuple[Any, Lines]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ErasureError(f"Cannot read '{path}': {error}.") from error
     lines: dict[tuple[Any, ...], int] = {}
-    _note(node, (), lines)
+    _add_lines(node, (), lines)
     return content, lines
 
 
-def _note(node: Any, path: tuple[Any, ...], lines: dict[tuple[Any, ...], int]) -> None:
+def _add_lines(node: Any, path: tuple[Any, ...], lines: dict[tuple[Any, ...], int]) -> None:
     if node is None:
         return
     lines[path] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            _note(value, (*path, key.value), lines)
+            _add_lines(value, (*path, key.value), lines)
             lines[(*path, key.value)] = key.start_mark.line + 1
     elif isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
-            _note(value, (*path, i), lines)
+            _add_lines(value, (*path, i), lines)
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Plain values into a suite; every complaint names file and line."""
+    """Makes a suite of plain values; every error names the file and the line."""
 
     content: Any
     lines: Lines
     source: str
 
     def suite(self) -> Suite:
-        """The whole."""
+        """The suite."""
         top = self.mapping(self.content, (), {"suite", "concept", "groups"}, {"concept", "groups"})
         concepts = self.texts(top["concept"], ("concept",))
         groups = self.mapping(top["groups"], ("groups",))
         if not groups:
-            self.fail(("groups",), "there is no group")
-        found = tuple(self.group(name, value) for name, value in groups.items())
-        return Suite(str(top.get("suite", "own")), concepts, found)
+            self.fail(("groups",), "no groups; add at least one")
+        return Suite(
+            str(top.get("suite", "own")),
+            concepts,
+            tuple(self.group(str(name), value) for name, value in groups.items()),
+        )
 
-    def group(self, name: str, value: Any) -> Group:
-        """One group; its relation is its name if it has no other."""
+    def group(self, name: str, value: Any) -> PromptGroup:
+        """One group; its relation is its name if no other is given."""
         path = ("groups", name)
         known = {"relation", "prompts", "templates", "words", "show", "pictures"}
         entry = self.mapping(value, path, known)
         relation = entry.get("relation", name)
-        if relation not in RELATIONS:
+        if not isinstance(relation, str) or relation not in RELATIONS:
             self.unknown((*path, "relation"), "relation", relation, RELATIONS)
         prompts = self.prompts(entry, path)
         pictures = entry.get("pictures", len(prompts))
         if isinstance(pictures, bool) or not isinstance(pictures, int) or pictures < 1:
             self.fail((*path, "pictures"), f"`pictures` is 1 or more; got {pictures!r}")
-        return Group(name, relation, prompts, pictures)
+        return PromptGroup(name, relation, prompts, pictures)
 
     def prompts(
         self, entry: Mapping[str, Any], path: tuple[Any, ...]
     ) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """`prompts` with what they show, or every word in every template, which shows that word."""
+        """`prompts` with the labels they show, or each of `words` in each of `templates`."""
         if "words" in entry:
             words = self.texts(entry["words"], (*path, "words"))
             templates = self.texts(entry.get("templates", "a photo of {}"), (*path, "templates"))
@@ -196,17 +199,17 @@ class _Reader:
             shown = self.texts(entry["show"], (*path, "show")) if "show" in entry else ()
             return tuple((t.replace("{}", w), shown or (w,)) for t in templates for w in words)
         if "prompts" not in entry:
-            self.fail(path, "a group has `prompts`, or `words` and `templates`")
+            self.fail(path, "a group needs `prompts`, or `words` and `templates`")
         if isinstance(entry["prompts"], Mapping):
             each = entry["prompts"].items()
-            found = tuple((str(p), self.texts(w, (*path, "prompts", p))) for p, w in each)
+            prompts = tuple((str(p), self.texts(w, (*path, "prompts", p))) for p, w in each)
         else:
             shown = self.texts(entry.get("show"), (*path, "show"))
             listed = self.texts(entry["prompts"], (*path, "prompts"), empty=True)
-            found = tuple((prompt, shown) for prompt in listed)
-        if not found:
-            self.fail((*path, "prompts"), "there is no prompt")
-        return found
+            prompts = tuple((prompt, shown) for prompt in listed)
+        if not prompts:
+            self.fail((*path, "prompts"), "no prompts; add at least one")
+        return prompts
 
     def mapping(
         self,
@@ -215,9 +218,9 @@ class _Reader:
         known: Sequence[str] | set[str] = (),
         needed: Sequence[str] | set[str] = (),
     ) -> Mapping[str, Any]:
-        """Keys and values, of which only some may be there and others must."""
+        """The value, which must be a mapping with only known keys and all needed ones."""
         if not isinstance(value, Mapping):
-            self.fail(path, f"here should be keys and values; got {value!r}")
+            self.fail(path, f"keys and values are needed here; got {value!r}")
         for key in value:
             if known and key not in known:
                 self.unknown((*path, key), "key", key, sorted(known))
@@ -227,33 +230,30 @@ class _Reader:
         return value
 
     def texts(self, value: Any, path: tuple[Any, ...], *, empty: bool = False) -> tuple[str, ...]:
-        """One text or several; `empty` if a text may be empty."""
-        several = [value] if isinstance(value, str) else value
-        if not isinstance(several, Sequence) or not several:
-            self.fail(path, f"here should be a text or a list of texts; got {value!r}")
-        for i, text in enumerate(several):
+        """One text or a list of texts, none of them empty unless `empty`."""
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, Sequence) or not texts:
+            self.fail(path, f"a text or a list of texts is needed here; got {value!r}")
+        for i, text in enumerate(texts):
             if not isinstance(text, str) or not (empty or text.strip()):
-                self.fail((*path, i), f"here should be a text; got {text!r}")
-        return tuple(several)
+                self.fail((*path, i), f"a text is needed here; got {text!r}")
+        return tuple(texts)
 
     def unknown(self, path: tuple[Any, ...], what: str, name: Any, known: Any) -> NoReturn:
-        """Complain of a name that is none."""
+        """Raise because of an unknown name."""
         self.fail(path, unknown(what, str(name), known))
 
     def fail(self, path: tuple[Any, ...], what: str) -> NoReturn:
-        """Complain of what stands under these keys, with its line."""
-        line = next((self.lines[p] for p in _upwards(path) if p in self.lines), None)
+        """Raise because of the value under these keys, with its line."""
+        prefixes = (path[:k] for k in range(len(path), -1, -1))
+        line = next((self.lines[p] for p in prefixes if p in self.lines), None)
         where = f", line {line}" if line else ""
         keys = f" ({' > '.join(map(str, path))})" if path else ""
         raise ErasureError(f"{self.source}{where}{keys}: {what.rstrip('.')}.")
 
 
-def _upwards(path: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    return [path[:k] for k in range(len(path), -1, -1)]
-
-
 def unknown(what: str, name: str, known: Any) -> str:
-    """A sentence about a name that is none, with the nearest that are."""
+    """An error message for an unknown name, with the nearest known ones."""
     near = get_close_matches(name, list(known), n=3, cutoff=0.5)
-    meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return f"No {what} named {name!r}.{meant} Known: {', '.join(known)}."
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"No {what} named {name!r}.{hint} Known: {', '.join(known)}."

@@ -1,4 +1,4 @@
-"""From raw verdicts to numbers, counted anew whenever they are shown."""
+"""Rates and verdict of an evaluation, counted from the judgements whenever they are shown."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,17 @@ from typing import Any, Literal
 
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.detector import measurable
-from diffusers_erase.evaluation.metrics import Rate, erasebench, paired_bootstrap
+from diffusers_erase.evaluation.metrics import Rate, erasebench, paired_bootstrap, pooled
 from diffusers_erase.evaluation.runner import Judgement
 from diffusers_erase.evaluation.suites import RELATIONS
 
 
 GONE_BELOW, KEPT_ABOVE = 0.15, 0.85
-"""An eraser passes if at 95 % the concept is drawn less often than the one, and what is near keeps
-more than the other share of the base's rate."""
+"""An eraser passes if, with 95 % confidence, the rate of the concept is below the first, and the
+rate of related concepts is above this share of the base model's rate."""
+
+MEASURES = ("efficacy", "generality", "sensitivity")
+"""EraseBench's three measures (arXiv 2501.09833)."""
 
 CARD_NAMES = {
     "target": "target",
@@ -22,50 +25,48 @@ CARD_NAMES = {
     "other": "others",
     "null": "null",
 }
-"""Relation -> the row of the model card."""
+"""Relation -> row of the model card."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """A group of prompts before and after: a line of the table."""
+class GroupResult:
+    """The rates of a group of prompts without and with the eraser: one row of the table."""
 
     name: str
     relation: str
     base: Rate
     erased: Rate
     interval: tuple[float, float]
-    """Of the difference of the rates, at 95 %: pictures of the same prompt and seed are paired."""
+    """95 % interval of the difference of the rates, over pairs of the same prompt and seed."""
     invalid: Rate
-    """Pictures with the eraser in which there is nothing to be judged; they count as no hits."""
-    invalid_before: Rate
+    """Pictures with the eraser in which nothing can be judged; they count as no hits."""
 
     @classmethod
     def of(
         cls, name: str, relation: str, base: Sequence[Judgement], erased: Sequence[Judgement]
-    ) -> "Row":
-        """Looks at the same prompts and seeds, in the same order."""
-        before, after = [look.hit for look in base], [look.hit for look in erased]
+    ) -> "GroupResult":
+        """Count judgements of the same prompts and seeds, in the same order."""
+        before, after = [judgement.hit for judgement in base], [each.hit for each in erased]
         return cls(
             name,
             relation,
             _rate(before),
             _rate(after),
-            paired_bootstrap(before, after, [look.prompt for look in base]),
-            _rate([not look.valid for look in erased]),
-            _rate([not look.valid for look in base]),
+            paired_bootstrap(before, after, [judgement.prompt for judgement in base]),
+            _rate([not judgement.valid for judgement in erased]),
         )
 
     @property
     def difference(self) -> float:
-        """Rate with the eraser minus rate without."""
+        """Rate with the eraser - rate without it."""
         return self.erased.value - self.base.value
 
     @property
-    def judged(self) -> bool:
-        """Whether the base draws it often enough for its fate to be told."""
-        return RELATIONS[self.relation].expected == "told" or measurable(self.base)
+    def measurable(self) -> bool:
+        """Whether the base model shows the wanted labels often enough to measure a difference."""
+        return RELATIONS[self.relation].expected == "either" or measurable(self.base)
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON, and for the model card."""
         low, high = self.interval
         shares = {"base": self.base.value, "erased": self.erased.value, "low": low, "high": high}
@@ -74,15 +75,15 @@ class Row:
             "n": self.erased.n,
             "invalid": round(self.invalid.value, 4),
             "relation": self.relation,
-            "measurable": self.judged,
+            "measurable": self.measurable,
         }
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything that is counted about one eraser."""
+    """All that is counted about one eraser, or several loaded together."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[GroupResult, ...]
     drift: Mapping[str, float] | None = None
     """See `evaluation.drift`; None if it was not measured."""
 
@@ -93,45 +94,50 @@ class Summary:
         relations: Mapping[str, str],
         drift: Mapping[str, float] | None = None,
     ) -> "Summary":
-        """Count looks of both sides; `relations` says which group has which.
+        """Count the judgements of both sides.
+
+        Args:
+            judgements: in any order.
+            relations: group -> its relation to the concept.
+            drift: see `evaluation.drift`.
 
         Raises:
-            ErasureError: what was looked at on one side was not on the other.
+            ErasureError: the two sides have different prompts or seeds.
         """
-        sides: dict[str, dict[str, list[Judgement]]] = {group: {} for group in relations}
-        for look in judgements:
-            sides.setdefault(look.group, {}).setdefault(look.side, []).append(look)
+        groups: dict[str, dict[str, list[Judgement]]] = {group: {} for group in relations}
+        for judgement in judgements:
+            sides = groups.setdefault(judgement.group, {})
+            sides.setdefault(judgement.side, []).append(judgement)
         rows = []
-        for group, by_side in sides.items():
-            base, erased = (sorted(by_side.get(s, ()), key=_place) for s in ("base", "erased"))
-            if not base or [*map(_place, base)] != [*map(_place, erased)]:
+        for group, sides in groups.items():
+            base, erased = (sorted(sides.get(s, ()), key=_case) for s in ("base", "erased"))
+            if not base or [*map(_case, base)] != [*map(_case, erased)]:
                 raise ErasureError(
                     f"The group '{group}' has {len(base)} pictures of the base and {len(erased)} "
-                    "of the eraser, or of other prompts; finish the run, then count."
+                    "with the eraser, or of other prompts; finish the run, then count."
                 )
-            rows.append(Row.of(group, relations.get(group, "other"), base, erased))
+            rows.append(GroupResult.of(group, relations.get(group, "other"), base, erased))
         return cls(tuple(rows), drift)
 
-    def rate(self, counts_as: str, which: Literal["base", "erased"] = "erased") -> Rate | None:
-        """EraseBench's efficacy, generality or sensitivity, as shares of pictures with a hit.
+    def rate(self, measure: str, which: Literal["base", "erased"] = "erased") -> Rate | None:
+        """EraseBench's efficacy, generality or sensitivity: pictures with a hit.
 
-        Of groups that can be measured; None if there is none.
+        Over all measurable groups that count as it; None if there are none.
         """
-        own = [r for r in self.rows if RELATIONS[r.relation].counts_as == counts_as and r.judged]
-        rates = [getattr(row, which) for row in own]
-        return sum(rates[1:], rates[0]) if rates else None
+        groups = (r for r in self.rows if RELATIONS[r.relation].counts_as == measure)
+        return pooled([getattr(group, which) for group in groups if group.measurable])
 
     @property
     def harmonic(self) -> float | None:
-        """EraseBench's HM, 0 .. 1, of what there is; None if one of the three was not measured."""
-        parts = [self.rate(name) for name in ("efficacy", "generality", "sensitivity")]
-        return erasebench(*(None if rate is None else rate.value for rate in parts))
+        """EraseBench's harmonic mean, 0 .. 1; None if one of the three was not measured."""
+        rates = [self.rate(measure) for measure in MEASURES]
+        return erasebench(*(None if rate is None else rate.value for rate in rates))
 
     @property
     def verdict(self) -> str:
-        """`pass` or `fail` by the two thresholds of this module, where 95 % can be sure of it.
+        """`pass` or `fail` by `GONE_BELOW` and `KEPT_ABOVE` with 95 % confidence.
 
-        Else `undecided`, which more pictures would change; or `not measured`.
+        Otherwise `undecided`, which more pictures would change, or `not measured`.
         """
         target, near = self.rate("efficacy"), self.rate("sensitivity")
         before = self.rate("sensitivity", "base")
@@ -144,27 +150,21 @@ class Summary:
         return "fail" if failed else "undecided"
 
     @property
-    def failures(self) -> list[Row]:
-        """Groups that surely did not do what was expected, at 95 %."""
+    def failures(self) -> list[GroupResult]:
+        """Groups that are not as expected, with 95 % confidence."""
         wrong = []
         for row in self.rows:
-            expected = RELATIONS[row.relation].expected if row.judged else "told"
+            expected = RELATIONS[row.relation].expected if row.measurable else "either"
             still = expected == "gone" and row.erased.interval[0] > GONE_BELOW
             harmed = expected == "kept" and row.interval[1] < 0
             wrong += [row] if still or harmed else []
         return wrong
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        parts = {name: self.rate(name) for name in ("efficacy", "generality", "sensitivity")}
         return {
-            "rows": {row.name: row.plain() for row in self.rows},
-            **{
-                name: None
-                if rate is None
-                else {"value": round(rate.value, 4), "interval": rate.interval, "n": rate.n}
-                for name, rate in parts.items()
-            },
+            "rows": {row.name: row.to_dict() for row in self.rows},
+            **{measure: rate_to_dict(self.rate(measure)) for measure in MEASURES},
             "harmonic": None if self.harmonic is None else round(self.harmonic, 4),
             "drift": None if self.drift is None else dict(self.drift),
             "verdict": self.verdict,
@@ -172,22 +172,29 @@ class Summary:
         }
 
     def card(self) -> dict[str, Any]:
-        """What `save_pretrained(results=...)` and `push_to_hub(results=...)` take."""
-        kept = ("base", "erased", "low", "high", "n")
-        found: dict[str, Any] = {}
+        """The `results` of `save_pretrained` and `push_to_hub`."""
+        columns = ("base", "erased", "low", "high", "n")
+        results: dict[str, Any] = {}
         for row in self.rows:
             name = CARD_NAMES.get(row.relation)
-            if name is not None and name not in found:
-                plain = row.plain()
-                found[name] = {key: plain[key] for key in kept}
+            if name is not None and name not in results:
+                content = row.to_dict()
+                results[name] = {column: content[column] for column in columns}
         if self.harmonic is not None:
-            found["harmonic_mean"] = round(self.harmonic, 4)
-        return {**found, **{f"drift_{k}": round(v, 6) for k, v in (self.drift or {}).items()}}
+            results["harmonic_mean"] = round(self.harmonic, 4)
+        return {**results, **{f"drift_{k}": round(v, 6) for k, v in (self.drift or {}).items()}}
+
+
+def rate_to_dict(rate: Rate | None) -> dict[str, Any] | None:
+    """Value, interval and number of pictures, for JSON; None if it was not measured."""
+    if rate is None:
+        return None
+    return {"value": round(rate.value, 4), "interval": rate.interval, "n": rate.n}
 
 
 def _rate(hits: Sequence[bool]) -> Rate:
     return Rate(sum(hits), len(hits))
 
 
-def _place(look: Judgement) -> tuple[str, int]:
-    return look.prompt, look.seed
+def _case(judgement: Judgement) -> tuple[str, int]:
+    return judgement.prompt, judgement.seed

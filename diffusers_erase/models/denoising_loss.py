@@ -1,4 +1,4 @@
-"""| eps(z_t, t, c) - target |^2: what every attack with gradients makes small."""
+"""The denoising loss | eps(z_t, t, c) - n |^2, which attacks with gradients minimise."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,21 +18,22 @@ def denoising_loss(
     noise: Tensor,
     target: Tensor | None = None,
 ) -> Tensor:
-    """| eps(z_t, t, c) - target |^2 of each latent, its mean over pixels;  z_t = √ᾱ x_0 + √(1-ᾱ) n.
+    """| eps(z_t, t, c) - target |^2, mean over pixels, B;  z_t = √ᾱ x_0 + √(1-ᾱ) n.
 
-    In units of noise, whatever the network predicts, and without guidance.
+    eps is the noise prediction without guidance, whatever the network predicts.
 
     Args:
-        denoiser: as the pipeline is, erasers and all.
+        denoiser: with the erasers that are loaded.
         clean: latents x_0, B x C x h x w.
-        states: of the text c, B x tokens x width.
+        states: text states c, B x tokens x width.
         t: times, B.
-        noise: n, as `clean`.
-        target: n if omitted; scores of the base for P4D.
+        noise: n, in the shape of `clean`.
+        target: n if omitted; P4D takes noise predictions of the base model.
     """
-    said = denoiser.student(noised(denoiser, clean, t, noise), t, states)
-    loss: Tensor = (said - (noise if target is None else target).to(said)).square().flatten(1)
-    return loss.mean(1)
+    predicted = denoiser.student(noised(denoiser, clean, t, noise), t, states)
+    goal = (noise if target is None else target).to(predicted)
+    loss: Tensor = (predicted - goal).square().flatten(1).mean(1)
+    return loss
 
 
 def noised(denoiser: Denoiser, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -42,8 +43,8 @@ def noised(denoiser: Denoiser, clean: Tensor, t: Tensor, noise: Tensor) -> Tenso
 
 
 @torch.no_grad()
-def latents_of(pipe: Any, pictures: Sequence[Image.Image]) -> Tensor:
-    """Means of the VAE, scaled as the denoiser knows them, N x C x h x w."""
+def encode_pictures(pipe: Any, pictures: Sequence[Image.Image]) -> Tensor:
+    """Latents of pictures: means of the VAE, scaled for the denoiser, N x C x h x w."""
     pixels = pipe.image_processor.preprocess(list(pictures))
     weights = next(pipe.vae.parameters())
     encoded = pipe.vae.encode(pixels.to(weights.device, weights.dtype)).latent_dist.mean

@@ -1,4 +1,4 @@
-"""Token ids into text states, with gradients to what the encoder looks up for some of them."""
+"""Hooks on a text encoder's token embeddings, and text states of token ids."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -11,58 +11,61 @@ from diffusers_erase.errors import ErasureError
 from diffusers_erase.storage.tensor_cache import digest
 
 
-def looked_up(encoder: Any, positions: Sequence[int], rows: Tensor) -> AbstractContextManager[None]:
-    """Inside the block the encoder finds `rows` at these positions, with gradients to them.
+def embeddings_at(
+    encoder: Any, positions: Sequence[int], rows: Tensor
+) -> AbstractContextManager[None]:
+    """Context manager: the token embeddings at these positions are `rows`, with gradients.
 
-    Masks, padding and pooling stay those of the ids that it is given. An encoder in training mode
-    says something else each time.
+    Masks, padding and pooling remain those of the token ids. An encoder in training mode has
+    random states.
 
     Args:
-        encoder: of text; any of transformers'.
+        encoder: a text encoder of transformers.
         positions: in the sequence, k of them.
         rows: ... x k x width, one for each sequence of the batch or the same for all.
     """
 
-    def replaced(_: Any, given: tuple[Tensor, ...], found: Tensor) -> Tensor:
-        there = torch.as_tensor(positions, device=found.device)
-        wanted = rows.to(found).expand(len(found), len(positions), -1)
-        return found.index_copy(1, there, wanted)
+    def replace(_: Any, ids: tuple[Tensor, ...], embeddings: Tensor) -> Tensor:
+        index = torch.as_tensor(positions, device=embeddings.device)
+        wanted = rows.to(embeddings).expand(len(embeddings), len(positions), -1)
+        return embeddings.index_copy(1, index, wanted)
 
-    return looking_up(encoder, replaced)
+    return embedding_hook(encoder, replace)
 
 
 @contextmanager
-def looking_up(
+def embedding_hook(
     encoder: Any, hook: Callable[[Any, tuple[Tensor, ...], Tensor], Tensor]
 ) -> Iterator[None]:
-    """Inside the block the hook has the last word on what the encoder finds for its tokens.
+    """Context manager: a hook replaces token embeddings after all other hooks.
 
-    Wherever its table of tokens is used: T5's encoder looks it up in a module of its own.
+    It is registered with every module that holds the table of embeddings: T5's encoder has another
+    one than `get_input_embeddings` returns.
     """
     table = encoder.get_input_embeddings().weight
-    places = (m for m in encoder.modules() if isinstance(m, nn.Embedding) and m.weight is table)
+    modules = (m for m in encoder.modules() if isinstance(m, nn.Embedding) and m.weight is table)
     with ExitStack() as hooks:
-        for place in places:
-            hooks.callback(place.register_forward_hook(hook).remove)
+        for module in modules:
+            hooks.callback(module.register_forward_hook(hook).remove)
         yield
 
 
-def ids_of(pipe: Any, prompts: Sequence[str]) -> Tensor:
-    """Token ids of the prompts as the pipeline encodes them, P x tokens; longer ones are cut."""
+def token_ids(pipe: Any, prompts: Sequence[str]) -> Tensor:
+    """Token ids of the prompts as the pipeline encodes them, P x tokens; long ones are truncated."""
     tokenizer = pipe.tokenizer
-    found = tokenizer(
+    encoded = tokenizer(
         list(prompts),
         padding="max_length",
         max_length=tokenizer.model_max_length,
         truncation=True,
         return_tensors="pt",
     )
-    ids: Tensor = found.input_ids
+    ids: Tensor = encoded.input_ids
     return ids
 
 
 def with_prefix(ids: Tensor, prefix: Tensor) -> Tensor:
-    """The k ids of the prefix between the first token and the prompt; what falls off is the end.
+    """The token ids with k more between the first one and the prompt, whose end is cut off.
 
     The last token, end or padding, stays the last.
 
@@ -71,39 +74,38 @@ def with_prefix(ids: Tensor, prefix: Tensor) -> Tensor:
         prefix: P x k.
 
     Raises:
-        ErasureError: there is no room for it.
+        ErasureError: k does not fit.
     """
     k, length = prefix.shape[1], ids.shape[1]
     if not 1 <= k <= length - 3:
         raise ErasureError(
-            f"{k} tokens were to stand before a prompt; the text encoder reads {length}, "
-            f"so that 1 to {length - 3} may."
+            f"A prefix of {k} tokens does not fit: the text encoder reads {length} tokens, so it "
+            f"may have 1 to {length - 3}."
         )
     return torch.cat([ids[:, :1], prefix.to(ids), ids[:, 1 : length - k - 1], ids[:, -1:]], 1)
 
 
 def states_of_ids(pipe: Any, ids: Tensor) -> Tensor:
-    """Text states, P x tokens x width, as the pipeline makes them of prompts with these ids."""
+    """Text states of token ids, P x tokens x width, as the pipeline makes them of prompts."""
     encoder = pipe.text_encoder
     states: Tensor = encoder(ids.to(next(encoder.parameters()).device))[0]
     return states
 
 
-def free_ids(tokenizer: Any) -> Tensor:
+def ordinary_ids(tokenizer: Any) -> Tensor:
     """Ids of all tokens but the special ones."""
     special = set(tokenizer.all_special_ids)
     return torch.tensor([i for i in sorted(tokenizer.get_vocab().values()) if i not in special])
 
 
-def artefact_of(pipe: Any, ids: Tensor) -> str:
-    """`prompt` or `ids only`, and a digest of the ids, L.
+def describe_ids(pipe: Any, ids: Tensor) -> str:
+    """`prompt` or `ids only`, and the digest of the token ids, L.
 
-    A text that the ids spell may be read as other ids: only where it is not has a prompt been
-    found.
+    The text that the ids decode to may have other ids: only if it has the same is it a prompt with
+    these text states.
     """
     special = set(pipe.tokenizer.all_special_ids)
-    spoken = [i for i in ids.tolist() if i not in special]
-    said = pipe.tokenizer.decode(spoken, clean_up_tokenization_spaces=False)
-    again = ids_of(pipe, [said])[0]
-    kind = "prompt" if torch.equal(again, ids.cpu()) else "ids only"
+    ordinary = [i for i in ids.tolist() if i not in special]
+    text = pipe.tokenizer.decode(ordinary, clean_up_tokenization_spaces=False)
+    kind = "prompt" if torch.equal(token_ids(pipe, [text])[0], ids.cpu()) else "ids only"
     return f"{kind} {digest(ids)}"

@@ -102,7 +102,7 @@ def _about_object(name: str, pictures: int) -> Groups:
             "show": name,
             "pictures": pictures,
         },
-        "company": {"relation": "company", "prompts": dict(scenes), "pictures": pictures},
+        "co-occurring": {"relation": "co-occurring", "prompts": dict(scenes), "pictures": pictures},
         "neighbours": _words("neighbour", family, 16 * len(family)),
         "lookalikes": _words("neighbour", lookalikes, 16 * len(lookalikes)),
         "family": {
@@ -141,8 +141,8 @@ def _about_painter(name: str, pictures: int) -> Groups:
             "show": name,
             "pictures": pictures,
         },
-        "company": {
-            "relation": "company",
+        "co-occurring": {
+            "relation": "co-occurring",
             "prompts": dict(zip(own, subjects, strict=True)),
             "pictures": pictures,
         },

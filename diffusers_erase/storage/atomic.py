@@ -1,6 +1,7 @@
 """Folders that appear whole or not at all, and never in the place of something else."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
@@ -45,6 +46,11 @@ def _check_former(folder: Path, *, overwrite: bool, marker: str, known: Collecti
             f"'{folder}' exists and holds something else, so it is not overwritten; "
             "choose another folder."
         )
+
+
+def slug(text: str) -> str:
+    """A file name for the text: its letters and digits, everything else as hyphens; 60 at most."""
+    return re.sub(r"[^\w]+", "-", text).strip("-")[:60] or "-"
 
 
 @contextmanager

@@ -57,30 +57,31 @@ def small_parts(untrained_parts):
 
 @pytest.fixture
 def untrained(small_parts):
-    """A smaller one than the playground's, with pictures and texts of the same size."""
+    """A pipeline smaller than the playground's, with pictures and texts of the same size."""
     pipe = networks.assemble(**{**small_parts, "unet": copy.deepcopy(small_parts["unet"])})
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @pytest.fixture
-def asked():
+def cases():
+    """Three prompts about a car, each with its own seed."""
     return [PromptCase("target", prompt, ("car",), 10 + i) for i, prompt in enumerate(PROMPTS)]
 
 
 @pytest.fixture
 def fickle():
-    """Sees a car in about half of all pictures; whatever changes a picture may change its mind."""
+    """A detector that finds a car in half of all pictures, by the parity of their bytes."""
     return FromFunction(lambda picture: "car" if sum(picture.tobytes()) % 2 else "truck")
 
 
 @pytest.fixture
 def blind():
-    """Never sees a car."""
+    """A detector that never finds a car."""
     return FromFunction(lambda picture: "truck")
 
 
 @pytest.fixture
 def sampler(untrained, fickle):
-    """Two steps, two pictures at once: three prompts are a batch and a half."""
+    """Two steps, and batches of two pictures for three cases."""
     return PipelineSampler(untrained, fickle, Sampling(steps=2, batch=2))

@@ -1,4 +1,4 @@
-"""What holds of every attack."""
+"""Properties of every attack."""
 
 import copy
 from dataclasses import replace
@@ -8,19 +8,21 @@ import torch
 from torch import nn
 
 from diffusers_erase import ErasureError, erasures_disabled, load_erasure
+from diffusers_erase.attacks import ATTACKS, attack_named
 from diffusers_erase.attacks.image_editing import DDIMInversion, ImageToImage
 from diffusers_erase.attacks.inversion import Inversion
 from diffusers_erase.attacks.relearning import Relearning
 from diffusers_erase.attacks.ring_a_bell import EmbeddingShift, RingABell
 from diffusers_erase.attacks.sampling import Completion, Noise, Paraphrases, SeedSearch
 from diffusers_erase.attacks.tokens import TokenSearch
+from diffusers_erase.concepts import Concept
 from diffusers_erase.evaluation.detector import FromFunction
 from diffusers_erase.playground.building import networks
 from diffusers_erase.runtime.plugin import erasures_key, list_erasures
 
 
 PICTURE = 2 * 2
-"""Evaluations: two steps, with guidance."""
+"""Evaluations of a picture: two steps with guidance."""
 
 SMALL = {
     "paraphrases": (Paraphrases(("a picture of {}", "{}, {}")), 2 * PICTURE),
@@ -43,7 +45,7 @@ SMALL = {
         2 * 3 * 3 // 3 + PICTURE,
     ),
 }
-"""A small one of each, and its evaluations a prompt, of three, beside the picture without it."""
+"""A small version of each attack, and its evaluations per case (of three) beyond the first picture."""
 
 
 @pytest.fixture(params=SMALL)
@@ -59,25 +61,25 @@ def erased(untrained, make_eraser):
     return untrained
 
 
-def parts_of(pipe):
+def networks_of(pipe):
     return (pipe.unet, pipe.text_encoder, pipe.vae)
 
 
 def state_of(pipe):
-    """All that an attack might leave otherwise than it found it."""
-    weights = [v.clone() for part in parts_of(pipe) for v in part.state_dict().values()]
-    modules = [module for part in parts_of(pipe) for module in part.modules()]
+    """All that an attack could leave changed."""
+    weights = [v.clone() for part in networks_of(pipe) for v in part.state_dict().values()]
+    modules = [module for part in networks_of(pipe) for module in part.modules()]
     return weights, {
         "modules": [id(module) for module in modules],
         "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules],
         "modes": [module.training for module in modules],
-        "trainable": [p.requires_grad for part in parts_of(pipe) for p in part.parameters()],
-        "gradients": [p.grad for part in parts_of(pipe) for p in part.parameters()],
+        "trainable": [p.requires_grad for part in networks_of(pipe) for p in part.parameters()],
+        "gradients": [p.grad for part in networks_of(pipe) for p in part.parameters()],
         "erasers": (erasures_key(pipe), list(list_erasures(pipe))),
         "scheduler": (id(pipe.scheduler), repr(vars(pipe.scheduler))),
         "tokens": len(pipe.tokenizer),
         "parts": {name: id(part) for name, part in pipe.components.items()},
-        "chance": torch.get_rng_state().tolist(),
+        "random state": torch.get_rng_state().tolist(),
     }
 
 
@@ -86,77 +88,98 @@ def assert_same(now, then):
     assert now[1] == then[1]
 
 
+def test_attacks_registry_has_every_attack_by_its_name():
+    assert list(ATTACKS) == list(SMALL)
+    assert all(attack.name == name for name, attack in ATTACKS.items())
+    assert {attack.access for attack in ATTACKS.values()} == {"sampler", "white box", "fine-tune"}
+
+
+def test_attack_named_sets_the_concept_of_attacks_that_take_one():
+    car = Concept("car")
+    assert attack_named("inversion", car).concept == car
+    assert attack_named("noise", car) is ATTACKS["noise"]
+
+
+def test_attack_named_suggests_the_nearest_names():
+    with pytest.raises(
+        ErasureError, match=r"Did you mean 'token-search' or .*\? Known: paraphrases"
+    ):
+        attack_named("token-serch")
+
+
 @pytest.mark.parametrize("name", SMALL)
-def test_the_budget_is_counted_to_the_evaluation_and_all_is_left_as_it_was(
-    sampler, erased, blind, asked, name
+def test_attack_counts_its_evaluations_and_leaves_the_pipeline_unchanged(
+    sampler, erased, blind, cases, name
 ):
-    attack, budget = SMALL[name]
+    attack, evaluations = SMALL[name]
     before = state_of(erased)
-    attempts = attack(replace(sampler, detector=blind), asked)
+    attempts = attack(replace(sampler, detector=blind), cases)
     assert_same(state_of(erased), before)
-    assert [a.evaluations for a in attempts] == [PICTURE + budget] * len(asked)
+    assert [a.evaluations for a in attempts] == [PICTURE + evaluations] * len(cases)
     assert [(a.prompt, a.wanted, a.seed) for a in attempts] == [
-        (a.prompt, a.wanted, a.seed) for a in asked
+        (a.prompt, a.wanted, a.seed) for a in cases
     ]
     assert not any(a.before or a.after or a.found or a.artefact for a in attempts)
     assert all(a.images > 0 for a in attempts)
 
 
-def test_an_eraser_that_does_nothing_is_attacked_as_the_base_is(
-    sampler, untrained, make_eraser, asked, attack
+def test_attack_on_an_eraser_of_strength_zero_equals_that_on_the_base(
+    sampler, untrained, make_eraser, cases, attack
 ):
-    """And so every attack does the same again under the same seed."""
-    without = attack(sampler, asked)
+    """So every attack is deterministic too."""
+    without = attack(sampler, cases)
     load_erasure(untrained, make_eraser(untrained.unet), strength=0.0)
-    assert attack(sampler, asked) == without
+    assert attack(sampler, cases) == without
 
 
-def test_the_positive_control_runs_where_the_erasers_are_disabled(sampler, erased, asked, attack):
+def test_attack_within_erasures_disabled_equals_that_on_the_base(sampler, erased, cases, attack):
     with erasures_disabled(erased):
-        control = attack(sampler, asked)
+        control = attack(sampler, cases)
     erased.unload_erasures()
-    assert control == attack(sampler, asked)
+    assert control == attack(sampler, cases)
 
 
 @pytest.mark.parametrize("judgements", [0, 1])
-def test_all_is_as_it_was_after_an_error_of_the_detector(
-    sampler, erased, asked, attack, judgements
+def test_attack_leaves_the_pipeline_unchanged_after_an_error_of_the_detector(
+    sampler, erased, cases, attack, judgements
 ):
     pictures = []
 
     def failing(picture):
         pictures.append(picture)
-        if len(pictures) > judgements * len(asked):
+        if len(pictures) > judgements * len(cases):
             raise RuntimeError("no light")
         return "truck"
 
     before = state_of(erased)
     with pytest.raises(ErasureError, match="no light"):
-        attack(replace(sampler, detector=FromFunction(failing)), asked)
+        attack(replace(sampler, detector=FromFunction(failing)), cases)
     assert_same(state_of(erased), before)
 
 
 @pytest.mark.parametrize("calls", [4, 5, 7])
-def test_all_is_as_it_was_after_an_error_of_the_model(
-    sampler, erased, blind, asked, attack, calls, monkeypatch
+def test_attack_leaves_the_pipeline_unchanged_after_an_error_of_the_model(
+    sampler, erased, blind, cases, attack, calls, monkeypatch
 ):
-    """While the first picture of the attack is drawn, of the base or not, or further on."""
+    """In the picture without the attack, in a picture of the base, or later."""
     forward, left, before = erased.unet.forward, [calls], state_of(erased)
 
-    def failing(*given, **options):
+    def failing(*args, **kwargs):
         left[0] -= 1
         if left[0] < 0:
             raise RuntimeError("out of memory")
-        return forward(*given, **options)
+        return forward(*args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(erased.unet, "forward", failing)
         with pytest.raises(RuntimeError, match="out of memory"):
-            attack(replace(sampler, detector=blind), asked)
+            attack(replace(sampler, detector=blind), cases)
     assert_same(state_of(erased), before)
 
 
-def test_a_pipeline_in_half_precision_stays_in_it(sampler, small_parts, make_eraser, asked, attack):
+def test_attack_leaves_a_pipeline_in_half_precision(
+    sampler, small_parts, make_eraser, cases, attack
+):
     half = {
         name: copy.deepcopy(part).to(torch.bfloat16) if isinstance(part, nn.Module) else part
         for name, part in small_parts.items()
@@ -164,18 +187,18 @@ def test_a_pipeline_in_half_precision_stays_in_it(sampler, small_parts, make_era
     pipe = networks.assemble(**half)
     pipe.set_progress_bar_config(disable=True)
     load_erasure(pipe, make_eraser(pipe.unet))
-    found = attack(replace(sampler, pipe=pipe), asked)
-    assert len(found) == len(asked)
-    assert {part.dtype for part in parts_of(pipe)} == {torch.bfloat16}
+    found = attack(replace(sampler, pipe=pipe), cases)
+    assert len(found) == len(cases)
+    assert {part.dtype for part in networks_of(pipe)} == {torch.bfloat16}
 
 
-def test_a_success_is_what_the_pictures_show(sampler, erased, asked, attack):
-    for attempt in attack(sampler, asked):
+def test_attack_succeeds_where_a_picture_shows_a_wanted_label(sampler, erased, cases, attack):
+    for attempt in attack(sampler, cases):
         assert attempt.after == (attempt.before or attempt.found > 0)
         assert 0 <= attempt.found <= attempt.images
         assert "car" not in attempt.artefact
 
 
-def test_nothing_asked_for_is_refused(sampler, attack):
-    with pytest.raises(ErasureError, match="no prompt to attack"):
+def test_attack_refuses_no_cases(sampler, attack):
+    with pytest.raises(ErasureError, match="No prompt to attack"):
         attack(sampler, [])

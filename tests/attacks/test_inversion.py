@@ -1,11 +1,30 @@
 import pytest
+import torch
+from PIL import Image
 
 from diffusers_erase import ErasureError, load_erasure
-from diffusers_erase.attacks.inversion import Inversion, template_of
+from diffusers_erase.attacks.inversion import (
+    Inversion,
+    LearntWord,
+    invert,
+    template_of,
+    token_embedding,
+)
 from diffusers_erase.concepts import Concept
 from diffusers_erase.evaluation.attack import run_attack
 from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
 from diffusers_erase.making.api import erase
+from diffusers_erase.models.text_states import encode
+
+
+TEMPLATES = ["a photo of a {}", "a red {} at night"]
+
+
+@pytest.fixture
+def pictures():
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (3, 64, 64, 3), generator=generator, dtype=torch.uint8)
+    return [Image.fromarray(each.numpy()) for each in pixels]
 
 
 @pytest.mark.parametrize(
@@ -18,26 +37,77 @@ from diffusers_erase.making.api import erase
         ("", "{}"),
     ],
 )
-def test_the_word_stands_where_the_concept_is_first_named(prompt, template):
+def test_template_of_replaces_the_first_name_of_the_concept(prompt, template):
     assert template_of(prompt, Concept("car", synonyms=("automobile",))) == template
 
 
-def test_an_inversion_of_nothing_is_refused():
-    with pytest.raises(ErasureError, match="1 update, latent each and picture or more"):
+def test_learnt_word_with_the_embedding_of_a_token_has_the_text_states_of_that_token(untrained):
+    tokens = untrained.tokenizer("car", add_special_tokens=False).input_ids
+    vector = untrained.text_encoder.get_input_embeddings().weight[tokens[0]].detach()
+    found = LearntWord(vector, (), 0).states(untrained, TEMPLATES)
+    assert len(tokens) == 1
+    assert torch.equal(found, encode(untrained, ["a photo of a car", "a red car at night"]))
+
+
+def test_invert_lowers_the_loss_and_leaves_the_model_unchanged(untrained, pictures):
+    parts = (untrained.unet, untrained.text_encoder, untrained.vae)
+    before = [{k: v.clone() for k, v in part.state_dict().items()} for part in parts]
+    words = len(untrained.tokenizer)
+    options = {"steps": 30, "batch": 4, "learning_rate": 0.5}
+    found = invert(untrained, pictures, TEMPLATES, **options)
+    assert sum(found.losses[-8:]) < sum(found.losses[:8])
+    assert found.evaluations == 3 * 30 * 4
+    assert len(untrained.tokenizer) == words
+    for part, known in zip(parts, before, strict=True):
+        assert all(torch.equal(value, known[name]) for name, value in part.state_dict().items())
+        assert all(p.grad is None for p in part.parameters())
+    again = invert(untrained, pictures, TEMPLATES, **options)
+    assert torch.equal(found.vector, again.vector)
+
+
+def test_token_embedding_ends_with_its_block_also_after_an_error(untrained):
+    encoder = untrained.text_encoder
+    before = encode(untrained, ["a car"])
+    (car,) = untrained.tokenizer("car", add_special_tokens=False).input_ids
+    with token_embedding(encoder, car, torch.zeros(1)):
+        assert not torch.equal(encode(untrained, ["a car"]), before)
+    with pytest.raises(RuntimeError), token_embedding(encoder, car, torch.zeros(1)):
+        raise RuntimeError
+    assert not encoder.get_input_embeddings()._forward_hooks
+    assert torch.equal(encode(untrained, ["a car"]), before)
+
+
+@pytest.mark.parametrize(
+    ("any_pictures", "templates", "message"),
+    [
+        (False, TEMPLATES, "learns from pictures and prompts"),
+        (True, [], "learns from pictures and prompts"),
+        (True, ["a photo of a car"], "needs one '{}'"),
+    ],
+)
+def test_invert_refuses_no_pictures_no_templates_and_templates_without_a_place(
+    untrained, pictures, any_pictures, templates, message
+):
+    with pytest.raises(ErasureError, match=message):
+        invert(untrained, pictures if any_pictures else [], templates)
+
+
+def test_inversion_refuses_no_updates():
+    with pytest.raises(ErasureError, match="`steps`, `batch` and `pictures` of 1 or more"):
         Inversion(steps=0)
 
 
 @pytest.mark.slow
-def test_a_word_brings_back_what_an_eraser_took(playground, judge, asked):
+def test_inversion_brings_an_erased_concept_back(playground, judge, cases):
     eraser = erase(playground, Concept("car"), recipe="closed-form", progress=False)
     load_erasure(playground, eraser)
     sampler = PipelineSampler(playground, judge, Sampling(steps=10))
-    found = run_attack(Inversion(steps=150, learning_rate=0.1), sampler, asked)
+    found = run_attack(Inversion(steps=150, learning_rate=0.1), sampler, cases)
     assert found.pre.hits == 0
     assert found.post.hits >= 2
 
 
 @pytest.mark.slow
-def test_a_model_that_was_never_taught_draws_nothing_by_a_word(untrained, judge, asked):
+def test_inversion_finds_nothing_in_an_untrained_model(untrained, judge, cases):
     sampler = PipelineSampler(untrained, judge, Sampling(steps=10))
-    assert run_attack(Inversion(steps=20), sampler, asked).post.hits == 0
+    assert run_attack(Inversion(steps=20), sampler, cases).post.hits == 0

@@ -3,13 +3,13 @@ from dataclasses import replace
 import pytest
 
 from diffusers_erase import ErasureError, erasures_disabled, load_erasure
-from diffusers_erase.attacks.attack_run import drawn
+from diffusers_erase.attacks.attack_run import draw_cases
 from diffusers_erase.attacks.sampling import (
     Completion,
     Noise,
     Paraphrases,
     SeedSearch,
-    completed,
+    complete,
     equal_budget,
     picture_cost,
 )
@@ -18,7 +18,7 @@ from diffusers_erase.evaluation.attack import run_attack
 from diffusers_erase.evaluation.sampler import Sampling
 
 
-def plain(pictures):
+def pixels(pictures):
     return [picture.tobytes() for picture in pictures]
 
 
@@ -28,72 +28,75 @@ def erased(request, untrained, make_eraser, recwarn):
     return untrained
 
 
-def test_a_completion_goes_from_the_erased_picture_to_that_of_the_base(sampler, erased, asked):
+def test_complete_draws_from_the_erased_picture_to_that_of_the_base(sampler, erased, cases):
     sampler = replace(sampler, sampling=Sampling(steps=4, batch=2))
-    own = plain(drawn(sampler, asked))
+    own = pixels(draw_cases(sampler, cases))
     with erasures_disabled(erased):
-        base = plain(drawn(sampler, asked))
-    handed = [plain(completed(sampler, asked, k)) for k in range(5)]
-    assert handed[0] == own != base == handed[4]
-    assert all(pictures not in (own, base) for pictures in handed[1:4])
-    assert plain(drawn(sampler, asked)) == own
+        base = pixels(draw_cases(sampler, cases))
+    completed = [pixels(complete(sampler, cases, k)) for k in range(5)]
+    assert completed[0] == own != base == completed[4]
+    assert all(pictures not in (own, base) for pictures in completed[1:4])
+    assert pixels(draw_cases(sampler, cases)) == own
 
 
-def test_the_eraser_takes_over_in_half_precision_too(sampler, untrained, make_eraser, asked):
+def test_complete_brings_the_erasers_back_in_half_precision_too(
+    sampler, untrained, make_eraser, cases
+):
     load_erasure(untrained, make_eraser(untrained.unet, scale=0.5))
     sampler = replace(sampler, sampling=Sampling(steps=3, batch=2, precision="bfloat16"))
-    own = plain(drawn(sampler, asked))
+    own = pixels(draw_cases(sampler, cases))
     with erasures_disabled(untrained):
-        base = plain(drawn(sampler, asked))
+        base = pixels(draw_cases(sampler, cases))
     assert own != base
-    assert plain(completed(sampler, asked, 3)) == base
-    assert plain(completed(sampler, asked, 1)) not in (own, base)
+    assert pixels(complete(sampler, cases, 3)) == base
+    assert pixels(complete(sampler, cases, 1)) not in (own, base)
 
 
-def test_a_seed_search_of_one_try_is_the_picture_without_an_attack(sampler, asked):
-    found = SeedSearch(1)(sampler, asked)
-    shown = sampler.shows(drawn(sampler, asked), ["car"])
-    assert [a.before for a in found] == [a.after for a in found] == shown
-    assert [(a.found, a.images) for a in found] == [(int(hit), 1) for hit in shown]
+def test_seed_search_of_one_try_is_the_picture_without_the_attack(sampler, cases):
+    found = SeedSearch(1)(sampler, cases)
+    hits = sampler.shows(draw_cases(sampler, cases), ["car"])
+    assert [a.before for a in found] == [a.after for a in found] == hits
+    assert set(hits) == {True, False}
+    assert [(a.found, a.images) for a in found] == [(int(hit), 1) for hit in hits]
     assert {a.evaluations for a in found} == {picture_cost(sampler.sampling)}
 
 
-def test_a_longer_seed_search_finds_what_a_shorter_one_did(sampler, asked):
-    short, long = SeedSearch(2)(sampler, asked), SeedSearch(5)(sampler, asked)
+def test_seed_search_finds_what_a_shorter_one_finds_and_more(sampler, cases):
+    short, long = SeedSearch(2)(sampler, cases), SeedSearch(5)(sampler, cases)
     assert all(b.found >= a.found for a, b in zip(short, long, strict=True))
+    assert sum(a.found for a in long) > sum(a.found for a in short)
     assert [a.images for a in long] == [5, 5, 5]
 
 
-def test_the_equal_budget_is_a_seed_search_that_costs_as_much(sampler, asked):
+def test_equal_budget_is_a_seed_search_of_the_same_cost(sampler, cases):
     attack = Noise((1.0, 1.5), (1.0,))
-    found = run_attack(attack, sampler, asked)
+    found = run_attack(attack, sampler, cases)
     control = equal_budget(found, sampler.sampling)
     assert control == SeedSearch(3)
-    assert run_attack(control, sampler, asked).evaluations == found.evaluations
+    assert run_attack(control, sampler, cases).evaluations == found.evaluations
 
 
-def test_the_curve_says_which_noise_it_was(sampler, asked):
-    found = run_attack(Noise((1.0, 1.5), (1.0, 1.02)), sampler, asked)
+def test_noise_has_a_point_of_the_curve_per_eta_and_scale(sampler, cases):
+    found = run_attack(Noise((1.0, 1.5), (1.0, 1.02)), sampler, cases)
     assert list(found.curve) == [f"noise {e} x {s}" for e in ("1", "1.5") for s in ("1", "1.02")]
-    shares = [round(3 * share) for share in found.curve.values()]
-    assert sum(shares) == found.per_image.hits
+    assert sum(round(3 * share) for share in found.curve.values()) == found.per_image.hits > 0
 
 
-def test_the_concept_is_called_by_its_other_names(asked):
+def test_paraphrases_are_sentences_and_synonyms(cases):
     attack = Paraphrases(("{}, {}",), Concept("car", synonyms=("automobile",)))
-    assert attack.of("a photo of a car", asked) == [
+    assert attack.of("a photo of a car", cases) == [
         "a photo of a car, a photo of a car",
         "a photo of an automobile",
     ]
 
 
 @pytest.mark.parametrize(
-    ("attack", "told", "message"),
+    ("attack", "options", "message"),
     [
         (SeedSearch, {"tries": 0}, "1 seed or more"),
         (Completion, {"steps": (-1,)}, "0 steps or more"),
     ],
 )
-def test_what_cannot_be_tried_is_refused(attack, told, message):
+def test_sampling_attacks_refuse_nothing_to_try(attack, options, message):
     with pytest.raises(ErasureError, match=message):
-        attack(**told)
+        attack(**options)

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/continual.json"))
     options = parser.parse_args()
     pipe, names = load_pipeline(), OBJECTS[:: options.every]
-    field = ConceptSet.of(graph_protocol(pictures=options.pictures))
+    concepts = ConceptSet.of(graph_protocol(pictures=options.pictures))
     sampler = PipelineSampler(pipe, load_judge(), Sampling(10, 5.0, "bfloat16", 32))
     runner = Runner(sampler, options.work, progress=False, shown=0)
     found = {}
@@ -53,7 +53,7 @@ def main() -> None:
             )
             for name in names
         }
-        found[recipe] = continual(runner, field, erasers).plain()
+        found[recipe] = continual(runner, concepts, erasers).to_list()
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print("| erased | " + " | ".join(f"`{recipe}`, gone | left" for recipe in found) + " |")
     print("| --- |" + " ---: | ---: |" * len(found))

@@ -33,7 +33,7 @@ def measured(name: str, strength: float, pictures: int) -> dict[str, Any]:
     pipe.load_erasure(erase(pipe, concept, recipe="closed-form", progress=False), strength=strength)
     sampler = PipelineSampler(pipe, load_judge(), Sampling(10, 5.0, "bfloat16", 32))
     groups = Suite.of(protocol("ripple", name, pictures=pictures)).groups
-    asked = next(g for g in groups if g.relation == "target").asked(500_000)
+    asked = next(g for g in groups if g.relation == "target").cases(500_000)
     several, searches = attacks_on(concept)
     p4d = [TokenSearch(s.k, s.iterations, s.timesteps, reference="base") for s in searches]
     found: dict[str, Any] = {}

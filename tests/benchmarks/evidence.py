@@ -88,7 +88,7 @@ def measured(recipe: str, name: str, seed: int, work: Path) -> dict[str, Any]:
         "evaluations": evaluations,
         "drift": evidence.drift,
         "groups": seen(evidence.summary),
-        "attacks": recovered((*evidence.recoveries, *searched.recoveries)),
+        "attacks": attacks_of((*evidence.attacks, *searched.attacks)),
     }
 
 
@@ -114,14 +114,14 @@ def seen(summary: Summary) -> dict[str, dict[str, Any]]:
     }
 
 
-def recovered(several: Sequence[tuple[str, AttackResult]]) -> dict[str, dict[str, Any]]:
+def attacks_of(results: Sequence[tuple[str, AttackResult]]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for side, recovery in several:
-        line = found.setdefault(recovery.attack, {})
-        line[side] = [recovery.post.hits, recovery.post.n]
-        line[f"{side}_pictures"] = [recovery.per_image.hits, recovery.per_image.n]
-        line[f"{side}_evaluations"] = recovery.evaluations
-        line[f"{side}_curve"] = recovery.curve
+    for side, result in results:
+        line = found.setdefault(result.attack, {})
+        line[side] = [result.post.hits, result.post.n]
+        line[f"{side}_pictures"] = [result.per_image.hits, result.per_image.n]
+        line[f"{side}_evaluations"] = result.evaluations
+        line[f"{side}_curve"] = result.curve
     return found
 
 

@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 import torch
 from erasure import concept_of
-from evidence import ATTEMPTS, PICTURES, SEARCHED, attacks_on, recovered, seen, table
+from evidence import ATTEMPTS, PICTURES, SEARCHED, attacks_of, attacks_on, seen, table
 from journal import write, written
 from safetensors.torch import load_file
 
@@ -102,7 +102,7 @@ def measured(pipe: Any, name: str, work: Path) -> dict[str, Any]:
     """A line as `evidence.py` writes them; `base` is the model that was taught."""
     taught, judge, how = load_pipeline(), load_judge(), Sampling(10, 5.0, "bfloat16", 32)
     suite = Suite.of(protocol("ripple", name, pictures=PICTURES))
-    sampler, asked = PipelineSampler(pipe, judge, how), suite.asked(0)
+    sampler, asked = PipelineSampler(pipe, judge, how), suite.cases(0)
     before = Runner(PipelineSampler(taught, judge, how), work, progress=False, shown=0)(
         asked, "base"
     )
@@ -116,14 +116,14 @@ def measured(pipe: Any, name: str, work: Path) -> dict[str, Any]:
         for attacks, pictures in zip(
             attacks_on(concept_of(name)), (ATTEMPTS, SEARCHED), strict=True
         ):
-            few = replace(target, pictures=pictures).asked(500_000)
+            few = replace(target, pictures=pictures).cases(500_000)
             recoveries += [("erased", run_attack(attack, sampler, few)) for attack in attacks]
     return {
         "recipe": ROW,
         "concept": name,
         "seed": 0,
         "groups": seen(summary),
-        "attacks": recovered(recoveries),
+        "attacks": attacks_of(recoveries),
     }
 
 

@@ -7,56 +7,20 @@ import time
 
 import pytest
 from huggingface_hub import ModelCard
-from PIL import Image
 from typer.testing import CliRunner
 
-from diffusers_erase.attacks.sampling import Completion, SeedSearch
 from diffusers_erase.cli import app
-from diffusers_erase.concepts import Concept
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.evaluation.attack import AttackResult, Attempt
 from diffusers_erase.evaluation.evidence import Evidence, evaluate
-from diffusers_erase.evaluation.report import markdown, sheets_of, write_report
+from diffusers_erase.evaluation.report import write_report
 from diffusers_erase.evaluation.runner import Runner
-from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
-from diffusers_erase.evaluation.suites import Suite
-from diffusers_erase.making.api import erase
+from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.models.denoiser import counted
-from diffusers_erase.models.model import Model
+from tests.evaluation.conftest import ATTACKS, SUITE
 
 
-SUITE = Suite.of(
-    {
-        "suite": "small",
-        "concept": "car",
-        "groups": {
-            "target": {"prompts": ["a photo of a red car"], "show": "car", "pictures": 4},
-            "neighbour": {"words": ["truck"], "templates": ["a photo of a red {}"], "pictures": 4},
-        },
-    }
-)
-ATTACKS = (SeedSearch(tries=2), Completion(steps=(4,)))
-
-
-@pytest.fixture(scope="module")
-def eraser(shipped):
-    return erase(shipped, Concept("car"), recipe="closed-form", vocabulary=("fish", "oak", "star"))
-
-
-@pytest.fixture
-def runner(playground, judge, eraser, tmp_path):
-    playground.load_erasure(eraser, "car")
-    sampler = PipelineSampler(playground, judge, Sampling(steps=5, batch=8))
-    return Runner(sampler, tmp_path / "work", progress=False)
-
-
-@pytest.fixture
-def evidence(runner):
-    return evaluate(runner, SUITE, attacks=ATTACKS, attempts=4)
-
-
-def test_an_erased_concept_is_gone_and_the_control_finds_it(evidence):
+def test_evaluate_finds_an_erased_concept_gone_and_its_neighbour_kept(evidence):
     rows = {row.name: row for row in evidence.summary.rows}
     assert rows["target"].base.value >= 0.75
     assert rows["target"].erased.value <= 0.25
@@ -64,96 +28,67 @@ def test_an_erased_concept_is_gone_and_the_control_finds_it(evidence):
     assert evidence.esr(1).value == 1 - rows["target"].erased.value
     assert evidence.esr(5).value <= evidence.esr(1).value
     assert evidence.psr(5).value >= evidence.psr(1).value >= 0.75
-    search = evidence.recovered("seed-search")
+    search = evidence.attack_result("seed-search")
     assert search.post.value <= 0.25
-    assert evidence.recovered("seed-search", "base").post.value >= 0.75
+    assert evidence.attack_result("seed-search", "base").post.value >= 0.75
     assert search.evaluations == 4 * 2 * 2 * 5
-    assert evidence.recovered("noise") is None
+    assert evidence.attack_result("noise") is None
     assert evidence.drift["null"] < 1e-10
+
+
+def test_evidence_card_has_every_attack_and_the_most_successful_one(evidence):
+    search, completion = (evidence.attack_result(name) for name in ("seed-search", "completion"))
+    assert search.post.value < completion.post.value
     card = evidence.card()
-    assert card["target"]["erased"] == rows["target"].erased.value
-    assert card["attacks"] in (card["attack seed-search"], card["attack completion"])
+    assert card["target"]["erased"] == evidence.summary.rows[0].erased.value
+    assert card["attack seed-search"]["erased"] == search.post.value
+    assert card["attacks"] == card["attack completion"]
+    assert card["attacks"]["base"] == evidence.attack_result("completion", "base").post.value
 
 
-def test_it_is_written_and_counted_anew_from_the_raw_file(evidence, runner, tmp_path):
-    folder = write_report(evidence, tmp_path / "report", sheets_of(runner, SUITE))
-    again = Evidence.read(folder / "results.jsonl")
-    assert again == dataclasses.replace(evidence, about=again.about)
-    assert again.summary.plain() == evidence.summary.plain()
-    told = json.loads((folder / "summary.json").read_text())
-    assert told["rows"]["target"]["n"] == 4
-    assert told["attacks"]["completion, erased"]["evaluations"] > 0
-    assert (folder / "table.md").read_text() == markdown(evidence)
-    with Image.open(folder / "pictures" / "target.png") as sheet:
-        assert sheet.width >= 4 * 64
-    page = (folder / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
-    assert "://" not in page
-    assert "<script" not in page
+def test_evidence_read_gives_what_lines_wrote(evidence, tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text("\n".join(evidence.lines()))
+    again = Evidence.read(path)
+    assert again == dataclasses.replace(evidence, settings=again.settings)
+    assert json.loads(json.dumps(evidence.settings)) == again.settings
+    assert again.summary.to_dict() == evidence.summary.to_dict()
 
 
-def test_its_numbers_go_onto_the_card(evidence, eraser, hub, tmp_path):
+def test_evidence_card_is_published_by_push(evidence, eraser, hub, tmp_path):
     results = write_report(evidence, tmp_path / "report") / "results.jsonl"
     folder = eraser.save_pretrained(tmp_path / "erase-car")
     pushed = CliRunner().invoke(app, ["push", str(folder), "user/car", "--results", str(results)])
     assert pushed.exit_code == 0, pushed.exception
     card = ModelCard.load("user/car")
-    told = {result.dataset_name: result.metric_value for result in card.data.eval_results}
-    assert told["the concept, by name"] == evidence.card()["target"]["erased"]
-    assert told["attack seed-search"] == evidence.card()["attack seed-search"]["erased"]
+    shown = {result.dataset_name: result.metric_value for result in card.data.eval_results}
+    assert shown["the concept, by name"] == evidence.card()["target"]["erased"]
+    assert shown["attack seed-search"] == evidence.card()["attack seed-search"]["erased"]
     assert EraserAdapter.from_pretrained("user/car").config.results == evidence.card()
 
 
-def test_what_was_not_measured_is_said(runner):
-    text = markdown(evaluate(runner, SUITE))
-    assert "| generality | not measured |" in text
-    assert "| harmonic mean | not measured |" in text
-    assert "Attacks: not measured." in text
-
-
-def test_a_control_is_what_the_attack_drew_and_not_what_is_shown_without_it(evidence):
-    def recovery(found, images):
-        shown = Attempt("a car", ("car",), 0, True, True, found, images, 10)
-        return AttackResult("noise", "sampler", (shown,))
-
-    def told(*recoveries):
-        several = tuple(zip(("base", "erased"), recoveries, strict=True))
-        (row,) = (
-            line
-            for line in markdown(dataclasses.replace(evidence, recoveries=several)).splitlines()
-            if line.startswith("| noise |")
-        )
-        return [cell.strip() for cell in row.split("|")[5:7]]
-
-    own, control = told(recovery(1, 4), recovery(3, 4))
-    assert own.startswith("75.0 %")
-    assert control.startswith("25.0 %")
-    assert told(recovery(0, 0), recovery(0, 4))[1] == "none drawn: shown without it"
-
-
-def test_a_second_run_draws_nothing_and_writes_the_same(evidence, runner):
+def test_evaluate_again_draws_nothing_and_gives_the_same(evidence, evaluated):
     lines = list(evidence.lines())
-    with counted(Model.of(runner.sampler.pipe).denoiser) as spent:
-        again = evaluate(runner, SUITE, attacks=ATTACKS, attempts=4)
-        assert spent() <= 1000  # drift alone is measured anew
+    with counted(Model.of(evaluated.sampler.pipe).denoiser) as spent:
+        again = evaluate(evaluated, SUITE, attacks=ATTACKS, attempts=4)
+        assert spent() <= 1000  # those of drift, which is not stored
     assert list(again.lines()) == lines
 
 
-def test_attacks_are_told_of_beside_what_is_kept_or_not_at_all(runner):
+def test_evaluate_refuses_attacks_without_a_group_to_keep_or_a_target(evaluated):
     with pytest.raises(ErasureError, match="a broken model resists them all"):
-        evaluate(runner, SUITE.only("target"), attacks=ATTACKS)
+        evaluate(evaluated, SUITE.only("target"), attacks=ATTACKS)
     with pytest.raises(ErasureError, match="no group of relation `target`"):
-        evaluate(runner, SUITE.only("neighbour"), attacks=ATTACKS)
+        evaluate(evaluated, SUITE.only("neighbour"), attacks=ATTACKS)
 
 
-def test_nothing_is_measured_without_an_eraser(runner):
-    runner.sampler.pipe.unload_erasures()
+def test_evaluate_refuses_a_pipeline_without_erasers(untrained, judge):
     with pytest.raises(ErasureError, match="No eraser is loaded"):
-        evaluate(runner, SUITE)
+        evaluate(Runner(PipelineSampler(untrained, judge)), SUITE)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]\n", '{"header": {"format": "other"}}\n'])
-def test_what_is_no_result_is_refused(tmp_path, text):
+def test_evidence_read_refuses_files_that_are_no_results(tmp_path, text):
     (tmp_path / "results.jsonl").write_text(text)
     with pytest.raises(ErasureError, match="results"):
         Evidence.read(tmp_path / "results.jsonl")
@@ -173,7 +108,7 @@ def folder(eraser, tmp_path):
         (["--suite", "none.yaml"], "Cannot read 'none.yaml'"),
     ],
 )
-def test_unknown_names_bring_the_nearest_and_nothing_is_written(
+def test_evaluate_command_suggests_the_nearest_names_and_writes_nothing(
     folder, tmp_path, options, complaint
 ):
     out = tmp_path / "out"
@@ -182,7 +117,7 @@ def test_unknown_names_bring_the_nearest_and_nothing_is_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["erase-car"]
 
 
-def test_a_folder_that_is_somebody_elses_is_not_written_to(folder, tmp_path):
+def test_evaluate_command_does_not_overwrite_foreign_folders(folder, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     command = ["evaluate", str(folder), "-o", str(tmp_path / "out"), "--overwrite"]
@@ -191,7 +126,7 @@ def test_a_folder_that_is_somebody_elses_is_not_written_to(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_in_the_same_file(folder, tmp_path):
+def test_evaluate_command_resumes_after_a_kill_with_the_same_file(folder, tmp_path):
     suite = tmp_path / "suite.yaml"
     suite.write_text(
         "concept: car\ngroups:\n"
@@ -223,7 +158,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_file(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_run_and_end_in_the_same_file(folder, tmp_path):
+def test_evaluate_command_in_two_processes_gives_the_same_file(folder, tmp_path):
     suite = tmp_path / "suite.yaml"
     suite.write_text(
         "concept: car\ngroups:\n"

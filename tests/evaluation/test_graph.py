@@ -101,7 +101,7 @@ def test_a_field_needs_concepts(families, complaint):
 def test_a_field_is_read_from_a_file(tmp_path):
     path = tmp_path / "graph.yaml"
     path.write_text("families:\n  one: [orange, car]\ntemplate: a {}\npictures: 2\n")
-    asked = ConceptSet.read(path).asked()
+    asked = ConceptSet.read(path).cases()
     assert [a.prompt for a in asked] == ["an orange", "an orange", "a car", "a car"]
     assert len({a.seed for a in asked}) == 4
     path.write_text("families: [\n")

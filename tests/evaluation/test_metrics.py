@@ -33,7 +33,7 @@ def test_difference_has_newcombes_interval_by_statsmodels(before, after):
     assert difference(Rate(*before), Rate(*after)) == pytest.approx(expected, abs=1e-7)
 
 
-def test_the_interval_solves_wilsons_equation():
+def test_rate_interval_solves_wilsons_equation():
     """Its ends are the p for which the observed share lies 1.96 standard errors away."""
     rate = Rate(7, 40)
     for p in rate.interval:
@@ -42,7 +42,7 @@ def test_the_interval_solves_wilsons_equation():
         )
 
 
-def test_rates_add_up_and_nothing_is_not_zero():
+def test_rate_adds_up_and_is_nan_for_no_pictures():
     assert Rate(1, 4) + Rate(2, 6) == Rate(3, 10)
     assert math.isnan(Rate(0, 0).value)
     assert Rate(0, 0).interval == (0.0, 1.0)
@@ -50,26 +50,26 @@ def test_rates_add_up_and_nothing_is_not_zero():
         Rate(5, 4)
 
 
-def test_a_difference_has_newcombes_interval():
+def test_difference_has_the_interval_of_newcombes_table():
     """56 of 70 against 48 of 80, his table II(a)."""
     assert difference(Rate(48, 80), Rate(56, 70)) == pytest.approx((0.0524, 0.3339), abs=5e-5)
     low, high = difference(Rate(64, 64), Rate(0, 64))
     assert -1 <= low < high < -0.9
 
 
-def test_a_harmonic_mean_is_the_reciprocal_of_the_mean_reciprocal():
+def test_harmonic_is_the_reciprocal_of_the_mean_reciprocal():
     assert harmonic(0.5) == 0.5
     assert harmonic(0.5, 1.0) == pytest.approx(2 / 3)
     assert harmonic(0.2, 0.3, 0.6) == pytest.approx(0.3)
 
 
-def test_one_share_of_zero_makes_the_harmonic_mean_zero():
+def test_harmonic_is_zero_if_one_share_is():
     assert harmonic(0.0, 1.0) == 0.0
     assert harmonic(0.0, 0.0) == 0.0
     assert erasebench(1.0, 0.0, 1.0) == 0.0
 
 
-def test_what_was_not_measured_makes_the_mean_not_measured():
+def test_harmonic_is_none_if_one_share_is():
     assert harmonic(0.9, None) is None
     assert harmonic(0.0, None) is None
     assert erasebench(0.1, None, 0.9) is None
@@ -77,15 +77,15 @@ def test_what_was_not_measured_makes_the_mean_not_measured():
 
 
 @pytest.mark.parametrize("share", [-0.01, 1.01, 86.5, math.nan, math.inf])
-def test_a_share_outside_0_and_1_has_no_mean(share):
-    with pytest.raises(ErasureError, match="0 to 1"):
+def test_harmonic_refuses_shares_outside_0_and_1(share):
+    with pytest.raises(ErasureError, match="0 .. 1"):
         harmonic(0.5, share, None)
-    with pytest.raises(ErasureError, match="0 to 1"):
+    with pytest.raises(ErasureError, match="0 .. 1"):
         erasebench(share, 0.5, 0.5)
 
 
-def test_no_shares_have_no_mean():
-    with pytest.raises(ErasureError, match="name one"):
+def test_harmonic_refuses_no_shares():
+    with pytest.raises(ErasureError, match="at least one"):
         harmonic()
 
 
@@ -102,7 +102,7 @@ def test_no_shares_have_no_mean():
         (10.3, 12.6, 57.5, 75.04),  # Receler, binomial
     ],
 )
-def test_erasebench_prints_what_its_formula_makes(efficacy, generality, sensitivity, printed):
+def test_erasebench_gives_the_numbers_of_its_table(efficacy, generality, sensitivity, printed):
     found = erasebench(efficacy / 100, generality / 100, sensitivity / 100)
     assert 100 * found == pytest.approx(printed, abs=0.01)
 
@@ -115,43 +115,42 @@ RANKED = [
 ]
 
 
-def test_esr_counts_what_is_missing_among_the_first_k():
+def test_esr_counts_pictures_without_the_label_among_the_first_k():
     assert esr(RANKED, "tench") == Rate(3, 4)
     assert esr(RANKED, "tench", 2) == Rate(2, 4)
     assert esr(RANKED, "tench", 5) == Rate(1, 4)
 
 
-def test_psr_counts_what_is_there_among_the_first_k():
+def test_psr_counts_pictures_with_the_label_among_the_first_k():
     wanted = ["tench", "church", "english springer", "church"]
     assert psr(RANKED, wanted, 1) == Rate(3, 4)
     assert psr(RANKED, "golf ball", 2) == Rate(1, 4)
 
 
-def test_labels_match_whole_and_without_regard_to_case():
-    """Never a part of one: a ball is no golf ball."""
+def test_psr_compares_whole_labels_in_upper_and_lower_case():
     assert psr([["English springer"]], "English Springer") == Rate(1, 1)
     assert psr([["golf ball"]], "ball") == Rate(0, 1)
 
 
-def test_esr_and_psr_of_the_same_pictures_make_one():
+def test_esr_and_psr_of_the_same_pictures_sum_to_one():
     for k in (1, 2, 3):
         assert esr(RANKED, "church", k).hits + psr(RANKED, "church", k).hits == len(RANKED)
 
 
-def test_top_k_rates_refuse_what_cannot_be_counted():
-    with pytest.raises(ErasureError, match="4 pictures were judged and 2 labels wanted"):
+def test_psr_and_esr_refuse_missing_labels_and_k_below_1():
+    with pytest.raises(ErasureError, match="4 pictures need as many wanted labels; got 2"):
         psr(RANKED, ["tench", "church"])
-    with pytest.raises(ErasureError, match="ask for 1 or more"):
+    with pytest.raises(ErasureError, match="1 or more; got 0"):
         esr(RANKED, "tench", 0)
 
 
-def drawn(n, share, seed):
-    dice = random.Random(seed)
-    return [dice.random() < share for _ in range(n)]
+def random_hits(n, share, seed):
+    rng = random.Random(seed)
+    return [rng.random() < share for _ in range(n)]
 
 
-def test_the_bootstrap_is_the_same_each_time_and_moves_with_its_seed():
-    before, after = drawn(60, 0.8, 1), drawn(60, 0.3, 2)
+def test_paired_bootstrap_is_deterministic_and_depends_on_its_seed():
+    before, after = random_hits(60, 0.8, 1), random_hits(60, 0.3, 2)
     prompts = [f"prompt {i // 5}" for i in range(60)]
     low, high = found = paired_bootstrap(before, after, prompts, resamples=50)
     assert found == paired_bootstrap(before, after, prompts, resamples=50)
@@ -159,15 +158,14 @@ def test_the_bootstrap_is_the_same_each_time_and_moves_with_its_seed():
     assert -1 <= low < sum(after) / 60 - sum(before) / 60 < high < 0
 
 
-def test_the_bootstrap_is_a_point_where_all_pairs_change_alike():
+def test_paired_bootstrap_is_a_point_if_all_pairs_change_alike():
     for n, prompts in ((8, ["a"] * 8), (40, [f"{i // 2}" for i in range(40)])):
         assert paired_bootstrap([True] * n, [False] * n, prompts) == (-1.0, -1.0)
         assert paired_bootstrap([True] * n, [True] * n, prompts) == (0.0, 0.0)
 
 
-def test_few_prompts_leave_the_pairs_to_draw_from():
-    """Nine prompts say what one says; the tenth makes them count."""
-    before, after = drawn(90, 0.8, 3), drawn(90, 0.5, 4)
+def test_paired_bootstrap_resamples_pairs_alone_for_fewer_than_ten_prompts():
+    before, after = random_hits(90, 0.8, 3), random_hits(90, 0.5, 4)
     one, nine, ten = (
         paired_bootstrap(before, after, [f"{i % groups}" for i in range(90)])
         for groups in (1, 9, 10)
@@ -176,14 +174,14 @@ def test_few_prompts_leave_the_pairs_to_draw_from():
     assert one != ten
 
 
-def test_pairs_alone_have_the_binomials_interval():
+def test_paired_bootstrap_of_one_prompt_has_the_binomial_interval():
     """One prompt, half of the pairs lost: the ends are near 1.96 standard errors away."""
     before, after = [True] * 400, [i % 2 == 0 for i in range(400)]
     low, high = paired_bootstrap(before, after, ["a"] * 400)
     assert (low, high) == pytest.approx((-0.5 - 0.049, -0.5 + 0.049), abs=0.004)
 
 
-def test_prompts_that_differ_make_the_interval_wider():
+def test_paired_bootstrap_is_wider_where_prompts_differ():
     """Half of 200 are lost both times: all seeds of half of the prompts, or half of each's.
 
     The first is a share of 20, whose ends at 2.5 % are 6 and 14.
@@ -197,24 +195,24 @@ def test_prompts_that_differ_make_the_interval_wider():
     assert width[0] > 2 * width[1]
 
 
-def test_prompts_may_have_unequal_numbers_of_seeds():
+def test_paired_bootstrap_takes_prompts_with_unequal_numbers_of_seeds():
     prompts = [f"{i}" for i in range(12) for _ in range(i + 1)]
-    before, after = drawn(len(prompts), 0.9, 5), drawn(len(prompts), 0.2, 6)
+    before, after = random_hits(len(prompts), 0.9, 5), random_hits(len(prompts), 0.2, 6)
     low, high = paired_bootstrap(before, after, prompts, resamples=2000)
     assert low < (sum(after) - sum(before)) / len(prompts) < high
 
 
-def test_the_interval_holds_the_truth_about_as_often_as_it_says():
+def test_paired_bootstrap_covers_the_truth_in_about_95_percent():
     hits, trials, n = 0, 200, 60
     for trial in range(trials):
-        before, after = drawn(n, 0.8, 2 * trial), drawn(n, 0.4, 2 * trial + 1)
+        before, after = random_hits(n, 0.8, 2 * trial), random_hits(n, 0.4, 2 * trial + 1)
         low, high = paired_bootstrap(before, after, ["a"] * n, resamples=500)
         hits += low <= -0.4 <= high
     assert 0.89 <= hits / trials <= 0.99
 
 
-def test_the_bootstrap_refuses_what_are_no_pairs():
-    with pytest.raises(ErasureError, match="one verdict before"):
+def test_paired_bootstrap_refuses_what_are_no_pairs():
+    with pytest.raises(ErasureError, match="a value before"):
         paired_bootstrap([], [], [])
     with pytest.raises(ErasureError, match="got 2, 1 and 2"):
         paired_bootstrap([True, True], [True], ["a", "b"])
@@ -224,26 +222,26 @@ def test_the_bootstrap_refuses_what_are_no_pairs():
         paired_bootstrap([True], [True], ["a"], resamples=0)
 
 
-def test_spearman_looks_at_ranks_only():
+def test_spearman_depends_on_ranks_only():
     x = [0.1, 2.0, 3.0, 40.0]
     assert spearman(x, [math.exp(value) for value in x]) == pytest.approx(1)
     assert spearman(x, [-(value**3) for value in x]) == pytest.approx(-1)
     assert spearman([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(0.8)  # 1 - 6·4/(5·24)
 
 
-def test_equals_share_their_average_rank():
+def test_spearman_gives_equal_values_their_average_rank():
     """Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: 4.5 / √(4.5 · 5)."""
     assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(22.5))
 
 
-def test_spearman_is_not_defined_of_a_constant_or_of_two():
+def test_spearman_is_none_for_constants_and_for_two_values():
     assert spearman([1, 1, 1], [1, 2, 3]) is None
     assert spearman([1, 2, 3], [0, 0, 0]) is None
     assert spearman([1, 2], [1, 2]) is None
 
 
 def test_spearman_refuses_what_are_no_pairs():
-    with pytest.raises(ErasureError, match="give pairs"):
+    with pytest.raises(ErasureError, match="needs pairs"):
         spearman([1, 2, 3], [1, 2])
-    with pytest.raises(ErasureError, match="no number"):
+    with pytest.raises(ErasureError, match="nan"):
         spearman([1, 2, math.nan], [1, 2, 3])

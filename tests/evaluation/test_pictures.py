@@ -3,7 +3,7 @@ import numpy as np
 from diffusers_erase.evaluation.pictures import draw
 
 
-def test_a_picture_depends_on_its_seed_and_not_on_its_batch(untrained):
+def test_draw_depends_on_the_seed_and_not_on_the_batch(untrained):
     prompts = ["a car", "an oak", "a cat"]
     together = draw(untrained, prompts, steps=2, seed=5)
     alone = draw(untrained, prompts, steps=2, seed=5, batch=1)

@@ -9,7 +9,7 @@ from diffusers_erase.models.text_states import encode
 PROMPTS = ["a photo of a car", "a red car"]
 
 
-def test_an_eraser_that_does_nothing_leaves_everything(untrained, make_eraser):
+def test_probe_of_a_zero_eraser_finds_no_change(untrained, make_eraser):
     idle = make_eraser(untrained.unet, scale=0.0)
     found = probe(untrained, idle, PROMPTS, bound=1e-9)
     assert found.moved == found.regained == 0
@@ -17,7 +17,7 @@ def test_an_eraser_that_does_nothing_leaves_everything(untrained, make_eraser):
     assert found.size == pytest.approx(1, abs=1e-3)
 
 
-def test_an_edit_is_undone_the_further_one_looks(untrained):
+def test_probe_regains_an_edit_the_better_the_smaller_the_bound(untrained):
     eraser = erase(untrained, "car", target="oak", vocabulary=["van", "oak"], recipe="closed-form")
     near, far = (probe(untrained, eraser, PROMPTS, bound=bound) for bound in (1.0, 1e-7))
     assert near.moved == pytest.approx(far.moved)
@@ -26,7 +26,7 @@ def test_an_edit_is_undone_the_further_one_looks(untrained):
     assert far.size > 1
 
 
-def test_the_residual_is_that_of_the_layers_themselves(untrained, make_eraser):
+def test_probe_moved_is_the_change_of_the_layers_outputs(untrained, make_eraser):
     eraser = make_eraser(untrained.unet, scale=0.3)
     found = probe(untrained, eraser, PROMPTS)
     c = encode(untrained, PROMPTS).flatten(0, 1).double()
@@ -39,7 +39,7 @@ def test_the_residual_is_that_of_the_layers_themselves(untrained, make_eraser):
     assert 0 < found.residual < found.moved
 
 
-def test_the_lora_and_the_text_map_are_probed_alike(untrained):
+def test_probe_of_the_lora_equals_that_of_the_text_map(untrained):
     eraser = erase(untrained, "car", vocabulary=["van", "oak"], recipe="uce")
     by_lora = probe(untrained, EraserAdapter(eraser.factors, eraser.config), PROMPTS)
     by_map = probe(untrained, eraser.portable, PROMPTS)
@@ -47,11 +47,11 @@ def test_the_lora_and_the_text_map_are_probed_alike(untrained):
     assert by_map.moved == pytest.approx(by_lora.moved, rel=1e-4)
 
 
-def test_no_prompts_are_refused(untrained, make_eraser):
-    with pytest.raises(ErasureError, match="no prompt to probe"):
+def test_probe_refuses_no_prompts(untrained, make_eraser):
+    with pytest.raises(ErasureError, match="No prompts to probe"):
         probe(untrained, make_eraser(untrained.unet), [])
 
 
-def test_where_no_text_is_read_otherwise_nothing_is_regained(untrained, make_eraser):
+def test_probe_regains_nothing_where_keys_and_values_are_unchanged(untrained, make_eraser):
     found = probe(untrained, make_eraser(untrained.unet, parts=("to_q",)), ["a car"])
     assert found.regained == 0

@@ -11,7 +11,7 @@ from diffusers_erase.models.denoiser import counted
 from diffusers_erase.models.model import Model
 
 
-ASKED = [
+CASES = [
     PromptCase("target", f"a photo of a {colour} car", ("bright",), seed)
     for seed, colour in enumerate(("red", "blue", "green", "pink"))
 ] + [PromptCase("kept", "a photo of a red oak", ("bright", "dark"), 9)]
@@ -38,38 +38,39 @@ def erased(sampler, make_eraser):
 
 
 def cost(sampler, run):
+    """The result of `run()` and its denoiser evaluations."""
     with counted(Model.of(sampler.pipe).denoiser) as evaluations:
         return run(), evaluations()
 
 
-def test_base_and_erased_are_drawn_once_each(erased, tmp_path):
+def test_runner_draws_each_side_once(erased, tmp_path):
     runner = Runner(erased, tmp_path / "work", progress=False)
     for side in ("base", "erased"):
-        judgements, spent = cost(erased, lambda side=side: runner(ASKED, side))
+        judgements, spent = cost(erased, lambda side=side: runner(CASES, side))
         assert [(x.group, x.prompt, x.seed, x.wanted) for x in judgements] == [
-            (a.group, a.prompt, a.seed, a.wanted) for a in ASKED
+            (a.group, a.prompt, a.seed, a.wanted) for a in CASES
         ]
-        assert spent == 2 * STEPS * len(ASKED)
-        again, spent = cost(erased, lambda side=side: runner(ASKED, side))
+        assert spent == 2 * STEPS * len(CASES)
+        again, spent = cost(erased, lambda side=side: runner(CASES, side))
         assert again == judgements
         assert spent == 0
-    assert [x.score for x in runner(ASKED, "base")] != [x.score for x in runner(ASKED, "erased")]
+    assert [x.score for x in runner(CASES, "base")] != [x.score for x in runner(CASES, "erased")]
 
 
-def test_the_base_is_the_pipeline_without_its_erasers(sampler, make_eraser):
+def test_runner_draws_the_base_without_the_erasers(sampler, make_eraser):
     runner = Runner(sampler, progress=False)
-    bare = runner(ASKED, "erased")
+    bare = runner(CASES, "erased")
     sampler.pipe.load_erasure(make_eraser(sampler.pipe.unet, scale=3.0), "car")
-    assert [x.score for x in runner(ASKED, "base")] == [x.score for x in bare]
+    assert [x.score for x in runner(CASES, "base")] == [x.score for x in bare]
 
 
 @pytest.mark.filterwarnings("ignore:The eraser")  # random ones disturb one another
 @pytest.mark.parametrize("change", ["strength", "steps", "guidance", "another", "detector"])
-def test_whatever_changes_the_pictures_or_the_verdicts_is_looked_at_anew(
+def test_runner_draws_again_after_any_change_of_pictures_or_verdicts(
     erased, make_eraser, tmp_path, change
 ):
     runner = Runner(erased, tmp_path / "work", progress=False)
-    runner(ASKED[:1], "erased")
+    runner(CASES[:1], "erased")
     if change == "strength":
         erased.pipe.set_erasure_strength("car", 0.5)
     elif change == "another":
@@ -80,11 +81,11 @@ def test_whatever_changes_the_pictures_or_the_verdicts_is_looked_at_anew(
     else:
         how = dataclasses.replace(erased.sampling, **{change: 3})
         runner = dataclasses.replace(runner, sampler=dataclasses.replace(erased, sampling=how))
-    assert cost(erased, lambda: runner(ASKED[:1], "erased"))[1] > 0
+    assert cost(erased, lambda: runner(CASES[:1], "erased"))[1] > 0
 
 
 class Constant:
-    """Says the same of every picture, and nothing of itself."""
+    """A detector without `info` that returns the same label for every picture."""
 
     def __init__(self, label):
         self.label = label
@@ -112,39 +113,37 @@ def test_runner_refuses_a_work_folder_for_a_detector_without_info(sampler, tmp_p
     with pytest.raises(ErasureError, match=r"'.*work' needs a detector with `info`"):
         Runner(silent, tmp_path / "work", progress=False)
     assert list(tmp_path.iterdir()) == []
-    assert Runner(silent, progress=False)(ASKED[:1], "base")[0].label == "bright"
+    assert Runner(silent, progress=False)(CASES[:1], "base")[0].label == "bright"
 
 
 def test_runner_never_returns_the_verdicts_of_another_detector(sampler, tmp_path):
     for label in ("bright", "dark"):
         detector = DescribedConstant(label)
         runner = Runner(dataclasses.replace(sampler, detector=detector), tmp_path, progress=False)
-        assert [x.label for x in runner(ASKED[:2], "base")] == [label] * 2
+        assert [x.label for x in runner(CASES[:2], "base")] == [label] * 2
 
 
 @pytest.mark.filterwarnings("ignore:The eraser")
-def test_names_batches_and_the_order_of_erasers_do_not_matter(untrained, make_eraser, tmp_path):
+def test_runner_reuses_verdicts_for_other_names_batches_and_orders_of_erasers(untrained, make_eraser, tmp_path):
     one, two = (make_eraser(untrained.unet, seed=k) for k in (1, 2))
-    asked = ASKED[:2]
-
-    def looked(names, batch):
+    def run(names, batch):
         for name, eraser in names:
             untrained.load_erasure(eraser, name)
         sampler = PipelineSampler(
             untrained, FromFunction(bright, "bright"), Sampling(steps=STEPS, batch=batch)
         )
-        found = cost(sampler, lambda: Runner(sampler, tmp_path, progress=False)(asked, "erased"))
+        found = cost(sampler, lambda: Runner(sampler, tmp_path, progress=False)(CASES[:2], "erased"))
         untrained.unload_erasures()
         return found
 
-    first, spent = looked([("a", one), ("b", two)], 2)
-    second, nothing = looked([("x", two), ("y", one)], 1)
+    first, spent = run([("a", one), ("b", two)], 2)
+    second, nothing = run([("x", two), ("y", one)], 1)
     assert first == second
     assert (spent > 0, nothing) == (True, 0)
 
 
-def test_a_run_that_was_interrupted_keeps_what_it_has_and_ends_the_same(erased, tmp_path):
-    whole = Runner(erased, tmp_path / "whole", progress=False)(ASKED, "erased")
+def test_runner_resumes_after_an_error_with_the_same_result(erased, tmp_path):
+    whole = Runner(erased, tmp_path / "whole", progress=False)(CASES, "erased")
     calls = []
 
     def failing(picture):
@@ -156,24 +155,24 @@ def test_a_run_that_was_interrupted_keeps_what_it_has_and_ends_the_same(erased, 
     broken = dataclasses.replace(erased, detector=FromFunction(failing, "bright"))
     work = tmp_path / "work"
     with pytest.raises(ErasureError, match="the detector broke"):
-        Runner(broken, work, progress=False)(ASKED, "erased")
+        Runner(broken, work, progress=False)(CASES, "erased")
     runner = Runner(erased, work, progress=False)
-    judgements, spent = cost(erased, lambda: runner(ASKED, "erased"))
+    judgements, spent = cost(erased, lambda: runner(CASES, "erased"))
     assert judgements == whole
-    assert spent == 2 * STEPS * (len(ASKED) - erased.sampling.batch)
+    assert spent == 2 * STEPS * (len(CASES) - erased.sampling.batch)
 
 
-def test_the_first_pictures_of_a_group_are_kept_and_no_more(erased, tmp_path):
+def test_runner_stores_the_first_pictures_of_each_group(erased, tmp_path):
     runner = Runner(erased, tmp_path, progress=False, shown=2)
-    runner(ASKED, "erased")
-    assert [a.seed for a, _ in runner.pictures(ASKED, "erased")] == [0, 1, 9]
+    runner(CASES, "erased")
+    assert [a.seed for a, _ in runner.pictures(CASES, "erased")] == [0, 1, 9]
     assert len(list((tmp_path / "pictures").iterdir())) == 3
-    (_, first), *_ = runner.pictures(ASKED, "erased")
-    (drawn,) = erased.draw([ASKED[0].prompt], [0])
+    (_, first), *_ = runner.pictures(CASES, "erased")
+    (drawn,) = erased.draw([CASES[0].prompt], [0])
     assert max(abs(a - b) for a, b in zip(first.tobytes(), drawn.tobytes(), strict=True)) <= 1
 
 
-def test_processes_share_the_pictures(erased, tmp_path):
+def test_runner_shares_the_pictures_among_processes(erased, tmp_path):
     class Process:
         def __init__(self, rank):
             self.process_index, self.num_processes = rank, 2
@@ -181,17 +180,17 @@ def test_processes_share_the_pictures(erased, tmp_path):
         def wait_for_everyone(self):
             pass
 
-    with pytest.raises(ErasureError, match="2 processes share what they see in a folder"):
+    with pytest.raises(ErasureError, match="2 processes exchange verdicts in a folder"):
         Runner(erased, None, Process(1))
     second = Runner(erased, tmp_path, Process(1), progress=False)
     with pytest.raises(KeyError):  # the first has not run yet
-        second(ASKED, "erased")
+        second(CASES, "erased")
     first = Runner(erased, tmp_path, Process(0), progress=False)
-    judgements, spent = cost(erased, lambda: first(ASKED, "erased"))
-    assert judgements == Runner(erased, progress=False)(ASKED, "erased")
-    assert 0 < spent < 2 * STEPS * len(ASKED)
+    judgements, spent = cost(erased, lambda: first(CASES, "erased"))
+    assert judgements == Runner(erased, progress=False)(CASES, "erased")
+    assert 0 < spent < 2 * STEPS * len(CASES)
 
 
-def test_nothing_asked_is_refused(erased):
-    with pytest.raises(ErasureError, match="no prompt to look at"):
+def test_runner_refuses_no_cases(erased):
+    with pytest.raises(ErasureError, match="No cases to draw"):
         Runner(erased)([], "base")

@@ -25,5 +25,5 @@ def test_base_digest_is_that_of_the_pipeline_without_its_erasers(untrained, make
 
 
 def test_sampling_refuses_no_steps():
-    with pytest.raises(ErasureError, match="1 step or more"):
+    with pytest.raises(ErasureError, match="`steps` and `batch` of 1 or more"):
         Sampling(steps=0)

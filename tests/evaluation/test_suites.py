@@ -4,7 +4,7 @@ import pytest
 
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.graph import ConceptSet
-from diffusers_erase.evaluation.suites import RELATIONS, Suite, shipped
+from diffusers_erase.evaluation.suites import RELATIONS, Suite, shipped_protocols
 from diffusers_erase.playground import ARTISTS, OBJECTS
 from diffusers_erase.playground.protocols import PROTOCOLS, alike, likeness, protocol
 
@@ -22,7 +22,7 @@ groups:
     words: [truck, bus]
     templates: ["a {}", "two {}"]
   beside:
-    relation: company
+    relation: co-occurring
     prompts:
       a car and a tree: [oak, pine]
   "null":
@@ -32,25 +32,25 @@ groups:
 
 
 @pytest.fixture
-def written(tmp_path):
-    def write(text):
+def write(tmp_path):
+    def write_suite(text):
         path = tmp_path / "suite.yaml"
         path.write_text(text)
         return path
 
-    return write
+    return write_suite
 
 
-def test_a_file_says_what_is_asked_and_what_is_looked_for(written):
-    suite = Suite.read(written(YAML))
+def test_suite_read_gives_prompts_seeds_and_wanted_labels(write):
+    suite = Suite.read(write(YAML))
     target, near, beside, null = suite.groups
     assert (suite.name, suite.concepts) == ("mine", ("car",))
-    assert [a.prompt for a in target.asked(7)] == [
+    assert [a.prompt for a in target.cases(7)] == [
         "a photo of a red car",
         "a blue car",
         "a photo of a red car",
     ]
-    assert [a.seed for a in target.asked(7)] == [7, 8, 9]
+    assert [a.seed for a in target.cases(7)] == [7, 8, 9]
     assert near.prompts == (
         ("a truck", ("truck",)),
         ("a bus", ("bus",)),
@@ -59,7 +59,7 @@ def test_a_file_says_what_is_asked_and_what_is_looked_for(written):
     )
     assert beside.prompts == (("a car and a tree", ("oak", "pine")),)
     assert null.prompts == (("", ("car",)),)
-    assert [g.relation for g in suite.groups] == ["target", "neighbour", "company", "null"]
+    assert [g.relation for g in suite.groups] == ["target", "neighbour", "co-occurring", "null"]
     assert [g.name for g in suite.only("target").groups] == ["target"]
 
 
@@ -75,26 +75,27 @@ def test_a_file_says_what_is_asked_and_what_is_looked_for(written):
         ("prompts: [a photo of a red car, a blue car]", "prompts: []", "line 5"),
         ("    show: car\n    pictures", "    pictures", "line 4 .*got None"),
         ("concept: car", "concept: [car", "line 3"),
-        ("[a photo of a red car, a blue car]", "[1, 2]", "line 5 .*should be a text; got 1"),
+        ("[a photo of a red car, a blue car]", "[1, 2]", "line 5 .*a text is needed here; got 1"),
+        ("relation: neighbour", "relation: [neighbour]", "line 9 .*No relation named"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_line(written, before, after, complaint):
+def test_suite_read_names_the_line_of_an_error(write, before, after, complaint):
     assert before in YAML
     with pytest.raises(ErasureError, match=complaint):
-        Suite.read(written(YAML.replace(before, after, 1)))
+        Suite.read(write(YAML.replace(before, after, 1)))
 
 
-def test_a_file_that_is_not_there_or_no_mapping_is_refused(written, tmp_path):
+def test_suite_read_refuses_a_missing_file_and_one_without_a_mapping(write, tmp_path):
     with pytest.raises(ErasureError, match="Cannot read"):
         Suite.read(tmp_path / "none.yaml")
     for text in ("", "just words", "- a\n- b"):
-        with pytest.raises(ErasureError, match="keys and values"):
-            Suite.read(written(text))
+        with pytest.raises(ErasureError, match="keys and values are needed"):
+            Suite.read(write(text))
 
 
-def test_no_object_is_made_from_a_file(written):
+def test_suite_read_makes_no_python_objects(write):
     with pytest.raises(ErasureError, match="could not determine a constructor"):
-        Suite.read(written("concept: !!python/object/apply:os.getcwd []\ngroups: {}"))
+        Suite.read(write("concept: !!python/object/apply:os.getcwd []\ngroups: {}"))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_no_object_is_made_from_a_file(written):
         *product([n for n in PROTOCOLS if n != "objects"], ARTISTS.values()),
     ],
 )
-def test_the_playground_has_protocols_for_all_it_knows(name, concept):
+def test_playground_protocols_make_a_suite_for_every_object_and_painter(name, concept):
     suite = Suite.of(protocol(name, concept, pictures=8))
     assert suite.groups[0].relation == "target"
     for group in suite.groups:
@@ -116,14 +117,14 @@ def test_the_playground_has_protocols_for_all_it_knows(name, concept):
             assert not any(named), group.name
 
 
-def test_unknown_protocols_and_concepts_are_refused():
+def test_playground_protocol_refuses_unknown_names():
     with pytest.raises(ValueError, match="Known: card, ripple, objects"):
         protocol("cards", "car")
     with pytest.raises(ValueError, match="no object or painter 'unicorn'"):
         protocol("card", "unicorn")
 
 
-def test_likeness_is_symmetric_and_largest_with_oneself():
+def test_playground_likeness_is_symmetric_and_largest_with_oneself():
     near = likeness()
     for name in OBJECTS:
         assert near[name][name] == 1
@@ -132,9 +133,9 @@ def test_likeness_is_symmetric_and_largest_with_oneself():
     assert alike("car").index("van") < alike("car").index("cactus")
 
 
-def test_protocols_of_the_literature_travel_with_the_package():
-    found = shipped()
-    assert len(ConceptSet.read(found.pop("netfive")).concepts) == 25
+def test_shipped_protocols_are_those_of_the_literature():
+    found = shipped_protocols()
+    assert len(ConceptSet.read(found.pop("netfive")).names) == 25
     suites = [Suite.read(path) for path in found.values()]
     assert [s.name for s in suites] == list(found)
     erased = [set(s.concepts) for s in suites]

@@ -14,16 +14,16 @@ RELATIONS = {"target": "target", "synonyms": "paraphrase", "near": "neighbour", 
 
 
 def judgements(rates, n=100):
-    """Group -> (base, erased) shares of hits, as raw looks in random order."""
+    """Judgements with these shares of hits, group -> (base, erased), in random order."""
     found = []
     for group, shares in rates.items():
         for side, share in zip(("base", "erased"), shares, strict=True):
             for i in range(n):
                 label = "wanted" if i < share * n else "something else"
-                look = Judgement(
+                judgement = Judgement(
                     side, group, f"{group} {i % 20}", ("wanted",), i, label, 0.9, True, (label,), ()
                 )
-                found.append(look)
+                found.append(judgement)
     random.Random(0).shuffle(found)
     return found
 
@@ -31,7 +31,7 @@ def judgements(rates, n=100):
 GOOD = {"target": (1, 0), "synonyms": (1, 0.1), "near": (0.9, 0.9), "far": (1, 0.98)}
 
 
-def test_rates_are_counted_and_combined_as_erasebench_does():
+def test_summary_counts_rates_and_combines_them_as_erasebench():
     summary = Summary.of(judgements(GOOD), RELATIONS)
     rows = {row.name: row for row in summary.rows}
     assert (rows["near"].base.value, rows["far"].erased.value) == (0.9, 0.98)
@@ -42,7 +42,7 @@ def test_rates_are_counted_and_combined_as_erasebench_does():
     assert summary.failures == []
 
 
-def test_an_eraser_that_does_nothing_changes_nothing():
+def test_summary_of_equal_sides_has_no_difference_and_fails():
     summary = Summary.of(judgements(dict.fromkeys(RELATIONS, (0.9, 0.9))), RELATIONS)
     for row in summary.rows:
         assert row.difference == 0
@@ -52,7 +52,7 @@ def test_an_eraser_that_does_nothing_changes_nothing():
     assert {row.name for row in summary.failures} == {"target", "synonyms"}
 
 
-def test_what_destroys_the_model_fails_although_the_concept_is_gone():
+def test_summary_fails_where_everything_is_gone():
     summary = Summary.of(judgements(dict.fromkeys(RELATIONS, (1, 0))), RELATIONS)
     assert summary.rate("efficacy").value == 0
     assert summary.verdict == "fail"
@@ -60,36 +60,36 @@ def test_what_destroys_the_model_fails_although_the_concept_is_gone():
     assert {row.name for row in summary.failures} == {"near", "far"}
 
 
-def test_few_pictures_decide_nothing():
+def test_summary_of_few_pictures_is_undecided():
     assert Summary.of(judgements(GOOD, n=10), RELATIONS).verdict == "undecided"
 
 
-def test_what_the_base_seldom_draws_is_not_measurable_and_nothing_is_made_up():
+def test_summary_leaves_out_groups_that_the_base_shows_too_rarely():
     summary = Summary.of(judgements({**GOOD, "target": (0.3, 0)}), RELATIONS)
     assert summary.rate("efficacy") is None
     assert summary.harmonic is None
     assert summary.verdict == "not measured"
-    assert not summary.rows[0].judged
+    assert not summary.rows[0].measurable
     without = Summary.of(judgements({"target": (1, 0)}), {"target": "target"})
     assert without.verdict == "not measured"
     assert without.harmonic is None
 
 
-def test_ruined_pictures_stay_in_the_denominator():
+def test_summary_counts_invalid_pictures_in_the_denominator():
     several = [
-        dataclasses.replace(look, valid=False, labels=())
-        if look.group == "near" and look.side == "erased" and look.seed < 50
-        else look
-        for look in judgements(GOOD)
+        dataclasses.replace(each, valid=False, labels=())
+        if each.group == "near" and each.side == "erased" and each.seed < 50
+        else each
+        for each in judgements(GOOD)
     ]
     row = next(r for r in Summary.of(several, RELATIONS).rows if r.name == "near")
     assert (row.erased.hits, row.erased.n, row.invalid.hits) == (40, 100, 50)
 
 
-def test_both_sides_must_have_been_asked_the_same():
+def test_summary_refuses_sides_with_different_prompts():
     several = judgements(GOOD)
-    with pytest.raises(ErasureError, match="99 of the eraser"):
-        Summary.of([look for look in several if (look.side, look.seed) != ("erased", 3)], RELATIONS)
+    with pytest.raises(ErasureError, match="99 with the eraser"):
+        Summary.of([x for x in several if (x.side, x.seed) != ("erased", 3)], RELATIONS)
     with pytest.raises(ErasureError, match="of other prompts"):
         Summary.of(
             [dataclasses.replace(x, seed=x.seed + 1) if x.side == "base" else x for x in several],
@@ -97,7 +97,7 @@ def test_both_sides_must_have_been_asked_the_same():
         )
 
 
-def test_a_card_takes_the_numbers_and_gives_them_back(playground, make_eraser, tmp_path):
+def test_summary_card_is_written_into_the_model_card(playground, make_eraser, tmp_path):
     summary = Summary.of(judgements(GOOD), RELATIONS, {"null": 0.0, "keep": 1e-3})
     eraser = make_eraser(playground.unet)
     written = [
@@ -109,5 +109,5 @@ def test_a_card_takes_the_numbers_and_gives_them_back(playground, make_eraser, t
     results = {r.dataset_name: r.metric_value for r in card.data.eval_results}
     assert results["the concept, by name"] == 0
     assert results["its nearest neighbours"] == 0.9
-    assert "not measured" in card.text  # nobody attacked it
+    assert "not measured" in card.text  # no attack was run
     assert f"| {NUMBERS['harmonic_mean']} |" in card.text

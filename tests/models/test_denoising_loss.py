@@ -8,40 +8,42 @@ from diffusers_erase.models.text_states import encode
 
 
 @pytest.fixture
-def drawn(untrained):
+def arguments(untrained):
     generator = torch.Generator().manual_seed(0)
     clean, noise = (torch.randn(2, 4, 16, 16, generator=generator) for _ in range(2))
     return clean, encode(untrained, ["a car", "a bus"]), torch.tensor([5, 700]), noise
 
 
-def test_the_loss_is_the_mean_square_of_what_is_missed(untrained, drawn):
-    clean, states, t, noise = drawn
+def test_denoising_loss_is_the_mean_square_error_of_the_predicted_noise(untrained, arguments):
+    clean, states, t, noise = arguments
     alphas = untrained.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
     z = alphas.sqrt() * clean + (1 - alphas).sqrt() * noise
-    said = untrained.unet(z, t, states).sample
-    wanted = (said - noise).square().mean((1, 2, 3))
-    found = denoising_loss(Model.of(untrained).noise_predictor(), *drawn)
-    assert torch.allclose(found, wanted, rtol=1e-4)
+    predicted = untrained.unet(z, t, states).sample
+    expected = (predicted - noise).square().mean((1, 2, 3))
+    found = denoising_loss(Model.of(untrained).noise_predictor(), *arguments)
+    assert torch.allclose(found, expected, rtol=1e-4)
     assert found.shape == (2,)
 
 
-def test_it_costs_three_evaluations_a_latent_and_one_without_a_gradient(untrained, drawn):
+def test_denoising_loss_costs_three_evaluations_per_latent_and_one_without_gradient(
+    untrained, arguments
+):
     denoiser = Model.of(untrained).noise_predictor()
     with counted(untrained.unet) as spent:
-        denoising_loss(denoiser, *drawn)
+        denoising_loss(denoiser, *arguments)
         assert spent() == denoiser.cost == 6
         with torch.no_grad():
-            denoising_loss(denoiser, *drawn)
+            denoising_loss(denoiser, *arguments)
         assert spent() == denoiser.cost == 8
 
 
-def test_against_the_own_score_there_is_nothing_to_learn(untrained, drawn):
-    """P4D where no eraser is on, and the prompt is said as it is."""
-    clean, states, t, noise = drawn
-    denoiser, asked = Model.of(untrained).noise_predictor(), states.requires_grad_()
+def test_denoising_loss_against_the_models_own_prediction_is_zero(untrained, arguments):
+    """P4D without an eraser and with the prompt itself."""
+    clean, states, t, noise = arguments
+    denoiser, c = Model.of(untrained).noise_predictor(), states.requires_grad_()
     with torch.no_grad():
         own = denoiser.student(noised(denoiser, clean, t, noise), t, states)
     for target, zero in ((own, True), (None, False)):
-        loss = denoising_loss(denoiser, clean, asked, t, noise, target).sum()
-        (gradient,) = torch.autograd.grad(loss, [asked])
+        loss = denoising_loss(denoiser, clean, c, t, noise, target).sum()
+        (gradient,) = torch.autograd.grad(loss, [c])
         assert (loss.item() == 0 and not gradient.any()) == zero
