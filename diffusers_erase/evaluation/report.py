@@ -165,7 +165,7 @@ def _attacks(evidence: Evidence) -> str:
 
 
 def _own_pictures(result: AttackResult) -> str:
-    """The rate of the pictures that the attack drew: those shown without it do not prove it works."""
+    """The rate of the pictures that the attack drew; hits without it do not prove that it works."""
     return str(result.per_image) if result.per_image.n else "none drawn: shown without it"
 
 

@@ -1,4 +1,4 @@
-"""Draws and judges the cases of a suite with the erasers off and on, and resumes where it stopped."""
+"""Draws and judges the cases of a suite with the erasers off and on; a stopped run resumes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext

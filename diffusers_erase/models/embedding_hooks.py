@@ -51,7 +51,7 @@ def embedding_hook(
 
 
 def token_ids(pipe: Any, prompts: Sequence[str]) -> Tensor:
-    """Token ids of the prompts as the pipeline encodes them, P x tokens; long ones are truncated."""
+    """Token ids of the prompts as the pipeline encodes them, P x tokens; longer ones are cut."""
     tokenizer = pipe.tokenizer
     encoded = tokenizer(
         list(prompts),

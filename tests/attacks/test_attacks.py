@@ -45,7 +45,7 @@ SMALL = {
         2 * 3 * 3 // 3 + PICTURE,
     ),
 }
-"""A small version of each attack, and its evaluations per case (of three) beyond the first picture."""
+"""A small version of each attack, and its evaluations per case beyond the first picture."""
 
 
 @pytest.fixture(params=SMALL)

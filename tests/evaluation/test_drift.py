@@ -29,7 +29,9 @@ def test_drift_is_zero_without_an_eraser_and_at_strength_zero(playground, base, 
         assert drift(playground, base).to_dict() == unmoved
 
 
-def test_base_predictions_do_not_depend_on_the_erasers_that_are_loaded(playground, base, make_eraser):
+def test_base_predictions_do_not_depend_on_the_erasers_that_are_loaded(
+    playground, base, make_eraser
+):
     playground.load_erasure(make_eraser(playground.unet), "car")
     again = base_predictions(playground, TARGET, KEEP, steps=3)
     assert again.z.equal(base.z)

@@ -1,10 +1,13 @@
+import csv
+import io
+import json
+
 import pytest
 
 from diffusers_erase.concepts import Concept
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.continual import continual
 from diffusers_erase.evaluation.graph import ConceptSet, Graph, concept_graph
-from diffusers_erase.evaluation.graph_report import read_graph, write_graph
 from diffusers_erase.evaluation.metrics import Rate
 from diffusers_erase.evaluation.runner import Runner
 from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
@@ -40,7 +43,7 @@ def family(word):
     return next(name for name, words in FAMILIES.items() if word in words)
 
 
-def test_harm_to_the_like_is_local_and_harm_to_all_is_not():
+def test_graph_locality_is_1_for_damage_by_likeness_and_none_for_equal_damage():
     local = made_up(lambda e, w: LIKE[e][w] / 2, n=10_000)
     assert local.locality(LIKE) == pytest.approx(1)
     assert local.mean_damage(within=True) == pytest.approx(0.4)
@@ -53,7 +56,7 @@ def test_harm_to_the_like_is_local_and_harm_to_all_is_not():
     assert (nothing.density, nothing.asymmetry, nothing.hurt_by_all()) == (0, None, {})
 
 
-def test_harm_one_way_is_told_from_harm_that_is_mutual():
+def test_graph_asymmetry_is_0_for_mutual_and_1_for_one_way_damage():
     mutual = made_up(lambda e, w: 0.4 if family(e) == family(w) else 0)
     one_way = made_up(lambda e, w: 0.4 if family(e) == family(w) and e < w else 0)
     assert mutual.asymmetry == 0
@@ -63,7 +66,7 @@ def test_harm_one_way_is_told_from_harm_that_is_mutual():
     assert strong.by_family() == {"vehicle": pytest.approx(0.45), "animal": 0, "tree": 0}
 
 
-def test_what_the_base_draws_badly_is_set_apart():
+def test_graph_leaves_out_concepts_that_the_base_draws_badly():
     graph = made_up(lambda e, w: 0.3, base=lambda w: 0.6 if w == "pine" else 1.0)
     assert graph.abnormal == ("pine",)
     assert all("pine" not in pair for pair in graph.pairs())
@@ -71,39 +74,49 @@ def test_what_the_base_draws_badly_is_set_apart():
     assert hurt.hurt_by_all() == {"dog": pytest.approx(0.3)}
 
 
-def test_a_graph_is_written_whole_and_read_again(tmp_path):
+def test_graph_of_inverts_to_dict():
     graph = made_up(lambda e, w: LIKE[e][w] / 2)
-    folder = write_graph(graph, tmp_path / "graph", likeness=LIKE)
-    assert read_graph(folder / "graph.json") == graph
-    assert len((folder / "graph.csv").read_text().splitlines()) == 1 + 36
-    assert "| car | truck | 100 % | 60.0 %" in (folder / "table.md").read_text()
-    page = (folder / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
-    assert "://" not in page
-    with pytest.raises(ErasureError, match="no concept graph"):
-        read_graph(folder / "graph.csv")
+    assert Graph.of(json.loads(json.dumps(graph.to_dict(LIKE)))) == graph
+
+
+def test_graph_csv_quotes_names_with_commas_and_quotes():
+    names = ("Paris, Texas", 'a "b"')
+    rates = {name: Rate(8, 8) for name in names}
+    graph = Graph({"x, y": names}, rates, {names[0]: {**rates, names[0]: Rate(0, 8)}})
+    header, *rows = csv.reader(io.StringIO(graph.csv()))
+    assert [len(row) for row in rows] == [len(header)] * 2
+    assert rows[0] == [names[0], "x, y", names[0], "x, y", "8", "8", "0", "8", "1.0"]
+    assert rows[1][2] == names[1]
 
 
 @pytest.mark.parametrize(
     ("families", "complaint"),
     [
         ({"a": ["x"]}, "two concepts or more"),
-        ({"a": ["x", "y"], "b": ["x"]}, "'x' is there twice"),
-        ({"a": "xyz"}, "a list of its concepts"),
-        (None, "mapping with `families`"),
+        ({"a": ["x", "y"], "b": ["x"]}, "'x' is named twice"),
+        ({"a": "xyz"}, "lists of concepts"),
+        (None, "needs `families`"),
     ],
 )
-def test_a_field_needs_concepts(families, complaint):
+def test_concept_set_refuses_missing_or_repeated_concepts(families, complaint):
     with pytest.raises(ErasureError, match=complaint):
         ConceptSet.of({"families": families})
 
 
-def test_a_field_is_read_from_a_file(tmp_path):
+@pytest.mark.parametrize(
+    "change", [{"template": 3}, {"template": [3]}, {"pictures": "many"}, {"pictures": True}]
+)
+def test_concept_set_refuses_values_of_the_wrong_kind(change):
+    with pytest.raises(ErasureError, match=r"`template` is|`pictures` is"):
+        ConceptSet.of({"families": {"a": ["x", "y"]}, **change})
+
+
+def test_concept_set_read_gives_prompts_and_seeds(tmp_path):
     path = tmp_path / "graph.yaml"
-    path.write_text("families:\n  one: [orange, car]\ntemplate: a {}\npictures: 2\n")
-    asked = ConceptSet.read(path).cases()
-    assert [a.prompt for a in asked] == ["an orange", "an orange", "a car", "a car"]
-    assert len({a.seed for a in asked}) == 4
+    path.write_text("families:\n  one: [orange, car]\ntemplate: ['{a}', a {}]\npictures: 2\n")
+    cases = ConceptSet.read(path).cases()
+    assert [case.prompt for case in cases] == ["an orange", "a orange", "a car", "a car"]
+    assert len({case.seed for case in cases}) == 4
     path.write_text("families: [\n")
     with pytest.raises(ErasureError, match="line 2"):
         ConceptSet.read(path)
@@ -119,7 +132,7 @@ SMALL = ConceptSet({"vehicle": ("car", "bus"), "tree": ("oak",)}, ("a photo of a
 WORDS = ("fish", "oak", "star", "bus", "car")
 
 
-def test_erasing_each_concept_hits_it_and_a_second_run_draws_nothing(runner):
+def test_concept_graph_erases_each_concept_and_draws_nothing_the_second_time(runner):
     made = []
 
     def make(concept):
@@ -139,20 +152,32 @@ def test_erasing_each_concept_hits_it_and_a_second_run_draws_nothing(runner):
     assert (spent(), len(made)) == (0, 3)
 
 
-def test_an_eraser_that_was_made_in_another_way_is_not_taken_for_this_one(runner):
+def test_concept_graph_stores_erasers_inside_its_work_folder(runner, tmp_path):
+    name = "../../../car"
+    pair = ConceptSet({"vehicle": (name, "bus")}, ("a photo of {}",), 1)
+
+    def make(concept):
+        return erase(runner.sampler.pipe, "car", recipe="uce", target="fish", vocabulary=WORDS)
+
+    concept_graph(runner, pair, make, erase=[Concept(name)])
+    (folder,) = (tmp_path / "work" / "erasers").iterdir()
+    assert folder.name.startswith("car-")
+
+
+def test_concept_graph_reuses_erasers_of_the_same_way_only(runner):
     made = []
 
     def make(concept):
         made.append(concept.name)
         return erase(runner.sampler.pipe, concept, recipe="uce", target="fish", vocabulary=WORDS)
 
-    one = [Concept("car")]
+    car = [Concept("car")]
     for way in ("uce", "uce", "uce, other words"):
-        concept_graph(runner, SMALL, make, concepts=one, way=way)
+        concept_graph(runner, SMALL, make, erase=car, way=way)
     assert made == ["car", "car"]
 
 
-def test_erasers_add_up_over_time(runner):
+def test_continual_measures_all_erasers_loaded_so_far(runner):
     erasers = {
         word: erase(
             runner.sampler.pipe,
@@ -170,11 +195,13 @@ def test_erasers_add_up_over_time(runner):
     assert line.unlearned("bus").n == 8
     assert line.unlearned("bus").value >= 0.75
     assert line.kept("bus").value >= 0.75
-    assert line.plain()[1]["kept"]["value"] == line.kept("bus").value
+    assert line.to_list()[1]["kept"]["value"] == line.kept("bus").value
     assert runner.sampler.pipe.list_erasures() == {}
 
 
-def test_only_the_bare_base_is_erased_from(runner, make_eraser):
+def test_concept_graph_and_continual_refuse_loaded_erasers_and_foreign_concepts(
+    runner, make_eraser
+):
     pipe = runner.sampler.pipe
     pipe.load_erasure(make_eraser(pipe.unet), "car")
     with pytest.raises(ErasureError, match="unload_erasures"):
@@ -183,9 +210,8 @@ def test_only_the_bare_base_is_erased_from(runner, make_eraser):
         continual(runner, SMALL, {})
     pipe.unload_erasures()
     with pytest.raises(ErasureError, match="no concept 'unicorn'"):
-        concept_graph(runner, SMALL, lambda concept: None, concepts=[Concept("unicorn")])
+        concept_graph(runner, SMALL, lambda concept: None, erase=[Concept("unicorn")])
 
 
-def test_the_playground_is_a_field():
-    field = ConceptSet.of(graph_protocol())
-    assert set(field.concepts) == set(likeness())
+def test_playground_graph_protocol_has_all_objects():
+    assert set(ConceptSet.of(graph_protocol()).names) == set(likeness())

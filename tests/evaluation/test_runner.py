@@ -124,15 +124,20 @@ def test_runner_never_returns_the_verdicts_of_another_detector(sampler, tmp_path
 
 
 @pytest.mark.filterwarnings("ignore:The eraser")
-def test_runner_reuses_verdicts_for_other_names_batches_and_orders_of_erasers(untrained, make_eraser, tmp_path):
+def test_runner_reuses_verdicts_for_other_names_batches_and_orders_of_erasers(
+    untrained, make_eraser, tmp_path
+):
     one, two = (make_eraser(untrained.unet, seed=k) for k in (1, 2))
+
     def run(names, batch):
         for name, eraser in names:
             untrained.load_erasure(eraser, name)
         sampler = PipelineSampler(
             untrained, FromFunction(bright, "bright"), Sampling(steps=STEPS, batch=batch)
         )
-        found = cost(sampler, lambda: Runner(sampler, tmp_path, progress=False)(CASES[:2], "erased"))
+        found = cost(
+            sampler, lambda: Runner(sampler, tmp_path, progress=False)(CASES[:2], "erased")
+        )
         untrained.unload_erasures()
         return found
 
