@@ -65,8 +65,8 @@ def untrained(small_parts):
 
 @pytest.fixture
 def cases():
-    """Three prompts about a car, each with its own seed."""
-    return [PromptCase("target", prompt, ("car",), 10 + i) for i, prompt in enumerate(PROMPTS)]
+    """Three prompts about a car with seeds; `fickle` finds a car in two of their pictures."""
+    return [PromptCase("target", prompt, ("car",), 11 + i) for i, prompt in enumerate(PROMPTS)]
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_concept_set_refuses_values_of_the_wrong_kind(change):
 
 def test_concept_set_read_gives_prompts_and_seeds(tmp_path):
     path = tmp_path / "graph.yaml"
-    path.write_text("families:\n  one: [orange, car]\ntemplate: ['{a}', a {}]\npictures: 2\n")
+    path.write_text("families:\n  one: [orange, car]\ntemplate: ['{a}', 'a {}']\npictures: 2\n")
     cases = ConceptSet.read(path).cases()
     assert [case.prompt for case in cases] == ["an orange", "a orange", "a car", "a car"]
     assert len({case.seed for case in cases}) == 4
