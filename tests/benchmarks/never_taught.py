@@ -110,20 +110,20 @@ def measured(pipe: Any, name: str, work: Path) -> dict[str, Any]:
     looks = (*before, *(replace(look, side="erased") for look in after))
     relations = {group.name: group.relation for group in suite.groups}
     summary = Evidence(suite.name, suite.concepts, relations, looks).summary
-    recoveries: list[tuple[str, AttackResult]] = []
+    results: list[tuple[str, AttackResult]] = []
     (target,) = (group for group in suite.groups if group.relation == "target")
     with beside(taught):
         for attacks, pictures in zip(
             attacks_on(concept_of(name)), (ATTEMPTS, SEARCHED), strict=True
         ):
             few = replace(target, pictures=pictures).cases(500_000)
-            recoveries += [("erased", run_attack(attack, sampler, few)) for attack in attacks]
+            results += [("erased", run_attack(attack, sampler, few)) for attack in attacks]
     return {
         "recipe": ROW,
         "concept": name,
         "seed": 0,
         "groups": seen(summary),
-        "attacks": attacks_of(recoveries),
+        "attacks": attacks_of(results),
     }
 
 

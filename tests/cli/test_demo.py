@@ -55,7 +55,7 @@ def test_run_demo_writes_the_eraser_its_pictures_and_the_report_of_evaluate(quic
     evidence = Evidence.read(folder / "car-measured" / "results.jsonl")
     assert (evidence.suite, len(evidence.judgements)) == ("card", 8)
     summary = json.loads((folder / "erasure_demo.json").read_text())["car"]
-    assert summary["rows"] == json.loads(json.dumps(evidence.summary.plain()["rows"]))
+    assert summary["rows"] == json.loads(json.dumps(evidence.summary.to_dict()["rows"]))
     assert summary["passed"] is False
     assert EraserAdapter.from_pretrained(folder / "car").config.results["target"]["n"] == 2
     assert len(list((folder / "car" / "images").iterdir())) == 2
