@@ -78,9 +78,9 @@ def test_harmonic_is_none_if_one_share_is():
 
 @pytest.mark.parametrize("share", [-0.01, 1.01, 86.5, math.nan, math.inf])
 def test_harmonic_refuses_shares_outside_0_and_1(share):
-    with pytest.raises(ErasureError, match="0 .. 1"):
+    with pytest.raises(ErasureError, match=r"0 \.\. 1"):
         harmonic(0.5, share, None)
-    with pytest.raises(ErasureError, match="0 .. 1"):
+    with pytest.raises(ErasureError, match=r"0 \.\. 1"):
         erasebench(share, 0.5, 0.5)
 
 
