@@ -23,6 +23,7 @@ with warnings.catch_warnings():
 
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import ErasedConcept, EraserConfig
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.models.architectures import fingerprint, projections
 from diffusers_erase.playground import load_judge, load_pipeline
 from diffusers_erase.playground.building import networks
@@ -110,7 +111,7 @@ def make_eraser():
             fingerprint=fingerprint(unet),
             rank=rank,
         )
-        return EraserAdapter(factors, config)
+        return EraserAdapter((Lora(factors),), config)
 
     return make
 

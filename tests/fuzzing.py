@@ -23,7 +23,7 @@ from diffusers import UNet2DConditionModel
 
 from diffusers_erase import EraserAdapter, ErasureError
 from diffusers_erase.eraser.config import CONFIG_NAME, ErasedConcept, EraserConfig
-from diffusers_erase.eraser.files import MAP_NAME, WEIGHTS_NAME
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.models.architectures import fingerprint, projections
 from diffusers_erase.runtime.plugin import list_erasures, load_erasure, unload_erasures
@@ -68,7 +68,7 @@ def erasers(model):
         for path, layer in projections(model, ("to_k", "to_v")).items()
     }
     text_map = TextMap(torch.randn(8, 2).double(), torch.randn(8, 2).double())
-    return EraserAdapter(factors, config), EraserAdapter({}, config, text_map)
+    return EraserAdapter((Lora(factors),), config), EraserAdapter((text_map,), config)
 
 
 # --- what is done to a file ----------------------------------------------------------------------
@@ -205,13 +205,13 @@ def decoded(path):
 def as_its_files_say(eraser, folder):
     """Whether what was loaded is what stands in the files."""
     if eraser.factors:
-        told = decoded(folder / WEIGHTS_NAME)
+        told = decoded(folder / Lora.file)
         for path, (A, _) in eraser.factors.items():
             keys = [key for key in told if key.endswith(f"{path}.lora_A.weight")]
             if not any(np.array_equal(told[key].astype(np.float32), A.numpy()) for key in keys):
                 return False
     if eraser.text_map is not None:
-        told = decoded(folder / MAP_NAME)
+        told = decoded(folder / TextMap.file)
         return np.array_equal(told["U"].astype(np.float64), eraser.text_map.U.numpy())
     return bool(eraser.factors) or eraser.text_map is not None
 
@@ -221,7 +221,7 @@ def one_case(chance, whole, spoilt, model, before):
     source = chance.choice(whole)
     shutil.rmtree(spoilt, ignore_errors=True)
     shutil.copytree(source, spoilt)
-    names = (CONFIG_NAME, WEIGHTS_NAME, MAP_NAME)
+    names = (CONFIG_NAME, Lora.file, TextMap.file)
     path = chance.choice([spoilt / name for name in names if (spoilt / name).exists()])
     ways = (flipped, cut, spliced, retold)
     way = chance.choices((*ways, replaced), (6, 2, 2, 8, 1))[0]

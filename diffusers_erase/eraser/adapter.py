@@ -1,4 +1,4 @@
-"""EraserAdapter, the waist of the house: a LoRA on cross-attention and what it erases."""
+"""EraserAdapter: weights that erase concepts, and what they are for; loaded, saved, published."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,25 +10,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffusers_erase.concepts import Concept, Kind
-from diffusers_erase.eraser.config import (
-    CONFIG_NAME,
-    PAYLOADS,
-    ErasedConcept,
-    EraserConfig,
-    versions,
-)
-from diffusers_erase.eraser.files import Content, ours_in, ours_on, read, written
+from diffusers_erase.eraser.config import CONFIG_NAME, ErasedConcept, EraserConfig, versions
+from diffusers_erase.eraser.files import ours_in, ours_on, read, written
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.eraser.lora_formats import changes_in, factors_in, holds_lora
+from diffusers_erase.eraser.payloads import PAYLOADS, Payload
+from diffusers_erase.eraser.products import product_with
 from diffusers_erase.eraser.safetensors_io import WHOLE_MODEL, opened
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.lowrank import compressed, split
-from diffusers_erase.models.architectures import (
-    Factors,
-    fingerprint,
-    linear,
-    text_layers,
-)
+from diffusers_erase.models.architectures import Factors, fingerprint
 from diffusers_erase.models.model import Model
 from diffusers_erase.storage.atomic import check_folder, whole_folder
 from diffusers_erase.storage.hub import HubOptions, check_options, publish
@@ -36,33 +28,45 @@ from diffusers_erase.storage.hub import HubOptions, check_options, publish
 
 @dataclass(frozen=True)
 class EraserAdapter:
-    """Low-rank changes to a denoiser's cross-attention that erase a concept.
+    """A low-rank change of a denoiser that erases concepts: its weights, and what they are for.
 
-    `factors` maps a layer's path to (A, B), float32 on the CPU. An eraser made in closed form has a
-    `text_map` too, from which its change to any layer that reads the text follows; one with a text
-    map alone is portable: a few kB for every model with the same text encoder.
+    A trained eraser has a LoRA. One in closed form has a text map, from which its change of any
+    layer that reads the text follows, and mostly a LoRA too: a copy for plain diffusers and user
+    interfaces. With a text map alone it is portable: a few kB for every model with the same text
+    encoder.
     """
 
-    factors: Mapping[str, Factors]
+    payloads: tuple[Payload, ...]
+    """Its weights, at most one of each kind in `PAYLOADS`."""
     config: EraserConfig
-    text_map: TextMap | None = None
 
     def __post_init__(self) -> None:
-        if not self.factors and self.text_map is None:
-            raise ErasureError("The eraser has no LoRA weights.")
-        for path, (A, B) in self.factors.items():
-            if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or not len(A):
-                raise ErasureError(
-                    f"LoRA factors of '{path}' do not fit each other: {_shape(A)} and {_shape(B)}."
-                )
-            if not (torch.isfinite(A).all() and torch.isfinite(B).all()):
-                raise ErasureError(
-                    f"LoRA factors of '{path}' hold values that are not finite numbers."
-                )
-        there = {"lora": bool(self.factors), "text_map": self.text_map is not None}
-        payloads = tuple(name for name in PAYLOADS if there[name])
-        if payloads != self.config.payloads:
-            object.__setattr__(self, "config", replace(self.config, payloads=payloads))
+        names = tuple(payload.name for payload in self.payloads)
+        order = tuple(name for name in PAYLOADS if name in names)
+        if not names or len(order) != len(names):
+            raise ErasureError(
+                f"An eraser has one or more of {', '.join(PAYLOADS)}, each once; got "
+                f"{', '.join(names) or 'none'}."
+            )
+        by_name = dict(zip(names, self.payloads, strict=True))
+        object.__setattr__(self, "payloads", tuple(by_name[name] for name in order))
+        if order != self.config.payloads:
+            object.__setattr__(self, "config", replace(self.config, payloads=order))
+
+    @property
+    def source(self) -> Payload:
+        """The weights that act; those before it in `payloads` are copies of its change."""
+        return self.payloads[-1]
+
+    @property
+    def factors(self) -> Mapping[str, Factors]:
+        """Path -> (A, B) of its LoRA, float32 on the CPU; empty without one."""
+        return next((x.factors for x in self.payloads if isinstance(x, Lora)), {})
+
+    @property
+    def text_map(self) -> TextMap | None:
+        """Its text map, if it has one."""
+        return next((x for x in self.payloads if isinstance(x, TextMap)), None)
 
     @property
     def portable(self) -> "EraserAdapter":
@@ -76,57 +80,35 @@ class EraserAdapter:
                 f"The eraser of '{self.config.title}' was trained for one model and has no text "
                 "map; erasers made in closed form have one."
             )
-        return EraserAdapter({}, self.config, self.text_map)
+        return replace(self, payloads=(self.text_map,))
 
-    def paths(self, unet: nn.Module) -> tuple[str, ...]:
+    def paths(self, denoiser: nn.Module) -> tuple[str, ...]:
         """The layers of a denoiser that it changes."""
-        return tuple(self.factors if self.text_map is None else text_layers(unet))
+        return self.source.paths(denoiser)
 
-    def pair(self, path: str, weight: Tensor | None = None) -> Factors:
-        """A and B of one layer, on the weight's device; those of a text map are V^T and W U."""
-        if self.text_map is not None and weight is not None:
-            W = weight.detach()
-            wide = torch.promote_types(W.dtype, torch.float32)
-            U, V = (x.to(W.device, wide) for x in (self.text_map.U, self.text_map.V))
-            return V.T, W.to(wide) @ U
-        A, B = self.factors[path]
-        return (A, B) if weight is None else (A.to(weight.device), B.to(weight.device))
+    def pair(self, path: str, weight: Tensor) -> Factors:
+        """A and B of one layer, on its weight's device; those of a text map are V^T and W U."""
+        A, B = self.source.pair(path, product_with(weight))
+        return A.to(weight.device), B.to(weight.device)
 
     def delta(self, path: str, weight: Tensor | None = None) -> Tensor:
-        """What is added to a layer's weight W, in float32: B A, or W P for a text map."""
-        A, B = self.pair(path, weight)
+        """B A, the change of a layer's weight W, in float32; that of its LoRA without a weight."""
+        A, B = self.factors[path] if weight is None else self.pair(path, weight)
         return (B @ A).float()
 
-    def check(self, unet: nn.Module) -> None:
+    def check(self, denoiser: nn.Module) -> None:
         """Refuse, before anything is changed, a denoiser that this eraser was not made for.
 
         Raises:
-            ErasureError: a layer is missing or has another shape.
+            ErasureError: a layer is missing or has another shape, or would become infinite.
         """
-        if self.text_map is not None:
-            self._check_width(unet, self.text_map.width)
-            return
-        for path, (A, B) in self.factors.items():
-            try:
-                layer = linear(unet, path)
-                there: tuple[int, ...] = (layer.out_features, layer.in_features)
-            except ErasureError:
-                there = ()
-            if there != (len(B), A.shape[1]):
-                raise ErasureError(
-                    f"This eraser was made for {_describe(self.config.fingerprint)}; "
-                    f"the pipeline has {_describe(fingerprint(unet))}. "
-                    f"'{path}' should be {len(B)} x {A.shape[1]} and is "
-                    f"{' x '.join(map(str, there)) or 'missing'}."
-                )
-
-    def _check_width(self, unet: nn.Module, width: int) -> None:
-        read = {layer.in_features for layer in text_layers(unet).values()}
-        if read != {width}:
+        try:
+            self.source.check(denoiser)
+        except ErasureError as error:
             raise ErasureError(
-                f"This eraser maps text states of width {width}; the pipeline has "
-                f"{_describe(fingerprint(unet))}: it was made for another text encoder."
-            )
+                f"This eraser was made for {_describe(self.config.fingerprint)}; the pipeline has "
+                f"{_describe(fingerprint(denoiser))}. {error}"
+            ) from error
 
     def save_pretrained(
         self,
@@ -160,7 +142,7 @@ class EraserAdapter:
         """
         folder = Path(folder).absolute()
         check_output(folder, overwrite=overwrite)
-        files = written(self._content(results, dtype), folder.name, images)
+        files = written(self.payloads, self._with(results, dtype), folder.name, images)
         with whole_folder(folder) as draft:
             for path, content in files.items():
                 (draft / path).parent.mkdir(exist_ok=True)
@@ -199,7 +181,7 @@ class EraserAdapter:
         """
         return publish(
             repo_id,
-            written(self._content(results, dtype), repo_id, images),
+            written(self.payloads, self._with(results, dtype), repo_id, images),
             marker=CONFIG_NAME,
             stale=ours_on(repo_id),
             message=commit_message or f"Eraser for '{self.config.title}'"[:200],
@@ -208,11 +190,11 @@ class EraserAdapter:
             create_pr=create_pr,
         )
 
-    def _content(self, results: Mapping[str, Any] | None, dtype: torch.dtype | None) -> Content:
-        """With these results and numbers of that type, where they are given."""
-        changed: dict[str, Any] = {} if results is None else {"results": dict(results)}
+    def _with(self, results: Mapping[str, Any] | None, dtype: torch.dtype | None) -> EraserConfig:
+        """The config with these results added, and that type of numbers, where they are given."""
+        changed: dict[str, Any] = {"results": {**self.config.results, **(results or {})}}
         changed |= {} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}
-        return Content(self.factors, replace(self.config, **changed), self.text_map)
+        return replace(self.config, **changed)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **hub: Unpack[HubOptions]) -> "EraserAdapter":
@@ -228,8 +210,7 @@ class EraserAdapter:
             ErasureError: nothing there, or not an eraser; safetensors only, nothing is executed.
         """
         check_options("from_pretrained", hub)
-        content = read(source, **hub)
-        return cls(content.factors, content.config, content.text_map)
+        return cls(*read(source, **hub))
 
     @classmethod
     def from_checkpoint(
@@ -290,7 +271,7 @@ class EraserAdapter:
             rank=max(len(A) for A, _, _ in split_up.values()),
             versions=versions(),
         )
-        eraser = cls({p: (A, B) for p, (A, B, _) in split_up.items()}, config)
+        eraser = cls((Lora({p: (A, B) for p, (A, B, _) in split_up.items()}),), config)
         if unet is not None:
             eraser.check(unet)
         return eraser
@@ -304,10 +285,6 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
             cannot be written.
     """
     check_folder(folder, overwrite=overwrite, marker=CONFIG_NAME, known=ours_in(folder))
-
-
-def _shape(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape))
 
 
 def _describe(found: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ def model_card(
     config: EraserConfig,
     repo_id: str,
     images: Mapping[str, str] | None = None,
-    files: Sequence[str] = (),
+    usage: Sequence[str] = (),
 ) -> str:
     """The README of an eraser's repository.
 
@@ -54,7 +54,7 @@ def model_card(
         config: of the eraser.
         repo_id: name of the repository.
         images: path in the repository -> prompt.
-        files: paths of the repository's files.
+        usage: lines of Markdown that say what can be done with the files.
     """
     results = config.results
     rows = {key: row for key, row in results.items() if _is_row(row)}
@@ -66,7 +66,7 @@ def model_card(
         most=MOST,
         front_matter=Markup(_front_matter(config, repo_id, images or {})),
         opening=Markup(_opening(config.base_model)),
-        usage=_usage(config, repo_id, files),
+        usage=[Markup(line) for line in usage],
         answer=_answer,
         choice=_choice,
         model={
@@ -91,7 +91,7 @@ def as_text(value: Any) -> Markup:
     return Markup(re.sub(r"([\\`*\[\]|~$]|(?<!\w)_|_(?!\w))", r"\\\1", text))
 
 
-def _literal(text: str) -> Markup:
+def literal(text: str) -> Markup:
     """The text as a Python literal within a code span or block."""
     return Markup(json.dumps(text, ensure_ascii=not text.isprintable()).replace("`", "\\u0060"))
 
@@ -105,7 +105,7 @@ _ENVIRONMENT = Environment(
     keep_trailing_newline=True,
     undefined=StrictUndefined,
 )
-_ENVIRONMENT.filters["literal"] = _literal
+_ENVIRONMENT.filters["literal"] = literal
 _TEMPLATE = _ENVIRONMENT.get_template("card.md.jinja")
 
 
@@ -153,21 +153,6 @@ def _opening(base: str) -> str:
         "from diffusers import DiffusionPipeline\n\n"
         f'pipe = DiffusionPipeline.from_pretrained("{name}")'
     )
-
-
-def _usage(config: EraserConfig, repo_id: str, files: Sequence[str]) -> list[Markup]:
-    if "lora" not in config.payloads:
-        return [Markup("It is a map of the text, for every model with the same text encoder.")]
-    lines = [
-        "It is an ordinary LoRA too: `pipe.load_lora_weights({})` works without "
-        "`diffusers_erase`,\nbut is then switched off by the next adapter that is loaded."
-    ]
-    lines[0] = lines[0].format(_literal(repo_id))
-    plain = ("pytorch_lora_weights.safetensors", "text_map.safetensors")
-    for name in files:
-        if name.endswith(".safetensors") and name not in plain:
-            lines.append(f"`{name}` is the same with the keys that ComfyUI and A1111 read.")
-    return [Markup(line) for line in lines]
 
 
 def _answer(concept: ErasedConcept) -> str:

@@ -17,9 +17,6 @@ CONFIG_NAME = "erasure_config.json"
 FORMAT = "1.0"
 """Of an eraser's repository: docs/format.md."""
 
-PAYLOADS = ("lora", "text_map")
-"""What an eraser's repository may hold, as far as this version knows."""
-
 
 @dataclass(frozen=True)
 class ErasedConcept:
@@ -125,14 +122,14 @@ class EraserConfig:
         """The inverse of `to_dict`; unknown keys are kept and warned about.
 
         Raises:
-            ErasureError: it was not written by diffusers_erase, is damaged, or is of a format or
-                holds a payload that this version does not know.
+            ErasureError: it was not written by diffusers_erase, is damaged, or is of a format that
+                this version does not know.
         """
         if not isinstance(content, dict) or "concepts" not in content:
             raise ErasureError(
                 f"{CONFIG_NAME} names no concept; it was not written by diffusers_erase."
             )
-        _check_format(content.get("format", FORMAT), content.get("payloads", ()))
+        _check_format(content.get("format", FORMAT))
         problem = problem_of(content)
         if problem:
             raise ErasureError(f"{CONFIG_NAME} is damaged: {problem}.")
@@ -162,21 +159,14 @@ def _split(cls: type, content: Mapping[str, Any]) -> dict[str, Any]:
     return known | {"unknown": {k: value for k, value in content.items() if k not in names}}
 
 
-def _check_format(written: Any, payloads: Any) -> None:
-    """Refuse by name what only a newer version can read: it is never left out in silence."""
+def _check_format(written: Any) -> None:
+    """Raise, by its number, for a format that only a newer version can read."""
     ours, theirs = FORMAT.split(".")[0], str(written).split(".")[0]
     if theirs.isascii() and theirs.isdigit() and int(theirs[:9]) > int(ours):
         raise ErasureError(
             f"This eraser is of format {str(written)[:20]!r}; this version of diffusers_erase "
             f"reads {ours}.x. Update diffusers_erase."
         )
-    for payload in payloads if isinstance(payloads, list | tuple) else ():
-        if isinstance(payload, str) and payload not in PAYLOADS:
-            raise ErasureError(
-                f"This eraser holds a payload {payload[:100]!r} that this version of "
-                f"diffusers_erase does not know ({', '.join(PAYLOADS)}); without it the eraser "
-                "would not erase what it says. Update diffusers_erase."
-            )
 
 
 def versions() -> dict[str, str]:

@@ -4,29 +4,24 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Unpack
 
-import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
 from diffusers_erase.eraser.card import model_card
 from diffusers_erase.eraser.config import CONFIG_NAME, EraserConfig
-from diffusers_erase.eraser.lora_formats import factors_in, kohya_keys, peft_keys
-from diffusers_erase.eraser.safetensors_io import Opened, header_of, opened, serialized, shapes_in
+from diffusers_erase.eraser.lora import Lora, kohya_name
+from diffusers_erase.eraser.payloads import PAYLOADS, Payload, check_copies, payload_named
+from diffusers_erase.eraser.safetensors_io import header_of, shapes_in
 from diffusers_erase.eraser.schema import BYTES, problem_of, read_json
-from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.models.architectures import Factors, architecture_or_default
 from diffusers_erase.storage.atomic import read_text
 from diffusers_erase.storage.hub import HubOptions, MissingFileError, fetch, files_of, pinned
 
 
-WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
-MAP_NAME = "text_map.safetensors"
 CARD_NAME = "README.md"
 IMAGES = "images"
 
@@ -35,79 +30,64 @@ NO_ERASER = (
 )
 
 
-@dataclass(frozen=True)
-class Content:
-    """What the files of an eraser say."""
-
-    factors: Mapping[str, Factors]
-    config: EraserConfig
-    text_map: TextMap | None = None
-
-
 def written(
-    content: Content, repo_id: str, images: Mapping[str, Image.Image] | None = None
+    payloads: Sequence[Payload],
+    config: EraserConfig,
+    repo_id: str,
+    images: Mapping[str, Image.Image] | None = None,
 ) -> dict[str, bytes]:
     """Path in the repository -> bytes; the same bytes for the same eraser.
 
     Args:
-        content: of the eraser.
-        repo_id: what the repository is called, or the folder.
+        payloads: the eraser's weights.
+        config: what they are for.
+        repo_id: name of the repository, or of the folder.
         images: prompt -> picture drawn with the eraser, for the card; 100 at most.
 
     Raises:
         ErasureError: what would be written could not be read again.
     """
-    told = content.config.to_dict()
-    text = json.dumps(told, indent=2) + "\n"
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
     problem = problem_of(read_json(text, CONFIG_NAME))
     if problem:
-        raise ErasureError(f"The eraser cannot be saved: of its config {problem}.")
+        raise ErasureError(f"The eraser cannot be saved: in its config {problem}.")
     if len(images or {}) > 100:
         raise ErasureError(f"A card shows 100 pictures at most; got {len(images or {})}.")
     files: dict[str, bytes] = {}
-    if content.factors:
-        files |= _lora_files(content, _kohya_name(repo_id), told)
-    if content.text_map is not None:
-        T = content.text_map
-        T = T if T.rank <= T.width else TextMap.of(T.change)
-        pair = {"U": T.U.float(), "V": T.V.float()}
-        files[MAP_NAME] = serialized(pair, {"format": "pt"})
+    for payload in payloads:
+        files |= payload.files(config, repo_id)
     files[CONFIG_NAME] = text.encode()
+    usage = [line for payload in payloads for line in payload.usage(repo_id, sorted(files))]
     shown = {}
     for k, (prompt, picture) in enumerate((images or {}).items()):
         path = f"{IMAGES}/{k:02d}.png"
         shown[path], files[path] = prompt, _png(picture)
-    files[CARD_NAME] = model_card(content.config, repo_id, shown, sorted(files)).encode()
+    files[CARD_NAME] = model_card(config, repo_id, shown, usage).encode()
     return files
 
 
-def read(source: str | Path, **hub: Unpack[HubOptions]) -> Content:
-    """An eraser out of a folder, one of its LoRA files, or a repository on the Hub.
+def read(source: str | Path, **hub: Unpack[HubOptions]) -> tuple[tuple[Payload, ...], EraserConfig]:
+    """Weights and config of an eraser: a folder, one file of it, or a repository on the Hub.
 
     Raises:
         ErasureError: nothing there, not an eraser, damaged, larger than any eraser, or of a newer
             format; safetensors and JSON only, nothing is executed.
     """
     if Path(source).is_file():
-        return _read_file(opened(Path(source)))
-    told = read_config(source, **hub)
-    config = EraserConfig.from_dict(told) if told is not None else None
+        return _read_file(Path(source))
+    content = read_config(source, **hub)
     hub = pinned(source, CONFIG_NAME, **hub)
-    payloads = config.payloads if config else ("lora",)
-    factors: dict[str, Factors] = {}
-    story: dict[str, Any] = {}
-    if "lora" in payloads:
-        file = opened(fetch(source, WEIGHTS_NAME, **hub))
-        factors, story = factors_in(file), _story(file)
-    if config is None and not story:
-        raise ErasureError(f"'{source}' holds no {CONFIG_NAME}: {NO_ERASER}")
-    config = config or EraserConfig.from_dict(story)
-    mapped = "text_map" in config.payloads
-    return Content(factors, config, _map_in(fetch(source, MAP_NAME, **hub)) if mapped else None)
+    if content is None:
+        content = _header_in(source, hub)
+    config = EraserConfig.from_dict(content)
+    kinds = [payload_named(name) for name in dict.fromkeys(config.payloads)]
+    payloads = tuple(kind.read(fetch(source, kind.file, **hub)) for kind in kinds)
+    check_copies(payloads)
+    return payloads, config
 
 
 def read_config(source: str | Path, **hub: Unpack[HubOptions]) -> Any:
-    """What `erasure_config.json` says, unchecked; None where there is none.
+    """The content of `erasure_config.json`, unchecked; None if there is none.
 
     Raises:
         ErasureError: it is no JSON, or larger or deeper than any eraser's; or there is no such
@@ -160,47 +140,19 @@ def images_in(folder: Path) -> dict[str, Image.Image]:
 
 
 def ours_in(folder: Path) -> set[str]:
-    """What there is in a folder that a former eraser may have left there."""
+    """Names in a folder that a former eraser may have left there."""
     found = folder.glob("*.safetensors") if folder.is_dir() else ()
-    told = {path.name for path in found if "erasure" in header_of(path)}
+    names = {path.name for path in found if "erasure" in header_of(path)}
     pictures = (folder / IMAGES).rglob("*") if (folder / IMAGES).is_dir() else ()
     if all(re.fullmatch(r"\d\d\.png", path.name) for path in pictures):
-        told.add(IMAGES)
-    return told | {WEIGHTS_NAME, MAP_NAME, CARD_NAME}
+        names.add(IMAGES)
+    return names | {kind.file for kind in PAYLOADS.values()} | {CARD_NAME}
 
 
 def ours_on(repo_id: str) -> Sequence[str]:
-    """Patterns of what a former eraser may have left in a repository."""
-    return [
-        WEIGHTS_NAME,
-        MAP_NAME,
-        f"{_kohya_name(repo_id)}.safetensors",
-        f"{IMAGES}/[0-9][0-9].png",
-    ]
-
-
-def _lora_files(content: Content, name: str, told: Mapping[str, Any]) -> dict[str, bytes]:
-    config = content.config
-    dtype = getattr(torch, config.dtype)
-    factors = {path: (A.to(dtype), B.to(dtype)) for path, (A, B) in content.factors.items()}
-    if not all(x.isfinite().all() for pair in factors.values() for x in pair):
-        raise ErasureError(f"The eraser holds numbers too large for {config.dtype}.")
-    row = architecture_or_default(str(config.fingerprint.get("denoiser", "")))
-    story = {"format": "pt", "erasure": json.dumps(told)}
-    tensors, lora = peft_keys(factors, row.component)
-    files = {WEIGHTS_NAME: serialized(tensors, {**story, "lora_adapter_metadata": lora})}
-    if row.kohya:
-        tensors, header = kohya_keys(factors)
-        title = {"modelspec.title": f"Erases {config.title}"}
-        files[f"{name}.safetensors"] = serialized(tensors, {**header, **title, **story})
-    return files
-
-
-def _kohya_name(repo_id: str) -> str:
-    """What the second LoRA file is called, without its ending: as the repository, or nearly so."""
-    name = re.sub(r"[^\w.-]", "-", repo_id.split("/")[-1])
-    taken = f"{name}.safetensors" in (WEIGHTS_NAME, MAP_NAME)
-    return f"{name}-kohya" if taken else name
+    """Patterns of paths that a former eraser may have left in a repository."""
+    files = [kind.file for kind in PAYLOADS.values()]
+    return [*files, kohya_name(repo_id), f"{IMAGES}/[0-9][0-9].png"]
 
 
 def _png(picture: Image.Image) -> bytes:
@@ -209,29 +161,31 @@ def _png(picture: Image.Image) -> bytes:
     return into.getvalue()
 
 
-def _read_file(file: Opened) -> Content:
-    story = _story(file)
-    if not story:
-        raise ErasureError(f"'{file.path}' tells nothing of an erasure: {NO_ERASER}")
-    config = EraserConfig.from_dict(story | {"payloads": ["lora"]})
-    return Content(factors_in(file), config)
+def _read_file(path: Path) -> tuple[tuple[Payload, ...], EraserConfig]:
+    names = shapes_in(path)[0]
+    kind = next((kind for kind in PAYLOADS.values() if kind.is_in(names)), None)
+    content = _header_of(path)
+    if kind is None or content is None:
+        what = NO_ERASER if kind is Lora else "it is no eraser's."
+        raise ErasureError(f"The header of '{path}' has no config of an eraser: {what}")
+    return (kind.read(path),), EraserConfig.from_dict({**content, "payloads": [kind.name]})
 
 
-def _map_in(path: Path) -> TextMap:
-    shapes = [shape for _, shape in sorted(shapes_in(path)[0].items())]
-    if len(shapes) == 2 and [len(x) for x in shapes] == [2, 2] and shapes[0][1] > shapes[0][0]:
-        width, rank = shapes[0]
-        raise ErasureError(
-            f"'{path}' holds a text map of rank {rank:,} for text states of width {width:,}; no "
-            "map's rank exceeds its width."
-        )
-    found = opened(path).tensors
-    if found.keys() != {"U", "V"} or not all(x.is_floating_point() for x in found.values()):
-        raise ErasureError(f"'{path}' holds {', '.join(sorted(found))[:200]}, and not a text map.")
-    return TextMap(found["U"].double(), found["V"].double())
+def _header_in(source: str | Path, hub: HubOptions) -> Any:
+    """The config in the header of the first file with weights."""
+    for kind in PAYLOADS.values():
+        try:
+            content = _header_of(fetch(source, kind.file, **hub))
+        except MissingFileError:
+            continue
+        if content is None:
+            raise ErasureError(f"'{source}' holds no {CONFIG_NAME}: {NO_ERASER}")
+        return content
+    raise ErasureError(f"'{source}' holds neither {CONFIG_NAME} nor weights of an eraser.")
 
 
-def _story(file: Opened) -> dict[str, Any]:
-    """What the file's header says of the erasure; empty for the LoRAs of others."""
-    told = read_json(file.header.get("erasure", "{}"), f"the header of {file.path}")
-    return told if isinstance(told, dict) else {}
+def _header_of(path: Path) -> Any:
+    """The config in a file's header, unchecked; None for the files of others."""
+    text = header_of(path).get("erasure")
+    content = read_json(text, f"the header of {path}") if text is not None else None
+    return content if isinstance(content, dict) else None

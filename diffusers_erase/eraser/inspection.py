@@ -1,4 +1,4 @@
-"""What can be told of an eraser: without its weights, and with every check short of drawing."""
+"""What an eraser is without reading its weights, and every check of it short of drawing."""
 
 import re
 from dataclasses import dataclass
@@ -6,29 +6,35 @@ from math import prod
 from pathlib import Path
 from typing import Any, Unpack
 
+import torch
+from torch import nn
+
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import CONFIG_NAME, EraserConfig
-from diffusers_erase.eraser.files import MAP_NAME, NO_ERASER, WEIGHTS_NAME, read, read_config
+from diffusers_erase.eraser.files import NO_ERASER, read_config
+from diffusers_erase.eraser.lora import Lora
+from diffusers_erase.eraser.payloads import COPY, payload_named
 from diffusers_erase.eraser.safetensors_io import shapes_in
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.models.architectures import text_weights
 from diffusers_erase.models.model import Model
 from diffusers_erase.storage.hub import HubOptions, commit_of, fetch, files_of, header_on, pinned
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Of an eraser in a folder or on the Hub."""
+    """An eraser in a folder or on the Hub, as its files describe it."""
 
     source: str
     config: EraserConfig
     commit: str | None
-    """Of the repository, on the Hub."""
+    """The repository's commit, on the Hub."""
     layers: int
-    """That its LoRA changes; 0 for a portable one."""
+    """Layers that its LoRA changes; 0 for a portable one."""
     numbers: int
-    """Parameters in all, of LoRA and text map."""
+    """Parameters of all its weights."""
     dtypes: tuple[str, ...]
-    """Of them, as safetensors names types."""
+    """Types of the parameters, as safetensors names them."""
     files: tuple[str, ...]
 
 
@@ -38,26 +44,27 @@ def inspect_eraser(source: str | Path, **hub: Unpack[HubOptions]) -> Inspection:
     Raises:
         ErasureError: nothing there, or not an eraser.
     """
-    told = read_config(source, **hub)
-    if told is None:
+    content = read_config(source, **hub)
+    if content is None:
         raise ErasureError(f"'{source}' holds no {CONFIG_NAME}: {NO_ERASER}")
-    config = EraserConfig.from_dict(told)
+    config = EraserConfig.from_dict(content)
     hub = pinned(source, CONFIG_NAME, **hub)
     local = Path(source).exists()
     folder = Path(source) / (hub.get("subfolder") or "")
-    shapes: dict[str, list[int]] = {}
+    keys: list[str] = []
     dtypes: set[str] = set()
-    for name, payload in ((WEIGHTS_NAME, "lora"), (MAP_NAME, "text_map")):
-        if payload in config.payloads:
-            found = shapes_in(folder / name) if local else header_on(str(source), name, **hub)
-            shapes |= found[0]
-            dtypes |= found[1]
+    numbers = 0
+    for file in (payload_named(name).file for name in config.payloads):
+        found = shapes_in(folder / file) if local else header_on(str(source), file, **hub)
+        keys += found[0]
+        dtypes |= found[1]
+        numbers += sum(map(prod, found[0].values()))
     return Inspection(
         source=str(source),
         config=config,
         commit=commit_of(source, CONFIG_NAME, **hub),
-        layers=sum(key.endswith(".lora_A.weight") for key in shapes),
-        numbers=sum(map(prod, shapes.values())),
+        layers=sum(key.endswith(".lora_A.weight") for key in keys),
+        numbers=numbers,
         dtypes=tuple(sorted(dtypes)),
         files=tuple(sorted(files_of(source, **hub))),
     )
@@ -74,22 +81,36 @@ def verify_eraser(source: str | Path, model: Any = None, **hub: Unpack[HubOption
     Raises:
         ErasureError: what does not hold, and then nothing is said of the rest.
     """
-    content = read(source, **hub)
+    eraser = EraserAdapter.from_pretrained(source, **hub)
     hub = pinned(source, CONFIG_NAME, **hub)
-    eraser = EraserAdapter(content.factors, content.config, content.text_map)
-    told = [f"{source}: format {eraser.config.format}, {', '.join(eraser.config.payloads)}"]
-    if eraser.factors:
-        told.append(f"{len(eraser.factors)} layers, all pairs of finite numbers that fit")
-    plain = [n for n in files_of(source, **hub) if re.fullmatch(r"[\w.-]+\.safetensors", n)]
-    for name in plain:
-        if name not in (WEIGHTS_NAME, MAP_NAME):
+    lines = [f"{source}: format {eraser.config.format}"]
+    lines += [f"{payload}, all of finite numbers" for payload in eraser.payloads]
+    own = {payload.file for payload in eraser.payloads}
+    for name in files_of(source, **hub):
+        if re.fullmatch(r"[\w.-]+\.safetensors", name) and name not in own:
             _same_change(eraser, EraserAdapter.from_pretrained(fetch(source, name, **hub)), name)
-            told.append(f"{name} changes the same layers by the same")
+            lines.append(f"{name} changes the same layers by the same")
     if model is not None:
         denoiser = Model.of(model).denoiser
         eraser.check(denoiser)
-        told.append(f"fits {type(denoiser).__name__}")
-    return told
+        lines.append(f"fits {type(denoiser).__name__}")
+        if len(eraser.payloads) > 1:
+            lines.append(_copy_on(eraser, denoiser))
+    return lines
+
+
+def _copy_on(eraser: EraserAdapter, denoiser: nn.Module) -> str:
+    """How much the LoRA beside a text map differs from the map's change of these weights."""
+    apart = size = 0.0
+    for path, W in text_weights(denoiser).items():
+        D = eraser.delta(path, W).cpu()
+        copy = eraser.delta(path) if path in eraser.factors else torch.zeros(())
+        size += float(D.square().sum())
+        apart += float((D - copy if copy.shape == D.shape else D).square().sum())
+    share = (apart / size) ** 0.5 if size else 0.0
+    if share < COPY:
+        return "its LoRA is the text map's change of this model"
+    return f"its LoRA is the text map's change of another model; here it differs by {share:.0%}"
 
 
 def _same_change(one: EraserAdapter, other: EraserAdapter, name: str) -> None:
@@ -100,6 +121,6 @@ def _same_change(one: EraserAdapter, other: EraserAdapter, name: str) -> None:
             differing.add(path)
     if differing:
         raise ErasureError(
-            f"{name} changes {len(differing)} layers otherwise than {WEIGHTS_NAME}, such as "
+            f"{name} changes {len(differing)} layers otherwise than {Lora.file}, such as "
             f"'{min(differing)}'."
         )

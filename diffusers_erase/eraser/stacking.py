@@ -9,11 +9,11 @@ from torch import Tensor
 
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import EraserConfig, versions
+from diffusers_erase.eraser.payloads import PAYLOADS
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.inverse import inverted
-from diffusers_erase.linalg.lowrank import compressed
-from diffusers_erase.models.architectures import Factors, reads_text
+from diffusers_erase.models.architectures import reads_text
 
 
 Rest = Literal["sum", "nothing"]
@@ -26,25 +26,28 @@ SPARE, RIDGE = 10.0, 1e-4
 def summed(erasers: Sequence[EraserAdapter]) -> EraserAdapter:
     """W + Σ_i B_i A_i: what all erasers do together, exactly, with the sum of their ranks.
 
-    Two erasers meet one another's states as any others, and each changes them a little: with many
-    erasers this adds up (see `fused`).
+    Each eraser also changes the text states of the others' concepts a little; with many erasers
+    this adds up (see `fused`).
 
     Raises:
         ErasureError: there are none, they are for different models, or some are portable while
             others were trained.
     """
-    _check(erasers)
-    factors: dict[str, Factors] = {}
-    if all(eraser.factors for eraser in erasers):
-        for path in dict.fromkeys(path for eraser in erasers for path in eraser.factors):
-            own = [eraser.factors[path] for eraser in erasers if path in eraser.factors]
-            factors[path] = torch.cat([A for A, _ in own]), torch.cat([B for _, B in own], 1)
-    maps = [eraser.text_map for eraser in erasers]
-    together = None
-    if all(maps):
-        pairs = [(T.U, T.V) for T in maps if T is not None]
-        together = TextMap(torch.cat([U for U, _ in pairs], 1), torch.cat([V for _, V in pairs], 1))
-    return EraserAdapter(factors, _config(erasers, factors, together, "sum"), together)
+    if not erasers:
+        raise ErasureError("There is no eraser to stack.")
+    payloads = []
+    for name, kind in PAYLOADS.items():
+        own = [x for eraser in erasers for x in eraser.payloads if x.name == name]
+        if len(own) == len(erasers):
+            payloads.append(kind.summed(own))
+    if not payloads:
+        portable = next(e.config.title for e in erasers if not e.factors)
+        trained = next(e.config.title for e in erasers if e.text_map is None)
+        raise ErasureError(
+            f"The eraser of '{portable}' is portable and that of '{trained}' was trained for one "
+            "model; load them one after the other, or make the first one with its pipeline."
+        )
+    return EraserAdapter(tuple(payloads), _config(erasers, payloads[-1].rank))
 
 
 def fused(
@@ -83,7 +86,6 @@ def fused(
     Raises:
         ErasureError: as `summed`; or not one G for each eraser.
     """
-    _check(erasers)
     if len(second_moment) != len(erasers):
         raise ErasureError(
             f"{len(erasers)} erasers need as many second moments; got {len(second_moment)}."
@@ -108,27 +110,21 @@ def held(eraser: EraserAdapter, hold: Tensor) -> EraserAdapter:
 def compact(eraser: EraserAdapter, rank: int | None = None) -> tuple[EraserAdapter, float]:
     """The same change in as few columns as it has, or its best form of a rank; and what is kept.
 
-    `argmin_{rank D' <= r} |D - D'|` for every layer; of a text map, with its own energy.
+    `argmin_{rank D' <= r} |D - D'|` for every layer, or for the text map if there is one: its
+    copies are changed as it is.
     """
-    split_up = {path: compressed(*pair, rank) for path, pair in eraser.factors.items()}
-    energy = [(float((B @ A).square().sum()), kept) for A, B, kept in split_up.values()]
-    T, kept_of_map = eraser.text_map, 1.0
-    if T is not None:
-        A, B, kept_of_map = compressed(T.V.T, T.U, rank)
-        T = TextMap(B.double(), A.double().T)
-    total = sum(size / kept for size, kept in energy)
-    kept = sum(size for size, _ in energy) / total if total else kept_of_map
-    factors = {path: (A, B) for path, (A, B, _) in split_up.items()}
-    ranks = [len(A) for A, _ in factors.values()] or [T.rank if T else 0]
-    config = replace(eraser.config, rank=max(ranks))
-    return EraserAdapter(factors, config, T), min(kept, kept_of_map)
+    *copies, source = eraser.payloads
+    thin, kept = source.compact(rank)
+    if isinstance(thin, TextMap):
+        Q = torch.linalg.qr(thin.V).Q
+        copies = [copy.through(Q @ Q.T).compact(None)[0] for copy in copies]
+    config = replace(eraser.config, rank=thin.rank)
+    return EraserAdapter((*copies, thin), config), kept
 
 
 def scaled(eraser: EraserAdapter, strength: float) -> EraserAdapter:
     """The eraser that at strength 1 does what this one does at `strength`."""
-    T = eraser.text_map
-    factors = {path: (A, strength * B) for path, (A, B) in eraser.factors.items()}
-    return replace(eraser, factors=factors, text_map=T and TextMap(strength * T.U, T.V))
+    return replace(eraser, payloads=tuple(x.scaled(strength) for x in eraser.payloads))
 
 
 def interference(
@@ -144,7 +140,8 @@ def interference(
     Args:
         erasers: name i -> eraser D_i, and its strength s_i.
         states: name i -> E_i, N x width, text states of the eraser's concept.
-        weights: path -> weight, out x width; asked for erasers that are text maps alone.
+        weights: path -> weight, out x width, of the layers that read the text; erasers without a
+            text map need none.
 
     Returns:
         Name i -> name j of every other eraser -> I(j -> i); without erasers of strength zero.
@@ -153,7 +150,8 @@ def interference(
     sizes = [len(states[name]) for name in erasers]
     done: dict[str, dict[str, float]] = {}
     for name, (eraser, strength) in erasers.items():
-        factors = eraser.factors or (eraser.text_map and eraser.text_map.factors(weights)) or {}
+        T = eraser.text_map
+        factors = eraser.factors if T is None else T.factors(weights)
         squares = torch.zeros(len(E))
         for path, (A, B) in factors.items():
             if reads_text(path):
@@ -168,52 +166,15 @@ def interference(
 
 
 def _through(eraser: EraserAdapter, N: Tensor) -> EraserAdapter:
-    """D -> D N in the layers that read the text, by their A alone."""
-    factors = {
-        path: ((A.double() @ N).float() if reads_text(path) else A, B)
-        for path, (A, B) in eraser.factors.items()
-    }
-    T = eraser.text_map
-    return replace(eraser, factors=factors, text_map=T and TextMap(T.U, N.T @ T.V))
+    """D -> D N in the layers that read the text, N width x width."""
+    return replace(eraser, payloads=tuple(x.through(N) for x in eraser.payloads))
 
 
-def _check(erasers: Sequence[EraserAdapter]) -> None:
-    if not erasers:
-        raise ErasureError("There is no eraser to stack.")
-    portable = [e.config.title for e in erasers if not e.factors]
-    trained = [e.config.title for e in erasers if e.text_map is None]
-    if portable and trained:
-        raise ErasureError(
-            f"The eraser of '{portable[0]}' is portable and that of '{trained[0]}' was trained for "
-            "one model; load them one after the other, or make the first one with its pipeline."
-        )
-    shapes: dict[str, tuple[int, int]] = {}
-    for eraser in erasers:
-        for path, (A, B) in eraser.factors.items():
-            shape = len(B), A.shape[1]
-            if shapes.setdefault(path, shape) != shape:
-                raise ErasureError(
-                    f"The erasers are for different models: '{path}' is "
-                    f"{' x '.join(map(str, shapes[path]))} to one of them and "
-                    f"{' x '.join(map(str, shape))} to that of '{eraser.config.title}'."
-                )
-    widths = {T.width for T in (e.text_map for e in erasers) if T is not None}
-    if len(widths) > 1:
-        several = " and ".join(map(str, sorted(widths)))
-        raise ErasureError(f"The erasers are for texts of different widths: {several}.")
-
-
-def _config(
-    erasers: Sequence[EraserAdapter],
-    factors: dict[str, Factors],
-    together: TextMap | None,
-    recipe: str,
-) -> EraserConfig:
+def _config(erasers: Sequence[EraserAdapter], rank: int) -> EraserConfig:
     configs = [eraser.config for eraser in erasers]
-    ranks = [len(A) for A, _ in factors.values()]
     return EraserConfig(
         concepts=tuple(concept for c in configs for concept in c.concepts),
-        recipe=recipe,
+        recipe="sum",
         parameters={
             "erasers": [
                 {"names": [x.name for x in c.concepts], "recipe": c.recipe} for c in configs
@@ -221,7 +182,6 @@ def _config(
         },
         base_model=configs[0].base_model,
         fingerprint=configs[0].fingerprint,
-        rank=max(ranks) if ranks else together.rank if together else 0,
-        payloads=(*(("lora",) if factors else ()), *(("text_map",) if together else ())),
+        rank=rank,
         versions=versions(),
     )

@@ -1,13 +1,20 @@
-"""A linear map of the text, and the LoRA it amounts to in every layer that reads the text."""
+"""The payload `text_map`: a linear map of the text, and its LoRA in layers that read the text."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from diffusers_erase.eraser.config import EraserConfig
+from diffusers_erase.eraser.products import Product, product_with, require_finite
+from diffusers_erase.eraser.safetensors_io import opened, serialized, shapes_in
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.models.architectures import Factors
+from diffusers_erase.linalg.lowrank import compressed
+from diffusers_erase.models.architectures import Factors, text_layers
 
 
 @dataclass(frozen=True)
@@ -18,6 +25,9 @@ class TextMap:
     for a layer is A = V^T, B = W U. Applied to the prompt's states instead of the weights it does
     the same, as long as all states go through it, the negative prompt's too.
     """
+
+    name: ClassVar[str] = "text_map"
+    file: ClassVar[str] = "text_map.safetensors"
 
     U: Tensor
     """Width x rank, float64."""
@@ -30,10 +40,12 @@ class TextMap:
                 "The factors of a text map do not fit each other: "
                 f"{tuple(self.U.shape)} and {tuple(self.V.shape)}."
             )
-        if not (torch.isfinite(self.U).all() and torch.isfinite(self.V).all()):
-            raise ErasureError("A text map holds values that are not finite numbers.")
+        require_finite(self.V.T, self.U, "The text map")
         for name in ("U", "V"):  # products round by how numbers lie in memory: as in a file
             object.__setattr__(self, name, getattr(self, name).contiguous())
+
+    def __str__(self) -> str:
+        return f"text map of rank {self.rank} for text states of width {self.width}"
 
     @classmethod
     def of(cls, P: Tensor) -> "TextMap":
@@ -45,12 +57,12 @@ class TextMap:
 
     @property
     def width(self) -> int:
-        """Of a text state."""
+        """The width of a text state."""
         return len(self.U)
 
     @property
     def rank(self) -> int:
-        """Of what it adds to the identity, at most."""
+        """The largest rank of what it adds to the identity."""
         return self.U.shape[1]
 
     @property
@@ -123,3 +135,102 @@ class TextMap:
             path: (A.clone(), (W.detach().double().cpu() @ self.U).float())
             for path, W in weights.items()
         }
+
+    # --- as a payload
+
+    def tensors(self) -> list[Tensor]:
+        """U and V."""
+        return [self.U, self.V]
+
+    @classmethod
+    def is_in(cls, names: Collection[str]) -> bool:
+        """Whether a file with tensors of these names holds a text map."""
+        return {*names} == {"U", "V"}
+
+    @classmethod
+    def read(cls, path: Path) -> "TextMap":
+        """The text map in a file; its shape is checked before its numbers are read.
+
+        Raises:
+            ErasureError: it is damaged, has a rank of 0 or above its width, or numbers of a type
+                that is not read.
+        """
+        shapes, dtypes = shapes_in(path)
+        if not cls.is_in(shapes) or not dtypes <= {"F64", "F32", "F16", "BF16"}:
+            raise ErasureError(
+                f"'{path}' holds {', '.join(sorted(shapes))[:200]} of type "
+                f"{', '.join(sorted(dtypes))}; a text map is U and V, of floating-point numbers."
+            )
+        rank, width = shapes["U"][-1], shapes["U"][0]
+        if len(shapes["U"]) != 2 or shapes["U"] != shapes["V"] or not 1 <= rank <= width:
+            raise ErasureError(
+                f"'{path}' holds U of shape {shapes['U']} and V of shape {shapes['V']}; a text map "
+                "is two matrices, width x rank, of a rank from 1 to the width."
+            )
+        found = opened(path).tensors
+        return cls(found["U"].double(), found["V"].double())
+
+    def files(self, config: EraserConfig, repo_id: str) -> dict[str, bytes]:
+        """One file, float32, of a rank no larger than the width."""
+        T = self if self.rank <= self.width else TextMap.of(self.change)
+        header = {"format": "pt", "erasure": json.dumps(config.to_dict())}
+        return {self.file: serialized({"U": T.U.float(), "V": T.V.float()}, header)}
+
+    def usage(self, repo_id: str, files: Sequence[str]) -> list[str]:
+        """The line of the card: with which models the map works."""
+        return [f"`{self.file}` is a map of the text, for every model with the same text encoder."]
+
+    def check(self, denoiser: nn.Module) -> None:
+        """Refuse a denoiser that reads text states of another width, or would become infinite.
+
+        Raises:
+            ErasureError: names the width, or the layer.
+        """
+        layers = text_layers(denoiser)
+        widths = sorted({layer.in_features for layer in layers.values()})
+        if widths != [self.width]:
+            raise ErasureError(
+                f"The text map is for states of width {self.width}, and the layers read "
+                f"{' and '.join(map(str, widths))}: it was made for another text encoder."
+            )
+        for path, layer in layers.items():
+            W = layer.weight
+            if W.is_floating_point() and not W.is_meta:
+                A, B = self.pair(path, product_with(W))
+                require_finite(A, B, f"The text map's change of '{path}'")
+
+    def paths(self, denoiser: nn.Module) -> tuple[str, ...]:
+        """All layers that read the text."""
+        return tuple(text_layers(denoiser))
+
+    def pair(self, path: str, product: Product) -> Factors:
+        """A = V^T and B = W U of one layer."""
+        B = product(self.U)
+        return self.V.T.to(B), B
+
+    @classmethod
+    def summed(cls, several: Sequence["TextMap"]) -> "TextMap":
+        """I + Σ_i U_i V_i^T, by concatenation.
+
+        Raises:
+            ErasureError: their widths differ.
+        """
+        widths = sorted({T.width for T in several})
+        if len(widths) > 1:
+            raise ErasureError(
+                f"The erasers are for texts of different widths: {' and '.join(map(str, widths))}."
+            )
+        return cls(torch.cat([T.U for T in several], 1), torch.cat([T.V for T in several], 1))
+
+    def scaled(self, strength: float) -> "TextMap":
+        """U V^T -> s U V^T."""
+        return TextMap(strength * self.U, self.V)
+
+    def through(self, N: Tensor) -> "TextMap":
+        """U V^T -> U V^T N."""
+        return TextMap(self.U, N.T @ self.V)
+
+    def compact(self, rank: int | None) -> tuple["TextMap", float]:
+        """The best change of a rank, and the share of its energy that it keeps."""
+        A, B, kept = compressed(self.V.T, self.U, rank)
+        return TextMap(B.double(), A.double().T), kept

@@ -11,6 +11,7 @@ from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.token_pairs import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import ErasedConcept
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.making.request import Request, check_bare, config_of, warn_of_unknown_words
@@ -73,21 +74,20 @@ def mapped(
     parameters: Mapping[str, Any],
 ) -> EraserAdapter:
     """The eraser that a text map is, with its LoRA for these weights if there are any."""
-    factors = map.factors(weights) if weights else {}
+    copies = (Lora(map.factors(weights)),) if weights else ()
     concept = request.concepts[0].name
     config = config_of(
         model,
         request,
         choices,
         rank=map.rank,
-        payloads=("lora", "text_map") if factors else ("text_map",),
         parameters=parameters,
         fingerprint={
             **(fingerprint(model.found) if model.found is not None else {}),
             "text": {"prompt": concept, "state": model.text_fingerprint(concept)},
         },
     )
-    return EraserAdapter(factors, config, map)
+    return EraserAdapter((*copies, map), config)
 
 
 def _targets(target: Target | None, count: int) -> tuple[str | None, ...] | None:

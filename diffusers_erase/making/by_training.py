@@ -16,6 +16,7 @@ from diffusers_erase.editing.recipes import CLOSED_FORM
 from diffusers_erase.editing.solvers import Problem, Replace, reading_gram
 from diffusers_erase.editing.token_pairs import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.subspace import row_space
 from diffusers_erase.making.request import Request, check_bare, config_of, warn_of_unknown_words
@@ -61,7 +62,7 @@ def trained(
                 callback_on_step_end(step)
         factors = lora.factors()
     known = {"rank": recipe.rank, "fingerprint": fingerprint(unet)}
-    return EraserAdapter(factors, config_of(model, request, answers.choices(), **known))
+    return EraserAdapter((Lora(factors),), config_of(model, request, answers.choices(), **known))
 
 
 def _recipe(request: Request) -> Recipe:

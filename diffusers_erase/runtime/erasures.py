@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.models.architectures import reads_text, text_layers, text_weights
 from diffusers_erase.runtime.adapting import Adapted, check_unfused
 from diffusers_erase.runtime.baking import Baked, Keep, undo
@@ -82,6 +83,5 @@ def _settled(eraser: LoadedEraser, unet: Any, pristine: dict[str, Tensor]) -> Lo
     if T is None or eraser.mode != "bake":
         return eraser
     weights = {path: pristine[path] for path in text_layers(unet)}
-    config = replace(eraser.adapter.config, payloads=("lora",))
-    settled = replace(eraser.adapter, factors=T.factors(weights), text_map=None, config=config)
+    settled = replace(eraser.adapter, payloads=(Lora(T.factors(weights)),))
     return replace(eraser, adapter=settled)

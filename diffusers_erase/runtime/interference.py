@@ -42,7 +42,7 @@ def _measured(
     model: Model, erasures: Erasures, loaded: Mapping[str, LoadedEraser]
 ) -> Mapping[str, Mapping[str, float]]:
     weights = {}
-    if not all(eraser.adapter.factors for eraser in loaded.values()):
+    if any(eraser.adapter.text_map for eraser in loaded.values()):
         weights = erasures.bases(model.denoiser)
     if any(W.is_meta or not W.is_floating_point() for W in weights.values()):
         return {}

@@ -48,22 +48,19 @@ def factors_of(
         layer: itself.
         pristine: its weight without erasers, where it can be read.
     """
-    T = eraser.adapter.text_map
-    if T is None:
-        return eraser.adapter.factors[path]
-    U, V = T.U.float(), T.V.float()
-    if pristine is not None:
-        return V.T.contiguous(), pristine.float().cpu() @ U
-    asked = torch.cat([torch.zeros(1, len(U)), U.T]).to(layer.weight.device)
-    dtype = layer.weight.dtype if layer.weight.dtype.is_floating_point else torch.float32
-    said = layer.forward(asked.to(dtype)).float().cpu()
-    return V.T.contiguous(), (said[1:] - said[:1]).T.contiguous()
+
+    def product(x: Tensor) -> Tensor:
+        if pristine is not None:
+            return pristine.float().cpu() @ x.float()
+        asked = torch.cat([torch.zeros(1, len(x)), x.T.float()]).to(layer.weight.device)
+        dtype = layer.weight.dtype if layer.weight.dtype.is_floating_point else torch.float32
+        found = layer.forward(asked.to(dtype)).float().cpu()
+        return (found[1:] - found[:1]).T.contiguous()
+
+    A, B = eraser.adapter.source.pair(path, product)
+    return A.contiguous(), B
 
 
 def content(eraser: LoadedEraser) -> list[str | float]:
     """What it does to the weights: its numbers' digest, and the strength."""
-    adapter = eraser.adapter
-    T = adapter.text_map
-    mapped = [T.U, T.V] if T is not None else []
-    factors = [x for path in sorted(adapter.factors) for x in adapter.factors[path]]
-    return [digest(*mapped, *factors), eraser.strength]
+    return [digest(*eraser.adapter.source.tensors()), eraser.strength]

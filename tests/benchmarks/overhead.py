@@ -26,6 +26,7 @@ from diffusers_erase import (
     set_erasure_strength,
     unload_erasures,
 )
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.models.architectures import fingerprint, text_layers
 
 
@@ -45,7 +46,7 @@ def eraser_of(unet: Any, rank: int, concept: str = "car") -> EraserAdapter:
         for path, x in layers.items()
     }
     config = EraserConfig((ErasedConcept(concept),), fingerprint=fingerprint(unet), rank=rank)
-    return EraserAdapter(factors, config)
+    return EraserAdapter((Lora(factors),), config)
 
 
 def seconds(call: Callable[[], Any]) -> float:

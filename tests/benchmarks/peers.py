@@ -15,6 +15,7 @@ from torch import Tensor
 from diffusers_erase.concepts import Concept
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import ErasedConcept, EraserConfig
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.models.architectures import fingerprint, projections, text_weights
 from diffusers_erase.models.text_states import encode
@@ -42,7 +43,7 @@ def uce(
         fingerprint=fingerprint(pipe.unet),
         rank=len(next(iter(factors.values()))[0]),
     )
-    return EraserAdapter(factors, config)
+    return EraserAdapter((Lora(factors),), config)
 
 
 def _rows(pipe: Any, prompts: Sequence[str]) -> Tensor:
@@ -124,7 +125,9 @@ class Loop:
             rank = max(rank, len(S))
             layer.weight.copy_(self.base[path])
         story = {"recipe": recipe, "fingerprint": fingerprint(self.pipe.unet), "rank": rank}
-        return EraserAdapter(factors, EraserConfig((ErasedConcept.of(concept, None),), **story))
+        return EraserAdapter(
+            (Lora(factors),), EraserConfig((ErasedConcept.of(concept, None),), **story)
+        )
 
 
 def esd(loop: Loop, updates: int) -> None:

@@ -22,6 +22,7 @@ from diffusers.hooks import apply_group_offloading
 from diffusers_erase import erase
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import ErasedConcept, EraserConfig
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.models.architectures import TEXT_PARTS, projections
 from diffusers_erase.models.model import Model
 from diffusers_erase.playground import load_pipeline
@@ -51,7 +52,7 @@ def style_of(unet: Any) -> EraserAdapter:
 
     layers = projections(unet, TEXT_PARTS)
     factors = {p: (normal(4, x.in_features), normal(x.out_features, 4)) for p, x in layers.items()}
-    return EraserAdapter(factors, EraserConfig((ErasedConcept("style"),), rank=4))
+    return EraserAdapter((Lora(factors),), EraserConfig((ErasedConcept("style"),), rank=4))
 
 
 def dense(*changes: tuple[EraserAdapter, float], **options: Any) -> Any:
@@ -192,7 +193,7 @@ def verdict(name: str, mode: str, eraser: EraserAdapter, folder: Path) -> str:
 def main() -> None:
     pipe = load_pipeline()
     eraser = erase(pipe, "car", vocabulary=["truck", "oak", "cat"], recipe="closed-form")
-    eraser = EraserAdapter(eraser.factors, eraser.config)
+    eraser = EraserAdapter((Lora(eraser.factors),), eraser.config)
     print(f"| call | {' | '.join(MODES)} |")
     print("| --- |" + " --- |" * len(MODES))
     with tempfile.TemporaryDirectory() as place:

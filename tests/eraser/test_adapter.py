@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_erase.eraser.adapter import EraserAdapter, check_output
 from diffusers_erase.eraser.config import CONFIG_NAME
-from diffusers_erase.eraser.files import WEIGHTS_NAME
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.runtime.plugin import load_erasure
 
@@ -32,7 +32,7 @@ def test_alpha_equals_rank_on_disk_so_that_no_reader_loses_the_strength(
     untrained, make_eraser, tmp_path
 ):
     folder = make_eraser(untrained.unet, rank=3).save_pretrained(tmp_path / "car")
-    with safe_open(folder / WEIGHTS_NAME, "pt") as file:
+    with safe_open(folder / Lora.file, "pt") as file:
         header = json.loads(file.metadata()["lora_adapter_metadata"])
     assert header["unet.r"] == header["unet.lora_alpha"] == 3
     assert len(header) == 7
@@ -42,7 +42,7 @@ def test_alpha_equals_rank_on_disk_so_that_no_reader_loses_the_strength(
 def test_plain_diffusers_draws_the_same_with_it(untrained, make_eraser, picture, tmp_path, ranks):
     first, second = (make_eraser(untrained.unet, rank=r, scale=0.5) for r in ranks)
     mixed = {p: (first if i % 2 else second).factors[p] for i, p in enumerate(first.factors)}
-    eraser = EraserAdapter(mixed, first.config)
+    eraser = EraserAdapter((Lora(mixed),), first.config)
     folder = eraser.save_pretrained(tmp_path / "car")
     base = picture(untrained)
     load_erasure(untrained, folder)
@@ -120,7 +120,7 @@ def test_an_unwritable_place_is_refused_and_leaves_nothing(untrained, make_erase
 
 
 def _spoil_bytes(folder):
-    (folder / WEIGHTS_NAME).write_bytes(b"not a safetensors file")
+    (folder / Lora.file).write_bytes(b"not a safetensors file")
 
 
 def _spoil_config(folder):
@@ -128,14 +128,14 @@ def _spoil_config(folder):
 
 
 def _remove_weights(folder):
-    (folder / WEIGHTS_NAME).unlink()
+    (folder / Lora.file).unlink()
 
 
 def _edit(change):
     def spoil(folder):
-        tensors = load_file(folder / WEIGHTS_NAME)
+        tensors = load_file(folder / Lora.file)
         change(tensors, next(iter(tensors)))
-        save_file(tensors, folder / WEIGHTS_NAME)
+        save_file(tensors, folder / Lora.file)
 
     return spoil
 
@@ -145,7 +145,7 @@ def _edit(change):
     [
         (_spoil_bytes, "no readable safetensors"),
         (_spoil_config, f"{CONFIG_NAME}' is broken"),
-        (_remove_weights, f"holds no {WEIGHTS_NAME}"),
+        (_remove_weights, f"holds no {Lora.file}"),
         (_edit(lambda tensors, key: tensors.pop(key)), "lacks one of the two"),
         (_edit(lambda tensors, key: tensors.update(alien=torch.ones(1))), "'alien'"),
         (_edit(lambda tensors, key: tensors[key].fill_(float("nan"))), "not finite"),
@@ -183,7 +183,7 @@ def test_what_cannot_be_found_is_said_so(source, message):
 
 def test_an_ordinary_lora_is_no_eraser(untrained, make_eraser, tmp_path):
     folder = make_eraser(untrained.unet).save_pretrained(tmp_path / "car")
-    save_file(load_file(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME)
+    save_file(load_file(folder / Lora.file), folder / Lora.file)
     (folder / CONFIG_NAME).unlink()
     with pytest.raises(ErasureError, match="no eraser"):
         EraserAdapter.from_pretrained(folder)

@@ -160,11 +160,11 @@ def test_card_of_many_concepts_and_long_text_stays_short():
     assert len(text) < 500_000
 
 
-def test_pictures_and_the_second_file_are_shown():
-    files = ["erase-car.safetensors", "pytorch_lora_weights.safetensors"]
-    text = model_card(CONFIG, "user/erase-car", {"images/00.png": "a car"}, files)
+def test_pictures_and_lines_about_usage_are_shown():
+    usage = ["`erase-car.safetensors` is for others."]
+    text = model_card(CONFIG, "user/erase-car", {"images/00.png": "a car"}, usage)
     assert "<Gallery />" in text
-    assert "`erase-car.safetensors` is the same with the keys that ComfyUI" in text
+    assert "\n`erase-car.safetensors` is for others.\n" in text
     assert ModelCard(text).data.widget == [{"text": "a car", "output": {"url": "images/00.png"}}]
     assert "Gallery" not in card()
 

@@ -11,9 +11,10 @@ from PIL import Image
 
 from diffusers_erase import EraserAdapter, ErasureError, erase
 from diffusers_erase.eraser.config import CONFIG_NAME, ErasedConcept, EraserConfig
-from diffusers_erase.eraser.files import MAP_NAME, WEIGHTS_NAME, images_in
-from diffusers_erase.eraser.inspection import inspect_eraser
+from diffusers_erase.eraser.files import images_in
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.eraser.safetensors_io import Limits, opened, serialized
+from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.models.architectures import text_layers
 from diffusers_erase.runtime.plugin import load_erasure
 from tests.fuzzing import unet
@@ -62,7 +63,7 @@ def test_half_precision_is_half_the_size_and_comes_back_as_it_was(untrained, mak
     for dtype, share in ((torch.float16, 0.5), (torch.bfloat16, 0.5), (torch.float32, 1)):
         folder = eraser.save_pretrained(tmp_path / str(dtype), dtype=dtype)
         numbers = sum(A.numel() + B.numel() for A, B in eraser.factors.values())
-        size = (folder / WEIGHTS_NAME).stat().st_size
+        size = (folder / Lora.file).stat().st_size
         assert 4 * share * numbers < size < 4 * share * numbers + 12_000
         back = EraserAdapter.from_pretrained(folder)
         for path, pair in eraser.factors.items():
@@ -71,8 +72,10 @@ def test_half_precision_is_half_the_size_and_comes_back_as_it_was(untrained, mak
                 for a, b in zip(pair, back.factors[path], strict=True)
             )
         again = back.save_pretrained(tmp_path / "again" / str(dtype))
-        assert bytes_of(again)[WEIGHTS_NAME] == bytes_of(folder)[WEIGHTS_NAME]
-    large = EraserAdapter({p: (A * 1e6, B) for p, (A, B) in eraser.factors.items()}, eraser.config)
+        assert bytes_of(again)[Lora.file] == bytes_of(folder)[Lora.file]
+    large = replace(
+        eraser, payloads=(Lora({p: (A * 1e6, B) for p, (A, B) in eraser.factors.items()}),)
+    )
     with pytest.raises(ErasureError, match="too large for float16"):
         large.save_pretrained(tmp_path / "large", dtype=torch.float16)
     assert not (tmp_path / "large").exists()
@@ -88,9 +91,9 @@ def test_an_eraser_of_stable_diffusions_shapes_and_rank_4_is_below_half_a_megaby
         for k, width in enumerate(widths)
         for part in ("to_k", "to_v")
     }
-    eraser = EraserAdapter(factors, EraserConfig((ErasedConcept("car"),), rank=4))
+    eraser = EraserAdapter((Lora(factors),), EraserConfig((ErasedConcept("car"),), rank=4))
     folder = eraser.save_pretrained(tmp_path / "car", dtype=torch.float16)
-    assert (folder / WEIGHTS_NAME).stat().st_size <= 500_000
+    assert (folder / Lora.file).stat().st_size <= 500_000
 
 
 def test_what_rounding_leaves_of_the_exact_constraint(untrained, tmp_path):
@@ -113,11 +116,11 @@ def test_what_rounding_leaves_of_the_exact_constraint(untrained, tmp_path):
 def test_a_config_names_the_payloads_there_are(tmp_path):
     whole = EraserAdapter.from_pretrained(GOLDEN)
     assert whole.portable.config.payloads == ("text_map",)
-    alone = EraserAdapter(whole.factors, replace(whole.config, payloads=("text_map",)))
+    alone = EraserAdapter((Lora(whole.factors),), replace(whole.config, payloads=("text_map",)))
     assert alone.config.payloads == ("lora",)
     assert EraserAdapter.from_pretrained(alone.save_pretrained(tmp_path / "x")).factors
     portable = whole.portable.save_pretrained(tmp_path / "portable")
-    assert set(bytes_of(portable)) == {CONFIG_NAME, MAP_NAME, "README.md"}
+    assert set(bytes_of(portable)) == {CONFIG_NAME, TextMap.file, "README.md"}
 
 
 def test_pictures_of_a_card_are_found_again(tmp_path):
@@ -160,14 +163,6 @@ def test_pictures_of_somebody_are_not_replaced(tmp_path):
     assert (folder / "images" / "holiday.png").read_bytes() == b"mine"
 
 
-def test_the_facts_need_no_weights():
-    facts = inspect_eraser(GOLDEN)
-    assert (facts.layers, facts.dtypes, facts.commit) == (8, ("F32",), None)
-    eraser = EraserAdapter.from_pretrained(GOLDEN)
-    numbers = sum(A.numel() + B.numel() for A, B in eraser.factors.values())
-    assert facts.numbers == numbers + 2 * eraser.text_map.U.numel()
-
-
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
@@ -186,7 +181,7 @@ def test_files_beyond_the_limits_are_refused_before_they_are_read(limits, messag
 
 def test_a_rank_no_eraser_has_is_refused(tmp_path):
     wide = EraserAdapter(
-        {"a.attn2.to_k": (torch.ones(5000, 1), torch.ones(1, 5000))},
+        (Lora({"a.attn2.to_k": (torch.ones(5000, 1), torch.ones(1, 5000))}),),
         EraserConfig((ErasedConcept("x"),)),
     )
     with pytest.raises(ErasureError, match="rank 5,000; 1 to 4,096 are read"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusers_erase import ErasureError
-from diffusers_erase.eraser.files import WEIGHTS_NAME
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.runtime.plugin import list_erasures, load_erasure
 from tests.fuzzing import MEGABYTES, SECONDS, erasers, fuzz, unet
 
@@ -54,19 +54,19 @@ def test_crafted_files_are_refused_before_anything_changes(content, tmp_path):
     model = unet()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     folder = erasers(model)[0].save_pretrained(tmp_path / "car")
-    (folder / WEIGHTS_NAME).write_bytes(content)
+    (folder / Lora.file).write_bytes(content)
     with pytest.raises(ErasureError):
         load_erasure(model, folder)
     assert not list_erasures(model)
     assert all(torch.equal(w, before[k]) for k, w in model.state_dict().items())
 
 
-@pytest.mark.parametrize("target", ["/dev/zero", "/proc/kcore", "/etc/passwd", WEIGHTS_NAME])
+@pytest.mark.parametrize("target", ["/dev/zero", "/proc/kcore", "/etc/passwd", Lora.file])
 def test_links_in_a_snapshot_lead_nowhere(target, tmp_path):
     model = unet()
     folder = erasers(model)[0].save_pretrained(tmp_path / "car")
-    (folder / WEIGHTS_NAME).unlink()
-    (folder / WEIGHTS_NAME).symlink_to(Path(target))
+    (folder / Lora.file).unlink()
+    (folder / Lora.file).symlink_to(Path(target))
     with pytest.raises(ErasureError) as refusal:
         load_erasure(model, folder)
     assert "root:" not in str(refusal.value)

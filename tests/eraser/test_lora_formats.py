@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusers_erase import ErasedConcept, EraserAdapter, ErasureError, erase
-from diffusers_erase.eraser.files import WEIGHTS_NAME
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.eraser.lora_formats import factors_in
 from diffusers_erase.eraser.safetensors_io import opened
 from diffusers_erase.models.architectures import text_layers
@@ -29,7 +29,7 @@ def eraser(untrained, make_eraser):
     """With several ranks, and other parts than the two that read the text."""
     thin = make_eraser(untrained.unet, rank=2, scale=0.4)
     thick = make_eraser(untrained.unet, seed=1, rank=3, parts=("to_q", "to_out.0"), scale=0.4)
-    return EraserAdapter({**thin.factors, **thick.factors}, thin.config)
+    return EraserAdapter((Lora({**thin.factors, **thick.factors}),), thin.config)
 
 
 def comfyui_keys(unet):
@@ -69,7 +69,7 @@ def test_plain_diffusers_reads_the_second_file_too(untrained, eraser, picture, t
     assert abs(picture(untrained) - erased).max() < 1e-5
 
 
-@pytest.mark.parametrize("name", [WEIGHTS_NAME, "erase-car.safetensors"])
+@pytest.mark.parametrize("name", [Lora.file, "erase-car.safetensors"])
 def test_either_file_is_loaded_alone(untrained, eraser, tmp_path, name):
     folder = eraser.save_pretrained(tmp_path / "erase-car")
     back = EraserAdapter.from_pretrained(folder / name)
@@ -138,7 +138,7 @@ def test_a_rank_stabilised_lora_is_as_strong_as_peft_makes_it(untrained, make_er
     folder = eraser.save_pretrained(tmp_path / "car")
     said = {"unet.r": 4, "unet.lora_alpha": 4, "unet.use_rslora": True}
     header = {"lora_adapter_metadata": json.dumps(said)}
-    save_file(load_file(folder / WEIGHTS_NAME), tmp_path / "x.safetensors", header)
+    save_file(load_file(folder / Lora.file), tmp_path / "x.safetensors", header)
     back = EraserAdapter.from_checkpoint(tmp_path / "x.safetensors", "car")
     for path in eraser.factors:
         assert torch.allclose(back.delta(path), 2 * eraser.delta(path), atol=1e-5)
@@ -150,7 +150,7 @@ def test_alpha_in_the_header_counts(untrained, make_eraser, tmp_path):
     path, *_ = eraser.factors
     said = {"unet.r": 2, "unet.lora_alpha": 6, "unet.alpha_pattern": {path: 1}}
     save_file(
-        load_file(folder / WEIGHTS_NAME),
+        load_file(folder / Lora.file),
         tmp_path / "x.safetensors",
         {"lora_adapter_metadata": json.dumps(said)},
     )
@@ -201,7 +201,7 @@ def test_alpha_pattern_of_a_lora_saved_by_peft_counts_as_in_peft(
         untrained.save_lora_weights(
             tmp_path, unet_lora_layers=tensors, unet_lora_adapter_metadata=config.to_dict()
         )
-        file = tmp_path / WEIGHTS_NAME
+        file = tmp_path / Lora.file
     else:
         file = tmp_path / "adapter_model.safetensors"
         save_file({f"base_model.model.{key}": value for key, value in tensors.items()}, file)
@@ -225,7 +225,7 @@ def test_alpha_pattern_that_would_take_forever_to_match_is_refused(
         {f"x{k}": 1 for k in range(50_000)},
     ):
         metadata = {"lora_adapter_metadata": json.dumps({"unet.alpha_pattern": patterns or [1]})}
-        save_file(load_file(folder / WEIGHTS_NAME), file, metadata)
+        save_file(load_file(folder / Lora.file), file, metadata)
         with pytest.raises(ErasureError, match="no settings of a LoRA"):
             EraserAdapter.from_checkpoint(file, "car")
 

@@ -101,7 +101,6 @@ CAR = {"name": "car"}
     ("content", "message"),
     [
         ({"format": "2.0"}, "of format '2.0'.*Update diffusers_erase"),
-        ({"payloads": ["lora", "gate"]}, "payload 'gate' that this version.*does not know"),
         ({"format": "one"}, "'format' has characters that have no place there"),
         ({"concepts": [{"name": "car\x1b[2J"}]}, "characters that have no place there"),
         ({"concepts": [{"name": "\u202erac"}]}, "characters that have no place there"),

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from diffusers_erase import cli
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import CONFIG_NAME, ErasedConcept
-from diffusers_erase.eraser.files import WEIGHTS_NAME
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.storage.hub import find_erasers
 from tests.loopback_hub import Repo
@@ -230,8 +230,8 @@ def test_the_commands_push_pull_find_tell_and_verify(hub, untrained, make_eraser
     ):
         assert said in told
     fetched = [path for method, path in hub.log[before:] if method == "GET" and "/resolve/" in path]
-    assert {path.split("/")[-1] for path in fetched} == {CONFIG_NAME, WEIGHTS_NAME}
-    assert not list((tmp_path / "cache").rglob(WEIGHTS_NAME))  # a part of it was read, not kept
+    assert {path.split("/")[-1] for path in fetched} == {CONFIG_NAME, Lora.file}
+    assert not list((tmp_path / "cache").rglob(Lora.file))  # a part of it was read, not kept
     assert told.replace(REPO, "x").split("  commit")[0] in run("info", folder).replace(
         str(folder), "x"
     )
@@ -260,7 +260,7 @@ def test_only_files_of_an_eraser_are_pulled(hub, untrained, make_eraser, tmp_pat
         there[name] = b"evil"
     CliRunner().invoke(cli.app, ["pull", REPO, "-o", str(tmp_path / "new")])
     written = {path.name for path in tmp_path.rglob("*") if "cache" not in path.parts}
-    assert written == {"new", CONFIG_NAME, WEIGHTS_NAME, "README.md", "erase-car.safetensors"}
+    assert written == {"new", CONFIG_NAME, Lora.file, "README.md", "erase-car.safetensors"}
 
 
 # --- what servers do wrong ---------------------------------------------------------------------
@@ -272,7 +272,7 @@ def patient(monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
 
 
-@pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
+@pytest.mark.parametrize("name", [CONFIG_NAME, Lora.file])
 @pytest.mark.parametrize(
     ("method", "kind"),
     [
@@ -310,7 +310,7 @@ def test_a_download_that_always_fails_is_refused_in_words_and_leaves_no_trace(
     eraser = make_eraser(untrained.unet)
     eraser.push_to_hub(REPO)
     before = {k: v.clone() for k, v in untrained.unet.state_dict().items()}
-    hub.fail("GET", WEIGHTS_NAME, kind, 1000)
+    hub.fail("GET", Lora.file, kind, 1000)
     with pytest.raises(ErasureError, match=message):
         untrained.load_erasure(REPO)
     assert all(torch.equal(v, before[k]) for k, v in untrained.unet.state_dict().items())
@@ -351,7 +351,7 @@ def test_what_rots_in_the_cache_is_fetched_again(hub, untrained, make_eraser, tm
     eraser = make_eraser(untrained.unet)
     eraser.push_to_hub(REPO)
     EraserAdapter.from_pretrained(REPO)
-    (cached,) = (tmp_path / "cache").rglob(f"snapshots/*/{WEIGHTS_NAME}")
+    (cached,) = (tmp_path / "cache").rglob(f"snapshots/*/{Lora.file}")
     blob = bytearray(cached.read_bytes())
     blob[-3] ^= 1
     cached.resolve().write_bytes(blob)

@@ -5,6 +5,7 @@ import torch
 
 from diffusers_erase import EraserAdapter, ErasureError
 from diffusers_erase.eraser.config import ErasedConcept, EraserConfig
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.eraser.stacking import compact, fused, held, scaled, summed
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.linalg.subspace import row_space
@@ -29,19 +30,18 @@ def trained(name, rank=2, seed=1, hold=None):
         A = A if hold is None else A - (A @ hold.float()) @ hold.float().T
         factors[path] = A, torch.randn(OUT, rank, generator=generator)
     concepts = (ErasedConcept(name, synonyms=(f"old {name}",)),)
-    return EraserAdapter(factors, EraserConfig(concepts, rank=rank))
+    return EraserAdapter((Lora(factors),), EraserConfig(concepts, rank=rank))
 
 
 def solved(name, seed=1):
     generator = torch.Generator().manual_seed(seed)
     U, V = (torch.randn(WIDTH, 2, generator=generator).double() for _ in range(2))
-    return EraserAdapter(
-        {}, EraserConfig((ErasedConcept(name),), payloads=("text_map",)), TextMap(U, V)
-    )
+    return EraserAdapter((TextMap(U, V),), EraserConfig((ErasedConcept(name),)))
 
 
 NARROW = EraserAdapter(
-    {PATHS[0]: (torch.ones(1, 8), torch.ones(OUT, 1))}, EraserConfig((ErasedConcept("x"),))
+    (Lora({PATHS[0]: (torch.ones(1, 8), torch.ones(OUT, 1))}),),
+    EraserConfig((ErasedConcept("x"),)),
 )
 
 
@@ -165,7 +165,7 @@ def test_layers_that_do_not_read_the_text_are_summed():
 def test_text_maps_are_fused_as_their_layers_would_be():
     W = torch.randn(OUT, WIDTH, generator=torch.Generator().manual_seed(9)).double()
     maps = [solved("car", 1), solved("cat", 2)]
-    layers = [replace(m, factors=m.text_map.factors({PATHS[0]: W}), text_map=None) for m in maps]
+    layers = [replace(m, payloads=(Lora(m.text_map.factors({PATHS[0]: W})),)) for m in maps]
     numbers = [gram(states(3, 4)), gram(states(4, 4))], gram(states(5, 9))
     mapped, layered = fused(maps, *numbers), fused(layers, *numbers)
     assert torch.allclose(mapped.delta(PATHS[0], W), layered.delta(PATHS[0]), atol=1e-4)
@@ -177,14 +177,8 @@ def test_text_maps_are_fused_as_their_layers_would_be():
         ([], "no eraser to stack"),
         ([solved("car"), trained("cat")], "'car' is portable and that of 'cat' was trained"),
         (
-            [
-                trained("car"),
-                EraserAdapter(
-                    {PATHS[0]: (torch.ones(1, 8), torch.ones(OUT, 1))},
-                    EraserConfig((ErasedConcept("x"),)),
-                ),
-            ],
-            "different models: 'down.*to_k' is 10 x 24 .* and 10 x 8 to that of 'x'",
+            [trained("car"), NARROW],
+            "different models: to one of them 'down.*to_k' is 10 x 24 and to another one 10 x 8",
         ),
     ],
 )

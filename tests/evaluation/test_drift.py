@@ -2,6 +2,7 @@ import pytest
 
 from diffusers_erase.concepts import Concept
 from diffusers_erase.eraser.adapter import EraserAdapter
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.drift import base_predictions, drift
 from diffusers_erase.linalg.subspace import free, row_space
@@ -54,7 +55,9 @@ def test_drift_of_the_empty_prompt_is_zero_where_the_lora_is_orthogonal_to_it(
     Q = row_space(encode(playground, [""]))
     eraser = make_eraser(playground.unet)
     factors = {path: (free(A.double(), Q).float(), B) for path, (A, B) in eraser.factors.items()}
-    playground.load_erasure(EraserAdapter(factors, eraser.config), "car", strength=strength)
+    playground.load_erasure(
+        EraserAdapter((Lora(factors),), eraser.config), "car", strength=strength
+    )
     moved = drift(playground, base)
     assert moved.null < 1e-10
     assert moved.target > 1e-5

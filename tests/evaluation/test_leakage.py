@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from diffusers_erase import Concept, ErasedConcept, EraserAdapter, EraserConfig, ErasureError, erase
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.evaluation.leakage import Leakage, keys_and_values, leakage
 from diffusers_erase.models.architectures import TEXT_PARTS, projections
 from diffusers_erase.models.text_states import encode
@@ -20,7 +21,7 @@ def test_leakage_of_the_base_is_complete(playground):
 def test_leakage_is_guessing_where_keys_and_values_are_zero(playground):
     layers = projections(playground.unet, TEXT_PARTS)
     zeroing = {path: (torch.eye(128), -layer.weight.detach()) for path, layer in layers.items()}
-    nothing = EraserAdapter(zeroing, EraserConfig((ErasedConcept("car"),)))
+    nothing = EraserAdapter((Lora(zeroing),), EraserConfig((ErasedConcept("car"),)))
     assert not keys_and_values(playground, ["an oak"], nothing).any()
     found = leakage(playground, CAR, "oak", eraser=nothing)
     assert (found.linear, found.mlp, found.bits) == (0.5, 0.5, 0.0)

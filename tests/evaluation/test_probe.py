@@ -1,6 +1,7 @@
 import pytest
 
 from diffusers_erase import EraserAdapter, ErasureError, erase
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.evaluation.probe import probe
 from diffusers_erase.models.architectures import TEXT_PARTS, projections
 from diffusers_erase.models.text_states import encode
@@ -41,7 +42,7 @@ def test_probe_moved_is_the_change_of_the_layers_outputs(untrained, make_eraser)
 
 def test_probe_of_the_lora_equals_that_of_the_text_map(untrained):
     eraser = erase(untrained, "car", vocabulary=["van", "oak"], recipe="uce")
-    by_lora = probe(untrained, EraserAdapter(eraser.factors, eraser.config), PROMPTS)
+    by_lora = probe(untrained, EraserAdapter((Lora(eraser.factors),), eraser.config), PROMPTS)
     by_map = probe(untrained, eraser.portable, PROMPTS)
     assert by_map.residual == pytest.approx(by_lora.residual, rel=1e-3)
     assert by_map.moved == pytest.approx(by_lora.moved, rel=1e-4)

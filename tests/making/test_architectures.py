@@ -10,6 +10,7 @@ from diffusers_erase import EraserAdapter, ErasureError, Vocabulary, cli, erase
 from diffusers_erase.concepts import Concept
 from diffusers_erase.editing.recipes import CLOSED_FORM
 from diffusers_erase.editing.token_pairs import paired, texts_of
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.evaluation.probe import probe
 from diffusers_erase.making.choosing import chosen
 from diffusers_erase.models.architectures import (
@@ -115,7 +116,7 @@ def test_it_is_saved_and_read_back_and_fits_as_a_map_alone(pipe, eraser, tmp_pat
     pipe.load_erasure(eraser.portable)
     assert abs(draw(pipe) - whole).max() < 1e-5
     pipe.unload_erasures()
-    pipe.load_erasure(EraserAdapter(eraser.factors, eraser.config))
+    pipe.load_erasure(EraserAdapter((Lora(eraser.factors),), eraser.config))
     assert abs(draw(pipe) - whole).max() < 1e-5
     pipe.unload_erasures()
     if hasattr(pipe, "load_lora_weights"):

@@ -6,6 +6,7 @@ from diffusers import DiffusionPipeline
 
 from diffusers_erase import Concept, EraserAdapter, ErasureError, Nearest, Vocabulary, erase
 from diffusers_erase.editing.recipes import EDITS
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.evaluation.probe import probe
 from diffusers_erase.making.by_algebra import solved
 from diffusers_erase.making.request import Request
@@ -65,7 +66,7 @@ def test_the_lora_and_the_text_map_are_one_eraser(untrained, picture, tmp_path):
     untrained.load_erasure(folder)
     by_map = picture(untrained)
     untrained.unload_erasures()
-    untrained.load_erasure(EraserAdapter(eraser.factors, eraser.config))
+    untrained.load_erasure(EraserAdapter((Lora(eraser.factors),), eraser.config))
     by_lora = picture(untrained)
     untrained.unload_erasures()
     untrained.load_lora_weights(folder)

@@ -5,6 +5,7 @@ import torch
 
 from diffusers_erase import EraserAdapter, ErasureError, Vocabulary, erase
 from diffusers_erase.eraser.config import ErasedConcept, EraserConfig
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.models.architectures import projections
 from diffusers_erase.runtime import adapting
 
@@ -151,7 +152,7 @@ def test_names_that_peft_would_not_take_are_taken(untrained, make_eraser):
     layers = projections(untrained.unet, ("to_k",))
     path, layer = next(iter(layers.items()))
     factors = {path: (torch.ones(1, layer.in_features), torch.ones(layer.out_features, 1))}
-    eraser = EraserAdapter(factors, EraserConfig((ErasedConcept("a.b/c d"),), rank=1))
+    eraser = EraserAdapter((Lora(factors),), EraserConfig((ErasedConcept("a.b/c d"),), rank=1))
     untrained.load_erasure(eraser, mode="adapter")
     untrained.load_erasure(eraser, name="a_b/c.d", strength=2.0, mode="adapter")
     assert untrained.verify_erasures() == {"a.b/c d": 1, "a_b/c.d": 1}

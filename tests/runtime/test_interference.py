@@ -10,6 +10,7 @@ from accelerate import cpu_offload
 from diffusers_erase import EraserAdapter, ErasureError, erase
 from diffusers_erase.concepts import Concept
 from diffusers_erase.eraser.config import ErasedConcept
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.eraser.stacking import interference
 from diffusers_erase.models.architectures import text_weights
 from diffusers_erase.models.text_states import encode
@@ -75,7 +76,7 @@ def test_maps_and_the_loras_they_amount_to_interfere_alike(untrained):
         )
         for maps, kind in (
             (True, lambda e: e.portable),
-            (False, lambda e: EraserAdapter(e.factors, e.config)),
+            (False, lambda e: EraserAdapter((Lora(e.factors),), e.config)),
         )
     ]
     for name in states:

@@ -8,6 +8,7 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 from diffusers_erase import ErasureError, list_erasures, load_erasure
 from diffusers_erase.eraser.adapter import EraserAdapter
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.evaluation.graph import check_nothing_erased
 from diffusers_erase.making.request import check_bare
 from diffusers_erase.models.architectures import projections
@@ -321,7 +322,7 @@ def test_an_eraser_of_another_architecture_is_refused_and_nothing_moves(untraine
         with pytest.raises(
             ErasureError, match=r"made for a UNet2DConditionModel .*the pipeline has"
         ):
-            untrained.load_erasure(EraserAdapter(factors, eraser.config))
+            untrained.load_erasure(EraserAdapter((Lora(factors),), eraser.config))
         assert equal(untrained.unet, before)
         assert untrained.list_erasures() == {}
 
@@ -375,7 +376,7 @@ def test_several_are_loaded_at_once_or_none(untrained, make_eraser):
     untrained.set_erasure_strength(["car", "cat"], 1.0)
     assert close(unet, exact_from(before, unet, (one, 1.0), (two, 1.0)))
     untrained.unload_erasures()
-    narrow = EraserAdapter({"nowhere": (torch.ones(1, 4), torch.ones(4, 1))}, two.config)
+    narrow = EraserAdapter((Lora({"nowhere": (torch.ones(1, 4), torch.ones(4, 1))}),), two.config)
     for several, options in (
         ([one, narrow], {}),
         ([one, one], {}),

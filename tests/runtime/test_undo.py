@@ -73,7 +73,7 @@ def test_the_last_unload_gives_back_the_original_weights_bit_for_bit(
     erasers = {
         "a": make_eraser(original, seed=1),
         "b": make_eraser(original, seed=2, parts=("to_q", "to_v", "to_out.0")),
-        "c": EraserAdapter({}, mapped, TextMap(U.double(), V.double())),
+        "c": EraserAdapter((TextMap(U.double(), V.double()),), mapped),
     }
     before = original.state_dict()
 
@@ -100,7 +100,7 @@ def test_without_the_originals_they_come_back_up_to_rounding(untrained, make_era
     unet = untrained.unet
     before = {k: v.clone() for k, v in unet.state_dict().items()}
     T = TextMap(*(torch.randn(128, 2).double() * 0.1 for _ in "UV"))
-    mapped = EraserAdapter({}, make_eraser(unet).config, T)
+    mapped = EraserAdapter((T,), make_eraser(unet).config)
     load_erasure(unet, make_eraser(unet, seed=1), name="a", strength=0.7, keep_base=False)
     load_erasure(unet, mapped, name="b")
     assert not [known for known in unet._erasures.baked.layers.values() if known.base is not None]

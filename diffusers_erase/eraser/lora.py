@@ -1,0 +1,183 @@
+"""The payload `lora`: low-rank changes of linear layers, in files that other programs read."""
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from diffusers_erase.eraser.card import literal
+from diffusers_erase.eraser.config import EraserConfig
+from diffusers_erase.eraser.lora_formats import factors_in, kohya_keys, peft_keys
+from diffusers_erase.eraser.products import Product, require_finite
+from diffusers_erase.eraser.safetensors_io import opened, serialized
+from diffusers_erase.eraser.text_map import TextMap
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.linalg.lowrank import compressed
+from diffusers_erase.models.architectures import (
+    Factors,
+    architecture_or_default,
+    linear,
+    reads_text,
+)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """W -> W + B A in linear layers of one denoiser."""
+
+    name: ClassVar[str] = "lora"
+    file: ClassVar[str] = "pytorch_lora_weights.safetensors"
+
+    factors: Mapping[str, Factors]
+    """Path of a layer -> A (rank x in) and B (out x rank), float32 on the CPU."""
+
+    def __post_init__(self) -> None:
+        if not self.factors:
+            raise ErasureError("The eraser has no LoRA weights.")
+        for path, (A, B) in self.factors.items():
+            if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or not len(A):
+                raise ErasureError(
+                    f"LoRA factors of '{path}' do not fit each other: {_shape(A)} and {_shape(B)}."
+                )
+            require_finite(A, B, f"The LoRA of '{path}'")
+
+    def __str__(self) -> str:
+        return f"LoRA of rank {self.rank} on {len(self.factors)} layers"
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a layer."""
+        return max(len(A) for A, _ in self.factors.values())
+
+    def tensors(self) -> list[Tensor]:
+        """A and B of every layer, in the order of their paths."""
+        return [x for path in sorted(self.factors) for x in self.factors[path]]
+
+    @classmethod
+    def is_in(cls, names: Collection[str]) -> bool:
+        """Whether a file with tensors of these names holds a LoRA."""
+        return any("lora" in name for name in names)
+
+    @classmethod
+    def read(cls, path: Path) -> "Lora":
+        """The LoRA in a file.
+
+        Raises:
+            ErasureError: it is damaged, or exceeds the limits.
+        """
+        return cls(factors_in(opened(path)))
+
+    def files(self, config: EraserConfig, repo_id: str) -> dict[str, bytes]:
+        """The LoRA with the keys of diffusers, and with those of user interfaces if they read it.
+
+        Raises:
+            ErasureError: the numbers are too large for the type they are to be written in.
+        """
+        dtype = getattr(torch, config.dtype)
+        factors = {path: (A.to(dtype), B.to(dtype)) for path, (A, B) in self.factors.items()}
+        if not all(x.isfinite().all() for pair in factors.values() for x in pair):
+            raise ErasureError(f"The eraser holds numbers too large for {config.dtype}.")
+        row = architecture_or_default(str(config.fingerprint.get("denoiser", "")))
+        about = {"format": "pt", "erasure": json.dumps(config.to_dict())}
+        tensors, lora = peft_keys(factors, row.component)
+        files = {self.file: serialized(tensors, {**about, "lora_adapter_metadata": lora})}
+        if row.kohya:
+            tensors, header = kohya_keys(factors)
+            title = {"modelspec.title": f"Erases {config.title}"}
+            files[kohya_name(repo_id)] = serialized(tensors, {**header, **title, **about})
+        return files
+
+    def usage(self, repo_id: str, files: Sequence[str]) -> list[str]:
+        """Lines of the card: plain diffusers reads the LoRA, and user interfaces its second file.
+
+        Args:
+            repo_id: name of the repository.
+            files: paths of the repository's files.
+        """
+        lines = [
+            f"It is an ordinary LoRA too: `pipe.load_lora_weights({literal(repo_id)})` works "
+            "without `diffusers_erase`,\nbut the next adapter that is loaded switches it off."
+        ]
+        second = kohya_name(repo_id)
+        if second in files:
+            lines.append(f"`{second}` is the same with the keys that ComfyUI and A1111 read.")
+        return lines
+
+    def check(self, denoiser: nn.Module) -> None:
+        """Refuse a denoiser that lacks a layer, or has it in another shape.
+
+        Raises:
+            ErasureError: names the layer and both shapes.
+        """
+        for path, (A, B) in self.factors.items():
+            try:
+                layer = linear(denoiser, path)
+                found = f"{layer.out_features} x {layer.in_features}"
+            except ErasureError:
+                found = "missing"
+            if found != f"{len(B)} x {A.shape[1]}":
+                raise ErasureError(f"'{path}' should be {len(B)} x {A.shape[1]} and is {found}.")
+
+    def paths(self, denoiser: nn.Module) -> tuple[str, ...]:
+        """The layers that it changes."""
+        return tuple(self.factors)
+
+    def pair(self, path: str, product: Product) -> Factors:
+        """A and B of one layer."""
+        return self.factors[path]
+
+    @classmethod
+    def summed(cls, several: Sequence["Lora"]) -> "Lora":
+        """Σ_i B_i A_i in every layer, by concatenation.
+
+        Raises:
+            ErasureError: a layer has different shapes in them.
+        """
+        factors: dict[str, Factors] = {}
+        for path in dict.fromkeys(path for one in several for path in one.factors):
+            own = [one.factors[path] for one in several if path in one.factors]
+            shapes = {f"{len(B)} x {A.shape[1]}": None for A, B in own}
+            if len(shapes) > 1:
+                raise ErasureError(
+                    "The erasers are for different models: to one of them "
+                    f"'{path}' is {' and to another one '.join(shapes)}."
+                )
+            factors[path] = torch.cat([A for A, _ in own]), torch.cat([B for _, B in own], 1)
+        return cls(factors)
+
+    def scaled(self, strength: float) -> "Lora":
+        """B A -> s B A."""
+        return Lora({path: (A, strength * B) for path, (A, B) in self.factors.items()})
+
+    def through(self, N: Tensor) -> "Lora":
+        """A -> A N in the layers that read the text, N width x width."""
+        return Lora(
+            {
+                path: ((A.double() @ N).float() if reads_text(path) else A, B)
+                for path, (A, B) in self.factors.items()
+            }
+        )
+
+    def compact(self, rank: int | None) -> tuple["Lora", float]:
+        """The best change of a rank in every layer, and the share of all energy that it keeps."""
+        split = {path: compressed(*pair, rank) for path, pair in self.factors.items()}
+        energy = [(float((B @ A).square().sum()), kept) for A, B, kept in split.values()]
+        total = sum(size / kept for size, kept in energy)
+        kept = sum(size for size, _ in energy) / total if total else 1.0
+        return Lora({path: (A, B) for path, (A, B, _) in split.items()}), kept
+
+
+def kohya_name(repo_id: str) -> str:
+    """The name of the second LoRA file: the repository's, or nearly so."""
+    name = re.sub(r"[^\w.-]", "-", repo_id.split("/")[-1])
+    taken = f"{name}.safetensors" in (Lora.file, TextMap.file)
+    return f"{name}{'-kohya' if taken else ''}.safetensors"
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape))
