@@ -10,9 +10,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
-from huggingface_hub import ModelCard, constants, metadata_update
+from huggingface_hub import ModelCard, RepoCard, constants, metadata_update
 from PIL import Image
 
 from diffusers_erase import EraserAdapter, erase
@@ -74,7 +75,8 @@ def fetch(folder, *, quick):
     )
     assert there.config == here.config
     assert [found.repo_id for found in find_erasers(concept="car")] == [REPO]
-    metadata_update(REPO, {"license": "mit"})
+    with patch.object(RepoCard, "validate"):  # clients before 2.2 ask the public Hub, not this one
+        metadata_update(REPO, {"license": "mit"})
     card = ModelCard.load(REPO)
     assert card.data.license == "mit"
     assert len(card.data.widget) == len(PROMPTS)
