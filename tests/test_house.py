@@ -1,9 +1,13 @@
 """House rules that no linter knows: documented, small, printed by the command line alone."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 
 PACKAGE = Path(__file__).parent.parent / "diffusers_erase"
@@ -63,3 +67,16 @@ def test_no_pickle_and_no_remote_code(module):
             assert not {"pickle", "dill", "joblib"} & set(names), path
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save")}, path
+
+
+def test_floors_are_the_versions_that_are_tested():
+    """What `pyproject.toml` allows at least is what `make test-lowest` installs."""
+    root = PACKAGE.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    lines = (root / "constraints-lowest.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line)
+    tested = {canonicalize_name(name): Version(version) for name, version in pins.items()}
+    for wanted in map(Requirement, asked):
+        for floor in wanted.specifier:
+            assert tested[canonicalize_name(wanted.name)] == Version(floor.version), wanted
