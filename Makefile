@@ -1,24 +1,27 @@
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/.stamp
-TORCH := $(shell grep '^torch==' constraints.txt)
+LOWEST := .venv-lowest/bin
+STAMPS := .venv/.stamp .venv-lowest/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo test test-all check bench format help
+.PHONY: setup demo test test-lowest test-all check bench format help
 
 # Everything below runs on the weights that travel with the package: no download, no telemetry.
-demo test test-all bench: export HF_HUB_OFFLINE := 1
-demo test test-all bench: export HF_HUB_DISABLE_TELEMETRY := 1
+demo test test-lowest test-all bench: export HF_HUB_OFFLINE := 1
+demo test test-lowest test-all bench: export HF_HUB_DISABLE_TELEMETRY := 1
 
-setup: $(STAMP)  ## make .venv with the versions of constraints.txt
+setup: .venv/.stamp  ## make .venv with the versions of constraints.txt
+
+.venv/.stamp: constraints.txt
+.venv-lowest/.stamp: constraints-lowest.txt
 
 # torch comes first and alone, so that a CPU build is taken where the index offers one.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMPS): %/.stamp: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "make setup needs Python 3.11 or newer, and '$(PYTHON)' is not. Try: make setup PYTHON=python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install "$(TORCH)"
-	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip install "$$(grep '^torch==' $(filter %.txt,$^))"
+	$*/bin/python -m pip install -c $(filter %.txt,$^) -e ".[dev]"
 	@touch $@
 
 demo: setup  ## erase a concept on the playground; pictures and numbers land in demo/
@@ -27,7 +30,10 @@ demo: setup  ## erase a concept on the playground; pictures and numbers land in 
 test: setup  ## the tests, without the slow ones
 	$(BIN)/python -m pytest
 
-test-all: setup  ## the tests, with the slow ones
+test-lowest: .venv-lowest/.stamp  ## the tests, with the oldest versions that pyproject.toml allows
+	$(LOWEST)/python -m pytest
+
+test-all: setup test-lowest  ## the tests, with the slow ones, and test-lowest
 	$(BIN)/python -m pytest -m ''
 
 check: setup  ## format, lint, types, floor plan, spelling; changes nothing
@@ -46,4 +52,4 @@ format: setup  ## rewrite the code in the house format, imports sorted
 	$(BIN)/ruff format
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
