@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diffusers_erase.concepts import Concept
 from diffusers_erase.editing.edit import edit
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.token_pairs import texts_of
@@ -52,7 +53,7 @@ def solved(
         texts_of(model),
         request.concepts,
         recipe,
-        targets=_targets(request.target, len(request.concepts)),
+        targets=_targets(request.target, request.concepts),
         vocabulary=request.vocabulary,
         keep=request.keep,
         protect=request.protect,
@@ -90,7 +91,7 @@ def mapped(
     return EraserAdapter((*copies, map), config)
 
 
-def _targets(target: Target | None, count: int) -> tuple[str | None, ...] | None:
+def _targets(target: Target | None, concepts: Sequence[Concept]) -> tuple[str | None, ...] | None:
     """One for each concept, or None where the recipe is to choose.
 
     Raises:
@@ -103,4 +104,4 @@ def _targets(target: Target | None, count: int) -> tuple[str | None, ...] | None
             "A closed-form recipe takes a word as its target, or chooses by itself; "
             f"got {target!r}."
         )
-    return target.answer if isinstance(target.answer, tuple) else (target.answer,) * count
+    return target.for_each(concepts)

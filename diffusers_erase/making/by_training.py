@@ -51,7 +51,7 @@ def trained(
     with attached(
         unet, parts=recipe.parts, rank=recipe.rank, seed=request.seed, protect=hold
     ) as lora:
-        loop, answers = _loop(model, request, way, lora, work=work, accelerator=accelerator)
+        loop, targets = _loop(model, request, way, lora, work=work, accelerator=accelerator)
         names = ", ".join(repr(c.name) for c in request.concepts)
         bar = tqdm(loop, f"erasing {names}", recipe.steps, disable=not progress)
         for step in bar:
@@ -62,7 +62,11 @@ def trained(
                 callback_on_step_end(step)
         factors = lora.factors()
     known = {"rank": recipe.rank, "fingerprint": fingerprint(unet)}
+<<<<<<< HEAD
     return EraserAdapter((Lora(factors),), config_of(model, request, answers.choices(), **known))
+=======
+    return EraserAdapter(factors, config_of(model, request, targets.choices(), **known))
+>>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
 
 
 def _recipe(request: Request) -> Recipe:
@@ -104,14 +108,14 @@ def _loop(
         tuple(prompt for prompt, _ in prompts),
         torch.tensor([k for _, k in prompts]),
         trajectories["concept"],
-        passing=recipe.refresh > 0,
+        resampled=recipe.refresh > 0,
     )
     edit = _Editing(model, request, lora, context)
-    context = replace(context, edit=edit)
+    context = replace(context, apply_edit=edit)
     start = lora.factors()
-    answers = way.begin(context, seed=seed)
+    targets = way.begin(context, seed=seed)
     if recipe.warm:
-        edit(*_texts(context, answers))
+        edit(*_texts(context, targets))
     else:
         lora.begin(start)  # whatever was tried on is taken off
     kept = (*request.keep, *pool(context, request.vocabulary, recipe.pool))
@@ -123,20 +127,20 @@ def _loop(
         trajectories,
         recipe.loss(keeps=bool(kept)),
         pace=recipe.pace,
-        answers=answers,
+        inner=(targets,),
         renewal=sample.anew(texts, seed),
         seed=seed,
         accelerator=accelerator,
         checkpoints=_checkpoints(request, work, weights, str(precision)) if work else None,
     )
-    return loop, answers
+    return loop, targets
 
 
-def _texts(context: TargetContext, answers: TargetState) -> tuple[Tensor, Tensor]:
-    """States of the concepts' prompts, and of what these are answered as."""
+def _texts(context: TargetContext, targets: TargetState) -> tuple[Tensor, Tensor]:
+    """Text states of the concepts' prompts, and of the same prompts about the targets."""
     prompts = range(len(context.prompts))
     first = torch.stack([(context.trajectories.prompt == k).nonzero()[0, 0] for k in prompts])
-    states = answers.answer(context.trajectories.at(context.denoiser, first)).states
+    states = targets.with_target(context.trajectories.at(context.denoiser, first)).states
     return states["concept"], states["target"]
 
 

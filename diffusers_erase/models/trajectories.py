@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from diffusers_erase.errors import require_choice
 from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
 
 
@@ -17,18 +18,22 @@ Sampler = Literal["ddim", "own"]
 
 @dataclass(frozen=True)
 class View:
-    """A minibatch of latents, and what the two voices say there to each role.
+    """A minibatch of latents with the scores of teacher and student there, by prompt role.
 
-    A role is a name for the prompt a latent is looked at with: `concept`, `target`, `null` ...
+    A role names the text states that a latent is denoised with: `concept`, `target`, `null` ...
     """
 
     denoiser: Denoiser
     z: Tensor
+    """Latents, B x C x h x w."""
     t: Tensor
+    """Times, B."""
     states: Mapping[str, Tensor]
+    """Role -> text states, B x tokens x width."""
     known: Mapping[str, Tensor]
+    """Role -> scores of the teacher that were computed before, B x C x h x w."""
     rows: Tensor
-    """Where the latents stand in their trajectories."""
+    """Row of each latent in its trajectories, B."""
 
     @property
     def alpha(self) -> Tensor:
@@ -36,23 +41,27 @@ class View:
         return self.denoiser.schedule.alpha(self.t)
 
     def teacher(self, role: str) -> Tensor:
-        """eps*(z, t, role): looked up where it was kept, else computed."""
+        """The teacher's score eps*(z, t, role), B x C x h x w; computed unless it is known."""
         if role in self.known:
             return self.known[role]
-        return self.denoiser.teacher(self.z, self.t, self.states[role])
+        return self.denoiser.teacher(self.z, self.t, self._states_of(role))
 
     def student(self, role: str) -> Tensor:
-        """eps(z, t, role), with gradients."""
-        return self.denoiser.student(self.z, self.t, self.states[role])
+        """The student's score eps(z, t, role), B x C x h x w, with gradients."""
+        return self.denoiser.student(self.z, self.t, self._states_of(role))
 
-    def answered(self, states: Tensor, scores: Tensor | None = None) -> "View":
-        """The same view with these states in the role `target`, and their scores if known."""
-        known = {role: score for role, score in self.known.items() if role != "target"}
+    def with_role(self, role: str, states: Tensor, scores: Tensor | None = None) -> "View":
+        """The same view with these text states in a role, and the teacher's scores if known."""
+        known = {name: score for name, score in self.known.items() if name != role}
         return replace(
             self,
-            states={**self.states, "target": states},
-            known=known if scores is None else {**known, "target": scores},
+            states={**self.states, role: states},
+            known=known if scores is None else {**known, role: scores},
         )
+
+    def _states_of(self, role: str) -> Tensor:
+        require_choice("role in this view", role, self.states)
+        return self.states[role]
 
 
 @dataclass(frozen=True)

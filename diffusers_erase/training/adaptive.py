@@ -1,16 +1,22 @@
-"""Targets that adapt: the word that makes the erasure hurt most, from a table or by ascent."""
+"""Targets that adapt in training: the word that makes the erasure hardest (AGE)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from diffusers_erase.concepts import Concept, Vocabulary
+<<<<<<< HEAD
 from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.errors import ErasureError
+=======
+from diffusers_erase.eraser.config import Choice
+from diffusers_erase.errors import ErasureError, require_choice
+>>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
 from diffusers_erase.models.trajectories import View
+from diffusers_erase.training.inner_loop import Loss, Views
 from diffusers_erase.training.targets import (
     FixedTarget,
     Nearest,
@@ -21,112 +27,118 @@ from diffusers_erase.training.targets import (
 )
 
 
+Form = Literal["table", "minimax"]
+"""Whether an adaptive target is chosen from a table of scores, or learnt by gradient ascent."""
+
+
 @dataclass(frozen=True)
 class Adaptive:
-    """AGE: the target that makes the erasure hurt most, min over erasers of max over targets.
+    """AGE's target, min over erasers of max over targets of the loss (arXiv 2501.18950).
 
-    (arXiv 2501.18950.) Two forms. `table` needs no gradients: every `every` steps it scores the
-    `shortlist` nearest words, by how much the eraser has moved them so far (damage) and by how far
-    the concept still is from being answered as them, ranks both, and takes the word with the
-    largest sum; deterministic. `minimax` is the paper's: Gumbel-softmax weights over the words'
-    text states, one-hot with straight-through gradients or the `top_k` largest, trained by ascent
-    on the whole objective.
+    `table` needs no gradients and no chance: every `every` steps it scores the `shortlist` nearest
+    words by how much the eraser has changed them so far (damage) and by how far the concept still
+    is from them, ranks both, and takes the word with the largest sum. `minimax` is the paper's
+    form: Gumbel-softmax weights over the words' text states, one-hot with straight-through
+    gradients or the `top_k` largest, learnt by gradient ascent on the whole loss.
     """
 
     vocabulary: Vocabulary
-    form: Literal["table", "minimax"] = "table"
+    form: Form = "table"
     shortlist: int = 8
-    """So many of the nearest words are candidates."""
+    """Number of candidates, the nearest words."""
     synonym: float = Nearest.synonym
     """A word nearer than this is taken for another name of the concept."""
     every: int = 20
-    """Steps between two looks at the table."""
+    """Steps between two evaluations of the table; each costs two UNet evaluations for every
+    candidate and probed latent."""
     distance_weight: float = 1.0
-    """Weight of the concept's own term; with 0 damage alone decides, as in the released code."""
+    """Weight of the concept's distance; with 0 damage alone decides, as in the released code."""
     learning_rate: float = 0.05
-    """Of the minimax weights' logits."""
+    """Of the logits of the minimax form."""
     temperature: float = 0.5
     """Of the Gumbel-softmax."""
     top_k: int | None = None
-    """How many words are mixed; None for a single one with straight-through gradients."""
+    """Number of words that are mixed; None for a single one with straight-through gradients."""
 
     def __post_init__(self) -> None:
-        if self.form not in ("table", "minimax"):
-            raise ErasureError(f"No adaptive target of form {self.form!r}. Known: minimax, table.")
+        require_choice("adaptive target of form", self.form, get_args(Form))
         if min(self.shortlist, self.every) < 1 or self.temperature <= 0:
             raise ErasureError("`shortlist`, `every` and `temperature` must be positive.")
 
     def check(self, concepts: Sequence[Concept]) -> None:
-        """Some word must be left."""
+        """Raise if the vocabulary has no word that can be a target."""
         self.vocabulary.candidates(concepts)
 
     def begin(self, context: TargetContext, *, seed: int = 0) -> TargetState:
-        """Finds the candidates."""
+        """Find the candidates."""
         how = Nearest(self.vocabulary, self.synonym)
         ranked = nearest_words(context, how, count=self.shortlist)
-        return (
-            Table(context, self, ranked)
-            if self.form == "table"
-            else Mixture(context, self, ranked, seed=seed)
-        )
+        if self.form == "table":
+            return Table(context, self, ranked)
+        return Mixture(context, self, ranked, seed=seed)
 
 
 class Table:
-    """Answers chosen anew now and then from a table of scores."""
+    """Targets chosen anew every few steps from a table of scores."""
 
-    PROBE = 6
-    """Latents per concept that the table is filled on."""
+    PROBE_LATENTS = 6
+    """Latents per concept on which the table is evaluated."""
 
     def __init__(
-        self, context: TargetContext, how: Adaptive, ranked: Sequence[dict[str, float]]
+        self, context: TargetContext, how: Adaptive, ranked: Sequence[Mapping[str, float]]
     ) -> None:
-        self.parameters: list[nn.Parameter] = []
         self.context, self.how = context, how
         self.words = [list(row) for row in ranked]
-        self.now = [0] * len(ranked)
-        """The nearest to begin with, while there is no damage to speak of."""
+        self.chosen = [0] * len(ranked)
+        """Index of the present target of each concept; the nearest at first, when nothing is
+        damaged yet."""
         self.scores = [dict.fromkeys(row, 0.0) for row in self.words]
-        self._rows = context.probe(self.PROBE)
-        self._known: dict[tuple[int, ...], FixedTarget] = {}
+        self._rows = context.probe_rows(self.PROBE_LATENTS)
+        self._fixed: dict[tuple[int, ...], FixedTarget] = {}
+        self._step = 0
 
-    def answer(self, view: View, *, learn: bool = False) -> View:
-        """As the present choice says; a choice that comes back is looked up."""
-        return self._still().answer(view)
+    def with_target(self, view: View) -> View:
+        """The view with the present targets; scores of targets chosen before are looked up."""
+        key = tuple(self.chosen)
+        if key not in self._fixed:
+            self._fixed[key] = FixedTarget(self.context, self.choices())
+        return self._fixed[key].with_target(view)
 
-    def update(self, step: int) -> None:
-        """Every so many steps: choose the words with the highest scores."""
-        if step and step % self.how.every == 0:
+    def __call__(self, step: int, views: Views) -> Views:
+        """The view `concept` with its targets, every so many steps after a new choice."""
+        if step != self._step and step % self.how.every == 0:
             for index, scores in enumerate(self.table()):
                 self.scores[index] = dict(zip(self.words[index], scores.tolist(), strict=True))
-                self.now[index] = int(scores.argmax())
+                self.chosen[index] = int(scores.argmax())
+        self._step = step
+        return {**views, "concept": self.with_target(views["concept"])}
 
     @torch.no_grad()
     def table(self) -> list[Tensor]:
-        """One score per candidate of each concept: rank of damage + weight x rank of distance."""
+        """For each concept, one score per candidate: rank of damage + weight x rank of distance."""
         context, rows = self.context, self._rows
-        owner = context.concept_of[context.trajectories.prompt[rows]]
         prompt = context.trajectories.prompt[rows]
+        owner, count = context.concept_of[prompt], len(context.concepts)
         view = context.trajectories.at(context.denoiser, rows)
-        said = view.student("concept")
+        concept = view.student("concept")
         damage, distance = [], []
         for k in range(max(map(len, self.words))):
-            answers = [words[min(k, len(words) - 1)] for words in self.words]
-            seen = view.answered(context.answered(answers)[prompt])
-            there = seen.teacher("target")
-            count = len(context.concepts)
-            moved = (seen.student("target") - there).square().mean((1, 2, 3))
-            apart = (said - there).square().mean((1, 2, 3))
-            damage.append(mean_by(moved, owner, count))
-            distance.append(mean_by(apart, owner, count))
+            targets = [words[min(k, len(words) - 1)] for words in self.words]
+            of_word = view.with_role("target", context.states_about(targets)[prompt])
+            word = of_word.teacher("target")
+            damaged = (of_word.student("target") - word).square().mean((1, 2, 3))
+            damage.append(mean_by(damaged, owner, count))
+            distance.append(mean_by((concept - word).square().mean((1, 2, 3)), owner, count))
         tables = []
         for index, words in enumerate(self.words):
             hurt, far = (torch.stack(x)[: len(words), index] for x in (damage, distance))
             tables.append(_ranks(hurt) + self.how.distance_weight * _ranks(far))
         return tables
 
-    def climb(self, gain: Tensor, mean: Callable[[Tensor], Tensor]) -> None:
-        """Nothing learns."""
+    def learn(self, views: Views, loss: Loss, mean: Callable[[Tensor], Tensor]) -> None:
+        """Nothing is learnt: the table is evaluated at the beginning of a step."""
 
+<<<<<<< HEAD
     def choices(self) -> tuple[ErasedConcept, ...]:
         """The words chosen now, with the table's last scores."""
         rows = zip(self.context.concepts, self.words, self.now, self.scores, strict=True)
@@ -134,23 +146,24 @@ class Table:
             ErasedConcept.of(concept, words[k], choice="table", scores=scores, best="highest")
             for concept, words, k, scores in rows
         )
+=======
+    def choices(self) -> tuple[Choice, ...]:
+        """The present targets, with the table's last scores."""
+        names = [concept.name for concept in self.context.concepts]
+        rows = zip(names, self.words, self.chosen, self.scores, strict=True)
+        return tuple(Choice(name, words[k], "table", scores) for name, words, k, scores in rows)
+>>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
 
     def state(self) -> dict[str, Tensor]:
-        """Which words are chosen, and why."""
+        """The present targets and the scores."""
         scores = {f"scores.{i}": torch.tensor(list(s.values())) for i, s in enumerate(self.scores)}
-        return {"now": torch.tensor(self.now), **scores}
+        return {"chosen": torch.tensor(self.chosen), **scores}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
-        self.now = state["now"].tolist()
+        self.chosen = state["chosen"].tolist()
         for i, words in enumerate(self.words):
             self.scores[i] = dict(zip(words, state[f"scores.{i}"].tolist(), strict=True))
-
-    def _still(self) -> FixedTarget:
-        key = tuple(self.now)
-        if key not in self._known:
-            self._known[key] = FixedTarget(self.context, self.choices())
-        return self._known[key]
 
 
 def _ranks(values: Tensor) -> Tensor:
@@ -160,13 +173,13 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 class Mixture:
-    """Answers that are learnt: a distribution over candidates for each concept."""
+    """Targets that are learnt: for each concept a distribution over candidates."""
 
     def __init__(
         self,
         context: TargetContext,
         how: Adaptive,
-        ranked: Sequence[dict[str, float]],
+        ranked: Sequence[Mapping[str, float]],
         *,
         seed: int,
     ) -> None:
@@ -174,12 +187,12 @@ class Mixture:
         self.words = [list(row) for row in ranked]
         width = max(map(len, self.words))
         self.logits = nn.Parameter(torch.zeros(len(ranked), width))
-        self.parameters: list[nn.Parameter] = [self.logits]
-        self._optimiser = torch.optim.Adam(self.parameters, how.learning_rate, maximize=True)
+        self._optimiser = torch.optim.Adam([self.logits], how.learning_rate, maximize=True)
         self._missing = torch.tensor([[k >= len(row) for k in range(width)] for row in self.words])
         self._generator = torch.Generator().manual_seed(seed)
+        self._step: int | None = None
         columns = [[words[min(k, len(words) - 1)] for words in self.words] for k in range(width)]
-        self._states = torch.stack([context.answered(column) for column in columns], 1)
+        self._states = torch.stack([context.states_about(column) for column in columns], 1)
 
     def weights(self) -> Tensor:
         """A draw of concepts x words: softmax((logits + Gumbel noise) / temperature)."""
@@ -193,20 +206,39 @@ class Mixture:
         kept = torch.zeros_like(soft).scatter(1, largest.indices, largest.values)
         return kept / kept.sum(1, keepdim=True)
 
-    def answer(self, view: View, *, learn: bool = False) -> View:
-        """Text states mixed anew; the teacher has to be asked."""
-        weights = self.weights() if learn else self.weights().detach()
+    def with_target(self, view: View) -> View:
+        """The view with a new draw of targets, which the teacher has to evaluate."""
+        return self.mixed(view, self.weights().detach())
+
+    def mixed(self, view: View, weights: Tensor) -> View:
+        """The view with text states mixed by these weights (concepts x words) as its target."""
         prompt = self.context.trajectories.prompt[view.rows]
-        mixed = weights[self.context.concept_of[prompt]].to(self._states)
-        states = torch.einsum("bk,bktw->btw", mixed, self._states[prompt])
-        return view.answered(states)
+        of_prompt = weights[self.context.concept_of[prompt]].to(self._states)
+        return view.with_role(
+            "target", torch.einsum("bk,bktw->btw", of_prompt, self._states[prompt])
+        )
 
-    def update(self, step: int) -> None:
-        """Chance depends on the step alone, so that a resumed run draws the same."""
-        self._generator.manual_seed(self.seed * 1_000_003 + step)
+    def __call__(self, step: int, views: Views) -> Views:
+        """The view `concept` with a draw of targets that depends on seed and step alone."""
+        if step != self._step:
+            self._step = step
+            self._generator.manual_seed(self.seed * 1_000_003 + step)
+        return {**views, "concept": self.with_target(views["concept"])}
 
+    def learn(self, views: Views, loss: Loss, mean: Callable[[Tensor], Tensor]) -> None:
+        """One step of ascent on the loss; the gradient reaches the logits and nothing else."""
+        view = self.mixed(views["concept"], self.weights())
+        gain = loss({**views, "concept": view})
+        self.logits.grad = mean(torch.autograd.grad(gain, self.logits)[0])
+        self._optimiser.step()
+
+<<<<<<< HEAD
     def choices(self) -> tuple[ErasedConcept, ...]:
         """The most likely word of each concept, with all odds."""
+=======
+    def choices(self) -> tuple[Choice, ...]:
+        """The most probable word of each concept, with all probabilities."""
+>>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
         odds = self.logits.detach().masked_fill(self._missing, -torch.inf).softmax(1)
         found = []
         for concept, words, row in zip(self.context.concepts, self.words, odds, strict=True):
@@ -215,16 +247,11 @@ class Mixture:
             found.append(ErasedConcept.of(concept, max(scores, key=scores.__getitem__), **how))
         return tuple(found)
 
-    def climb(self, gain: Tensor, mean: Callable[[Tensor], Tensor]) -> None:
-        """Adam upwards; the gradient reaches the logits and nothing else."""
-        self.logits.grad = mean(torch.autograd.grad(gain, self.logits)[0])
-        self._optimiser.step()
-
     def state(self) -> dict[str, Tensor]:
-        """Logits and the optimiser's moments."""
+        """Logits, and the moments of their optimiser."""
         return {"logits": self.logits.detach(), **self._optimiser.state[self.logits]}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
         self.logits.data.copy_(state["logits"])
         moments = {name: value for name, value in state.items() if name != "logits"}

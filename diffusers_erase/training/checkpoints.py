@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: whole or not there, rotated, taken up by their own run alone."""
+"""Checkpoints of a training run, written atomically and resumed by the same run only."""
 
 import json
 import re
@@ -16,20 +16,19 @@ from diffusers_erase.errors import ErasureError
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """`checkpoint-<step>.safetensors` in a folder, the newest `keep` of them.
-
-    `run` is everything that determines the run, as plain JSON types; a checkpoint of another run
-    is refused.
-    """
+    """Files `checkpoint-<step>.safetensors` in a folder."""
 
     folder: Path
     run: Mapping[str, Any]
+    """Everything that determines the run, as plain JSON types; a checkpoint of another run is
+    refused."""
     every: int = 20
     """Steps between two checkpoints."""
-    keep: int = 2
+    newest: int = 2
+    """Number of checkpoints in the folder; older ones are deleted."""
 
     def save(self, step: int, state: Mapping[str, Tensor]) -> None:
-        """Write beside, then rename: a run killed meanwhile leaves the former checkpoints.
+        """Write a draft, then rename it: a run killed meanwhile leaves the former checkpoints.
 
         Raises:
             ErasureError: the folder cannot be written.
@@ -41,7 +40,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file({name: value.contiguous() for name, value in state.items()}, draft, header)
             draft.replace(path)
-            for old in self._paths()[self.keep :]:
+            for old in self._paths()[self.newest :]:
                 old.unlink()
         except (OSError, SafetensorError) as error:
             raise ErasureError(
@@ -50,7 +49,7 @@ class Checkpoints:
             ) from error
 
     def latest(self) -> tuple[int, dict[str, Tensor]] | None:
-        """Steps done and the state after them, from the newest readable checkpoint if there is one.
+        """The number of steps and the state after them of the newest readable checkpoint, if any.
 
         Raises:
             ErasureError: it belongs to another run; the message says what differs.
@@ -71,16 +70,16 @@ class Checkpoints:
         now = json.loads(json.dumps(self.run))
         other = [key for key in {**run, **now} if run.get(key) != now.get(key)]
         if other:
-            said = "; ".join(
+            differences = "; ".join(
                 f"{key} was {run.get(key)!r}, is {now.get(key)!r}" for key in other[:3]
             )
             raise ErasureError(
-                f"'{path}' belongs to another run ({said}); choose another folder for checkpoints, "
-                "or delete it to start anew."
+                f"'{path}' belongs to another run ({differences}); choose another folder for "
+                "checkpoints, or delete it to start anew."
             )
 
     def _paths(self) -> list[Path]:
-        """Newest first."""
+        """Paths of all checkpoints, newest first."""
         named = re.compile(r"checkpoint-(\d{6,})\.safetensors")
         if not self.folder.is_dir():
             return []

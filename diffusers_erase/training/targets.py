@@ -1,22 +1,23 @@
-"""What an erased concept is answered as: chosen by hand, by nearness, by damage, or learnt."""
+"""Targets, which erased concepts are replaced by: given by the user, or the nearest word."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusers_erase.concepts import Concept, Prompt, Vocabulary
 from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.denoiser import Denoiser
 from diffusers_erase.models.trajectories import Trajectories, View
+from diffusers_erase.training.inner_loop import InnerLoop, Loss, Views
 
 
 @dataclass(frozen=True)
 class TargetContext:
-    """What a target is chosen on: the erased concepts, met in prompts, and their trajectories."""
+    """The erased concepts with their prompts and trajectories, from which targets are chosen."""
 
     denoiser: Denoiser
     encode: Callable[[Sequence[str]], Tensor]
@@ -24,29 +25,27 @@ class TargetContext:
     concepts: tuple[Concept, ...]
     prompts: tuple[Prompt, ...]
     concept_of: Tensor
-    """Which concept each prompt is about, P."""
+    """Index of the concept that each prompt names, P."""
     trajectories: Trajectories
-    """Of these prompts."""
-    edit: Callable[[Tensor, Tensor], None] | None = None
-    """Lets the student wear the closed-form edit that reads these states as those, if it can."""
-    passing: bool = False
-    """Whether the latents will be sampled anew, so that scores there are not worth keeping."""
-    measured: dict[tuple[str | None, int], Tensor] = field(default_factory=dict)
-    """Distances found so far, by word and size of the probe."""
+    """Sampled from these prompts."""
+    apply_edit: Callable[[Tensor, Tensor], None] | None = None
+    """Sets the student to the closed-form edit that maps the first text states to the second."""
+    resampled: bool = False
+    """Whether the latents will be sampled anew, so that scores at these are not kept."""
+    known_distances: dict[tuple[str | None, int], Tensor] = field(default_factory=dict)
+    """Distances computed so far, by word and number of latents."""
 
-    def answered(self, answers: Sequence[str | None], *, whole: bool = False) -> Tensor:
-        """States of the prompts in context: each concept replaced by its answer, or taken out.
+    def states_about(self, targets: Sequence[str | None], *, whole: bool = False) -> Tensor:
+        """Text states of the prompts with each concept replaced by its target, or left out.
 
-        With `whole` the answer is the whole prompt.
+        With `whole` the target replaces the whole prompt.
         """
+        own = [targets[k] for k in self.concept_of.tolist()]
         if whole:
-            texts = [answers[index] or "" for index in self.concept_of.tolist()]
-            return self.encode(texts)
-        owners = self.concept_of.tolist()
-        texts = [p.about(answers[k]) for p, k in zip(self.prompts, owners, strict=True)]
-        return self.encode(texts)
+            return self.encode([target or "" for target in own])
+        return self.encode([p.about(t) for p, t in zip(self.prompts, own, strict=True)])
 
-    def probe(self, count: int) -> Tensor:
+    def probe_rows(self, count: int) -> Tensor:
         """Rows of about `count` latents of every concept, spread evenly over its trajectories."""
         owner = self.concept_of[self.trajectories.prompt]
         rows = []
@@ -56,9 +55,10 @@ class TargetContext:
         return torch.cat(rows)
 
 
-class TargetState(Protocol):
-    """A target at work in one training run."""
+class TargetState(InnerLoop, Protocol):
+    """The targets of one training run: an inner loop that adds the role `target` to `concept`."""
 
+<<<<<<< HEAD
     parameters: list[nn.Parameter]
     """What it learns by gradient ascent; empty for most."""
 
@@ -84,6 +84,10 @@ class TargetState(Protocol):
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """The inverse of `state`."""
+=======
+    def with_target(self, view: View) -> View:
+        """The view with the states of the present targets in the role `target`."""
+>>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
         ...
 
 
@@ -91,41 +95,43 @@ class Target(Protocol):
     """A way to choose targets."""
 
     def check(self, concepts: Sequence[Concept]) -> None:
-        """Refuse, before anything is computed, what cannot be a target for these concepts."""
+        """Raise an `ErasureError` if no target can be chosen for these concepts this way."""
         ...
 
     def begin(self, context: TargetContext, *, seed: int) -> TargetState:
-        """Start choosing for these concepts."""
+        """Choose the first targets of a training run."""
         ...
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """Somebody's choice: `answer` in the concept's place, None for the prompt without the concept.
+    """The user's own choice: a word, or None for the prompt without the concept."""
 
-    One answer for all concepts, or a tuple with one for each.
-    """
-
-    answer: str | tuple[str | None, ...] | None = None
+    word: str | tuple[str | None, ...] | None = None
+    """One for all concepts, or a tuple with one for each."""
     whole: bool = False
-    """Whether the answer is the whole prompt; `Fixed("", whole=True)` is the empty prompt."""
+    """Whether the word is the whole prompt; `Fixed("", whole=True)` is the empty prompt."""
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words that were named."""
-        answers = self.answer if isinstance(self.answer, tuple) else (self.answer,)
-        return tuple(answer for answer in answers if answer is not None)
+        """The words that were given."""
+        given = self.word if isinstance(self.word, tuple) else (self.word,)
+        return tuple(word for word in given if word is not None)
+
+    def for_each(self, concepts: Sequence[Concept]) -> tuple[str | None, ...]:
+        """The target of each concept."""
+        return self.word if isinstance(self.word, tuple) else (self.word,) * len(concepts)
 
     def check(self, concepts: Sequence[Concept]) -> None:
-        """Neither empty, nor the concept itself, nor too few or too many.
+        """Raise unless there is one target for each concept, none of them empty or erased.
 
         Raises:
             ErasureError: one of these.
         """
-        if isinstance(self.answer, tuple) and len(self.answer) != len(concepts):
+        if len(self.for_each(concepts)) != len(concepts):
             raise ErasureError(
                 f"Name one target, or one for each concept ({len(concepts)}); "
-                f"got {len(self.answer)}."
+                f"got {len(self.for_each(concepts))}."
             )
         for word in self.words if not self.whole else ():
             if not word.strip():
@@ -138,8 +144,9 @@ class Fixed:
                 )
 
     def begin(self, context: TargetContext, *, seed: int = 0) -> "FixedTarget":
-        """Scores the answers once."""
+        """Compute the teacher's scores of the targets once."""
         self.check(context.concepts)
+<<<<<<< HEAD
         count = len(context.concepts)
         answers = self.answer if isinstance(self.answer, tuple) else (self.answer,) * count
         chosen = [
@@ -147,42 +154,54 @@ class Fixed:
             for concept, answer in zip(context.concepts, answers, strict=True)
         ]
         return FixedTarget(context, chosen, whole=self.whole)
+=======
+        targets = self.for_each(context.concepts)
+        pairs = zip(context.concepts, targets, strict=True)
+        choices = [Choice(concept.name, target, "given") for concept, target in pairs]
+        return FixedTarget(context, choices, whole=self.whole)
+>>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
 
 
-PROBE = 4
-"""So many latents per concept tell how far a word is; each costs one evaluation of the UNet."""
+PROBE_LATENTS = 4
+"""Latents per concept on which a word's distance is measured; each costs one UNet evaluation."""
 
 
 @dataclass(frozen=True)
 class Nearest:
     """The word whose score differs least from the concept's: E |eps*(c) - eps*(k)|^2 / E |g*(c)|^2.
 
-    The other concepts are hurt least by a near target; a word nearer than `synonym` is taken for
+    A near target damages the other concepts least. A word nearer than `synonym` is taken for
     another name of the concept, which would erase nothing.
     """
 
     vocabulary: Vocabulary
     synonym: float = 0.05
-    probe: int = PROBE
+    probe: int = PROBE_LATENTS
     """Latents per concept on which a word is compared."""
 
     def check(self, concepts: Sequence[Concept]) -> None:
-        """Some word must be left."""
+        """Raise if the vocabulary has no word that can be a target."""
         self.vocabulary.candidates(concepts)
 
     def begin(self, context: TargetContext, *, seed: int = 0) -> "FixedTarget":
+<<<<<<< HEAD
         """Compares every word, then keeps to the nearest."""
         chosen = []
         for index, ranked in enumerate(nearest_words(context, self)):
             how = {"choice": "nearest", "scores": ranked, "best": "lowest"}
             chosen.append(ErasedConcept.of(context.concepts[index], next(iter(ranked)), **how))
         return FixedTarget(context, chosen)
+=======
+        """Compare all words, and keep to the nearest."""
+        pairs = zip(context.concepts, nearest_words(context, self), strict=True)
+        return FixedTarget(context, [Choice(c.name, next(iter(r)), "nearest", r) for c, r in pairs])
+>>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
 
 
 def nearest_words(
     context: TargetContext, how: Nearest, *, count: int | None = None
 ) -> list[dict[str, float]]:
-    """For each concept the admissible words by distance, nearest first, `count` at most.
+    """For each concept, at most `count` words that can be targets -> their distances, in order.
 
     Raises:
         ErasureError: no word is left for a concept.
@@ -201,28 +220,34 @@ def nearest_words(
     return ranked
 
 
-def distances(context: TargetContext, words: Sequence[str | None], *, probe: int = PROBE) -> Tensor:
-    """E |eps*(z,c) - eps*(z,k)|^2 / E |eps*(z,c) - eps*(z,"")|^2 for concepts x words.
+def distances(
+    context: TargetContext, words: Sequence[str | None], *, probe: int = PROBE_LATENTS
+) -> Tensor:
+    """E |eps*(z,c) - eps*(z,k)|^2 / E |eps*(z,c) - eps*(z,"")|^2, concepts x words.
 
-    None is the prompt without the concept.
+    How far the teacher's score of a word k is from that of the concept c, in the same prompts and
+    at the concept's own latents z, relative to the guidance of the concept's prompt.
 
-    How far the teacher tells a word from the concept, in the same prompts and at the concept's own
-    latents, in units of what the concept's prompt does there at all.
+    Args:
+        context: the concepts.
+        words: None is the prompt without the concept.
+        probe: latents per concept.
     """
-    rows, count = context.probe(probe), len(context.concepts)
+    rows, count = context.probe_rows(probe), len(context.concepts)
     prompt = context.trajectories.prompt[rows]
     owner = context.concept_of[prompt]
     view = context.trajectories.at(context.denoiser, rows)
-    concept, null = view.known["concept"], view.known["null"]
+    concept, null = view.teacher("concept"), view.teacher("null")
 
-    def apart(score: Tensor) -> Tensor:
+    def difference(score: Tensor) -> Tensor:
         return mean_by((score - concept).square().mean((1, 2, 3)), owner, count)
 
     for word in words:
-        if (word, probe) not in context.measured:
-            said = view.answered(context.answered([word] * count)[prompt])
-            context.measured[word, probe] = apart(said.teacher("target")) / apart(null)
-    return torch.stack([context.measured[word, probe] for word in words], 1)
+        if (word, probe) not in context.known_distances:
+            of_word = view.with_role("target", context.states_about([word] * count)[prompt])
+            distance = difference(of_word.teacher("target")) / difference(null)
+            context.known_distances[word, probe] = distance
+    return torch.stack([context.known_distances[word, probe] for word in words], 1)
 
 
 def mean_by(values: Tensor, owner: Tensor, count: int) -> Tensor:
@@ -232,43 +257,54 @@ def mean_by(values: Tensor, owner: Tensor, count: int) -> Tensor:
 
 
 class FixedTarget:
-    """Answers that do not change: their states, and the scores on latents that stay."""
+    """Targets that do not change; their scores are computed once for latents that stay."""
 
     def __init__(
+<<<<<<< HEAD
         self, context: TargetContext, chosen: Sequence[ErasedConcept], *, whole: bool = False
+=======
+        self, context: TargetContext, choices: Sequence[Choice], *, whole: bool = False
+>>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
     ) -> None:
-        self.parameters: list[nn.Parameter] = []
-        self.chosen = tuple(chosen)
+        self._choices = tuple(choices)
         self._prompt = context.trajectories.prompt
-        self._states = context.answered([choice.target for choice in chosen], whole=whole)
+        self._states = context.states_about([c.target for c in choices], whole=whole)
         self._scores: Tensor | None = None
-        if not context.passing:
+        if not context.resampled:
             kept = context.trajectories.remember(context.denoiser, "target", self._states)
             self._scores = kept.scores["target"]
 
-    def answer(self, view: View, *, learn: bool = False) -> View:
-        """Looked up; of latents that stay nothing is evaluated."""
+    def with_target(self, view: View) -> View:
+        """The view with the targets, and their scores if the latents stay."""
         states = self._states[self._prompt[view.rows]]
-        return view.answered(states, None if self._scores is None else self._scores[view.rows])
+        scores = None if self._scores is None else self._scores[view.rows]
+        return view.with_role("target", states, scores)
 
-    def update(self, step: int) -> None:
-        """Nothing changes."""
+    def __call__(self, step: int, views: Views) -> Views:
+        """The view `concept` with its targets."""
+        return {**views, "concept": self.with_target(views["concept"])}
 
-    def climb(self, gain: Tensor, mean: Callable[[Tensor], Tensor]) -> None:
-        """Nothing learns."""
+    def learn(self, views: Views, loss: Loss, mean: Callable[[Tensor], Tensor]) -> None:
+        """Nothing is learnt."""
 
+<<<<<<< HEAD
     def choices(self) -> tuple[ErasedConcept, ...]:
         """The choices."""
         return self.chosen
+=======
+    def choices(self) -> tuple[Choice, ...]:
+        """The targets."""
+        return self._choices
+>>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
 
     def state(self) -> dict[str, Tensor]:
-        """Nothing to keep."""
+        """Empty: nothing changes."""
         return {}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """Nothing to restore."""
 
 
 def as_target(target: Any) -> Target:
-    """A target as users write it: a word, None, a tuple of these, or a target object."""
+    """A target as users write it (a word, None, a tuple of these) as a `Target`."""
     return Fixed(target) if target is None or isinstance(target, str | tuple) else target

@@ -1,4 +1,4 @@
-"""The loop: draw views, take the loss, descend, let the target climb, yield."""
+"""The training loop: draw views, let inner loops change them, descend, let them learn, yield."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,25 +13,26 @@ from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.denoiser import Denoiser
 from diffusers_erase.models.trajectories import Trajectories
 from diffusers_erase.training.checkpoints import Checkpoints
+from diffusers_erase.training.inner_loop import InnerLoop, Views
 from diffusers_erase.training.objectives import Objective
-from diffusers_erase.training.targets import TargetState
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How far and how fast."""
+    """Number of steps, batch size and learning rate."""
 
     steps: int
     batch: int
-    """Latents per view, step and process."""
+    """Latents per view, minibatch and process."""
     learning_rate: float
+    """Of the first step; it falls to a tenth of that (cosine), so that the end is calm."""
     clip: float = 1.0
-    """Largest norm of the gradient; a longer one is shortened to it."""
+    """Largest norm of the gradient; a longer gradient is scaled down to it."""
     accumulate: int = 1
     """Minibatches per step, one after the other, where memory is short."""
 
     def rate(self, step: int) -> float:
-        """The learning rate falls to a tenth over the run (cosine), so that the end is calm."""
+        """The learning rate of a step."""
         fall = 0.5 * (1 + math.cos(math.pi * step / self.steps))
         return self.learning_rate * (0.1 + 0.9 * fall)
 
@@ -41,19 +42,24 @@ class Renewal:
     """On-policy training: the student samples the concept's latents anew as it changes."""
 
     every: int
-    """Steps between two samplings; the first steps go with the teacher's latents."""
+    """Steps between two samplings; the first steps use the teacher's latents."""
     sample: Callable[[int], Trajectories]
     """Step -> trajectories of the same prompts at the same times."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What happened in one step."""
+    """The result of one training step."""
 
     index: int
     loss: float
+<<<<<<< HEAD
     choices: tuple[ErasedConcept, ...] = ()
     """What each concept is answered as at present, if a target was passed."""
+=======
+    choices: tuple[Choice, ...] = ()
+    """The target of each concept at present, if an inner loop chooses targets."""
+>>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
 
 
 def train(
@@ -63,7 +69,7 @@ def train(
     objective: Objective,
     *,
     pace: Pace,
-    answers: TargetState | None = None,
+    inner: Sequence[InnerLoop] = (),
     renewal: Renewal | None = None,
     seed: int = 0,
     accelerator: Any = None,
@@ -72,89 +78,126 @@ def train(
     """Adam on `parameters`, one minibatch per view and step; yields after every step.
 
     Logging, validation and early stopping belong to the caller, who may leave the loop at any time.
-    A run that goes on from its checkpoint ends with the weights of one that was never stopped, bit
-    for bit: chance depends on the seed and the step alone.
+    A run that is resumed from its checkpoint ends with the weights of one that was never stopped,
+    bit for bit: chance depends on the seed and the step alone.
 
     Args:
         denoiser: student and teacher.
         parameters: what is trained; nothing else is.
-        trajectories: by the name of the view the objective looks at.
+        trajectories: by the name of the view that the objective asks for.
         objective: views -> scalar.
-        pace: steps, batch, learning rate.
-        answers: the target at work in the view `concept`; None if its role `target` is remembered.
-        renewal: how the view `concept` is sampled anew, if it is.
+        pace: steps, batch size, learning rate.
+        inner: inner loops, such as a learnt target; the views pass through them in this order.
+        renewal: how the latents of the view `concept` are sampled anew, if they are.
         seed: of the draws.
         accelerator: accelerate's, for several processes: each takes its share of every draw, and
             all take the same step.
-        checkpoints: where to go on from, and to leave the state at.
+        checkpoints: where to resume from, and where to save the state.
 
     Raises:
-        ErasureError: the loss is not a finite number any more; a checkpoint of another run.
+        ErasureError: the loss is not finite; a checkpoint of another run.
     """
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    optimiser = torch.optim.Adam(parameters, pace.learning_rate)
-    part = slice(rank, None, world)
+    share = slice(rank, None, world)
     weights = next(denoiser.unet.parameters())
     half = weights.dtype is torch.float16 or denoiser.precision is torch.float16
-    scaler = torch.amp.GradScaler(weights.device.type, enabled=half)
+    run = _Run(
+        parameters,
+        torch.optim.Adam(parameters, pace.learning_rate),
+        torch.amp.GradScaler(weights.device.type, enabled=half),
+        inner,
+        dict(trajectories),
+    )
 
     def mean(gradient: Tensor) -> Tensor:
         reduced: Tensor = accelerator.reduce(gradient, "mean") if world > 1 else gradient
         return reduced
 
-    latents = _Latents(dict(trajectories), renewal)
-    for index in range(_resumed(checkpoints, parameters, optimiser, answers, latents), pace.steps):
-        latents.renew(index)
-        if answers:
-            answers.update(index)
+    found = checkpoints.latest() if checkpoints else None
+    if found:
+        run.restore(found[1])
+    for index in range(found[0] if found else 0, pace.steps):
+        if renewal and index and index % renewal.every == 0:
+            run.renew(renewal.sample(index))
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        optimiser.zero_grad()
+        run.optimiser.zero_grad()
         total = 0.0
         for _ in range(pace.accumulate):
-            kept = latents.now.items()
-            views = {k: x.draw(denoiser, pace.batch * world, generator, part) for k, x in kept}
-            if answers:
-                views["concept"] = answers.answer(views["concept"])
+            views: Views = {
+                name: runs.draw(denoiser, pace.batch * world, generator, share)
+                for name, runs in run.trajectories.items()
+            }
+            for loop in inner:
+                views = loop(index, views)
             loss = objective(views) / pace.accumulate
             total += _finite(loss, index)
-            scaler.scale(loss).backward()
-        _share(parameters, mean)
-        optimiser.param_groups[0]["lr"] = pace.rate(index)
-        scaler.unscale_(optimiser)
-        nn.utils.clip_grad_norm_(parameters, pace.clip)
-        scaler.step(optimiser)
-        scaler.update()
-        if answers and answers.parameters:
-            views["concept"] = answers.answer(views["concept"], learn=True)
-            answers.climb(objective(views), mean)
+            run.scaler.scale(loss).backward()
+        _average(parameters, mean)
+        run.descend(pace.rate(index), pace.clip)
+        for loop in inner:
+            loop.learn(views, objective, mean)
         done = index + 1
         if checkpoints and rank == 0 and (done % checkpoints.every == 0 or done == pace.steps):
-            checkpoints.save(done, _state(parameters, optimiser, answers) | latents.state())
-        yield Step(index, total, answers.choices() if answers else ())
+            checkpoints.save(done, run.state())
+        yield Step(index, total, tuple(choice for loop in inner for choice in loop.choices()))
 
 
 @dataclass
-class _Latents:
-    """Trajectories by view, as they are now."""
+class _Run:
+    """Everything that changes in the course of a run."""
 
-    now: dict[str, Trajectories]
-    renewal: Renewal | None
+    parameters: Sequence[nn.Parameter]
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    inner: Sequence[InnerLoop]
+    trajectories: dict[str, Trajectories]
     renewed: bool = False
 
-    def renew(self, step: int) -> None:
-        """Every so many steps: the student's own."""
-        if self.renewal and step and step % self.renewal.every == 0:
-            self.now["concept"], self.renewed = self.renewal.sample(step), True
+    def renew(self, concept: Trajectories) -> None:
+        """Train on these trajectories of the concept from now on."""
+        self.trajectories["concept"], self.renewed = concept, True
+
+    def descend(self, rate: float, clip: float) -> None:
+        """One step of the optimiser; none if half precision overflowed."""
+        self.optimiser.param_groups[0]["lr"] = rate
+        self.scaler.unscale_(self.optimiser)
+        nn.utils.clip_grad_norm_(self.parameters, clip)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run cannot sample again."""
-        return {"latents": self.now["concept"].z} if self.renewed else {}
+        """Everything a resumed run cannot compute again."""
+        state = {f"scaler.{k}": torch.tensor(v) for k, v in self.scaler.state_dict().items()}
+        for i, p in enumerate(self.parameters):
+            state[f"parameter.{i}"] = p.detach()
+            moments = {f"{name}.{i}": value for name, value in self.optimiser.state[p].items()}
+            state |= {name: value for name, value in moments.items() if isinstance(value, Tensor)}
+        for i, loop in enumerate(self.inner):
+            state |= {f"inner.{i}.{name}": value for name, value in loop.state().items()}
+        return state | ({"latents": self.trajectories["concept"].z} if self.renewed else {})
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
+        scaler = _under("scaler.", state)
+        if scaler:
+            self.scaler.load_state_dict({name: value.item() for name, value in scaler.items()})
+        for i, p in enumerate(self.parameters):
+            p.data.copy_(state[f"parameter.{i}"])
+            # there are no moments as long as every step so far overflowed
+            self.optimiser.state[p] = {
+                name: state[f"{name}.{i}"].to("cpu" if name == "step" else p.device)
+                for name in ("step", "exp_avg", "exp_avg_sq")
+                if f"{name}.{i}" in state
+            }
+        for i, loop in enumerate(self.inner):
+            loop.restore(_under(f"inner.{i}.", state))
         if "latents" in state:
-            known = self.now["concept"].scoreless()
-            self.now["concept"], self.renewed = replace(known, z=state["latents"]), True
+            self.renew(replace(self.trajectories["concept"].scoreless(), z=state["latents"]))
+
+
+def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries whose names begin with a prefix, without it."""
+    return {k.removeprefix(prefix): value for k, value in state.items() if k.startswith(prefix)}
 
 
 def _finite(loss: Tensor, index: int) -> float:
@@ -167,49 +210,9 @@ def _finite(loss: Tensor, index: int) -> float:
     return value
 
 
-def _share(parameters: Sequence[nn.Parameter], mean: Callable[[Tensor], Tensor]) -> None:
-    """Every process goes on with the mean of all gradients, sent as one vector."""
+def _average(parameters: Sequence[nn.Parameter], mean: Callable[[Tensor], Tensor]) -> None:
+    """Replace all gradients by their means over the processes, sent as one vector."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    together = mean(torch.cat([g.flatten() for g in gradients]))
-    for g, part in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
+    averaged = mean(torch.cat([g.flatten() for g in gradients]))
+    for g, part in zip(gradients, averaged.split([g.numel() for g in gradients]), strict=True):
         g.copy_(part.view_as(g))
-
-
-def _state(
-    parameters: Sequence[nn.Parameter],
-    optimiser: torch.optim.Optimizer,
-    answers: TargetState | None,
-) -> dict[str, Tensor]:
-    state = {}
-    for i, p in enumerate(parameters):
-        state[f"parameter.{i}"] = p.detach()
-        moments = {k: v for k, v in optimiser.state[p].items() if isinstance(v, Tensor)}
-        state |= {f"{name}.{i}": value for name, value in moments.items()}
-    chosen = answers.state() if answers else {}
-    return state | {f"target.{name}": value for name, value in chosen.items()}
-
-
-def _resumed(
-    checkpoints: Checkpoints | None,
-    parameters: Sequence[nn.Parameter],
-    optimiser: torch.optim.Optimizer,
-    answers: TargetState | None,
-    latents: _Latents,
-) -> int:
-    """Steps done before; everything is as it was after them."""
-    found = checkpoints.latest() if checkpoints else None
-    if found is None:
-        return 0
-    done, state = found
-    names = ("step", "exp_avg", "exp_avg_sq")
-    for i, p in enumerate(parameters):
-        p.data.copy_(state[f"parameter.{i}"])
-        optimiser.state[p] = {
-            name: state[f"{name}.{i}"].to("cpu" if name == "step" else p.device) for name in names
-        }
-    if answers:
-        prefix = "target."
-        chosen = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        answers.restore(chosen)
-    latents.restore(state)
-    return done

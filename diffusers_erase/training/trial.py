@@ -1,4 +1,4 @@
-"""The target that would hurt least: every candidate is tried on as an edit in closed form."""
+"""The target whose erasure damages its rivals least: a closed-form edit to each is tried."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.training.targets import (
-    PROBE,
+    PROBE_LATENTS,
     FixedTarget,
     Nearest,
     TargetContext,
@@ -20,90 +20,96 @@ from diffusers_erase.training.targets import (
 )
 
 
-CLEAR = 1.1
-"""A target's distance from the concept is at least so many times that of the prompt without it."""
+LEAST_DISTANCE = 1.1
+"""Least distance of a target from the concept, relative to that of the prompt without it."""
 
 
 @dataclass(frozen=True)
 class Trial:
     """min over targets of max over their rivals j of  E |eps(z,j) - eps*(z,j)|^2 / E |g*(z,j)|^2
 
-    where the student wears the closed-form edit from the concept to the target (see
+    where the student is the closed-form edit from the concept to the target (see
     `editing.solving`), z are the concept's own latents, and targets and rivals are the `shortlist`
-    nearest words. AGE's game (arXiv 2501.18950) with the turns exchanged: the rival that an erasure
-    hurts most decides, and the target is chosen for its sake. No gradient, no chance.
+    nearest words. AGE's minimax (arXiv 2501.18950) before training instead of in training, and with
+    the roles exchanged: the rival that an erasure damages most decides, and the target is chosen to
+    spare it. No gradient, no chance.
 
-    A word that is hardly farther from the concept than the prompt without the concept (see `CLEAR`)
-    is no target: what is answered as such a word may still be taken for the concept.
+    A word that is hardly farther from the concept than the prompt without the concept (see
+    `LEAST_DISTANCE`) is no target: its pictures may still be taken for the concept.
     """
 
     vocabulary: Vocabulary
     shortlist: int = 6
-    """So many of the nearest words are candidates."""
+    """Number of candidates, the nearest words."""
     synonym: float = Nearest.synonym
     """A word nearer than this is taken for another name of the concept."""
-    probe: int = PROBE
-    """Latents per concept that candidates are tried on; each costs `shortlist` squared evaluations
-    in all."""
+    probe: int = PROBE_LATENTS
+    """Latents per concept on which candidates are tried; each costs `shortlist` squared UNet
+    evaluations."""
 
     def __post_init__(self) -> None:
         if min(self.shortlist, self.probe) < 1:
             raise ErasureError("`shortlist` and `probe` must be positive.")
 
     def check(self, concepts: Sequence[Concept]) -> None:
-        """Some word must be left."""
+        """Raise if the vocabulary has no word that can be a target."""
         self.vocabulary.candidates(concepts)
 
     def begin(self, context: TargetContext, *, seed: int = 0) -> FixedTarget:
-        """Tries every candidate on, then keeps to the best.
+        """Try every candidate, and keep to the best.
 
         Raises:
-            ErasureError: on this stage nothing can be tried on.
+            ErasureError: the context cannot apply edits.
         """
         how = Nearest(self.vocabulary, self.synonym)
         ranked = [list(row) for row in nearest_words(context, how, count=self.shortlist)]
-        chosen = []
-        for k, (concept, words, hurt) in enumerate(
-            zip(context.concepts, ranked, self.hurt(context, ranked), strict=True)
-        ):
-            scores = dict(zip(words, hurt.tolist(), strict=True))
+        damages = self.damage(context, ranked)
+        choices = []
+        for k, (concept, words) in enumerate(zip(context.concepts, ranked, strict=True)):
+            scores = dict(zip(words, damages[k].tolist(), strict=True))
             best_first = sorted(words, key=scores.__getitem__)
+<<<<<<< HEAD
             told = (word for word in best_first if is_clear(context, k, word))
             ranking = {"choice": "trial", "scores": scores, "best": "lowest"}
             chosen.append(ErasedConcept.of(concept, next(told, best_first[0]), **ranking))
         return FixedTarget(context, chosen)
+=======
+            far = (word for word in best_first if is_far_enough(context, k, word))
+            choices.append(Choice(concept.name, next(far, best_first[0]), "trial", scores))
+        return FixedTarget(context, choices)
+>>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
 
     @torch.no_grad()
-    def hurt(self, context: TargetContext, ranked: Sequence[Sequence[str]]) -> list[Tensor]:
-        """For every concept, how much the edit to each of its candidates hurts the worst rival."""
-        if context.edit is None:
-            raise ErasureError("Trial needs a stage with `edit`, by which edits can be tried on.")
-        rows, count = context.probe(self.probe), len(context.concepts)
+    def damage(self, context: TargetContext, ranked: Sequence[Sequence[str]]) -> list[Tensor]:
+        """For every concept, how much the edit to each candidate damages its worst rival."""
+        if context.apply_edit is None:
+            raise ErasureError("A trial needs a context with `apply_edit`, which tries the edits.")
+        rows, count = context.probe_rows(self.probe), len(context.concepts)
         prompt = context.trajectories.prompt[rows]
         owner = context.concept_of[prompt]
         view = context.trajectories.at(context.denoiser, rows)
         width = max(map(len, ranked))
         columns = [[words[min(k, len(words) - 1)] for words in ranked] for k in range(width)]
-        texts = [context.answered(column) for column in columns]
-        rivals = [view.answered(states[prompt]) for states in texts]
-        there = [rival.teacher("target") for rival in rivals]
+        states = [context.states_about(column) for column in columns]
+        rivals = [view.with_role("target", each[prompt]) for each in states]
+        scores = [rival.teacher("target") for rival in rivals]
 
         def size(x: Tensor) -> Tensor:
             return mean_by(x.square().mean((1, 2, 3)), owner, count)
 
-        moved = torch.zeros(width, width, count)  # targets x rivals x concepts
-        for k, states in enumerate(texts):
-            context.edit(context.trajectories.states["concept"], states)
-            for j, (rival, score) in enumerate(zip(rivals, there, strict=True)):
+        damage = torch.zeros(width, width, count)  # targets x rivals x concepts
+        for k, target in enumerate(states):
+            context.apply_edit(context.trajectories.states["concept"], target)
+            for j, (rival, score) in enumerate(zip(rivals, scores, strict=True)):
                 if j != k:
-                    apart = size(rival.student("target") - score)
-                    moved[k, j] = apart / size(score - view.known["null"])
-        own = [moved[: len(words), : len(words), i] for i, words in enumerate(ranked)]
-        return [hurt.amax(1) for hurt in own]
+                    change = size(rival.student("target") - score)
+                    damage[k, j] = change / size(score - view.teacher("null"))
+        own = [damage[: len(words), : len(words), i] for i, words in enumerate(ranked)]
+        return [each.amax(1) for each in own]
 
 
-def is_clear(context: TargetContext, k: int, word: str) -> bool:
-    """Whether concept k can be told from the word as it can from its absence (see `CLEAR`)."""
-    apart, absent = distances(context, [word, None], probe=2 * PROBE)[k].tolist()
-    clear: bool = apart >= CLEAR * absent
-    return clear
+def is_far_enough(context: TargetContext, k: int, word: str) -> bool:
+    """Whether concept k can be told from the word as from its absence (see `LEAST_DISTANCE`)."""
+    distance, absence = distances(context, [word, None], probe=2 * PROBE_LATENTS)[k].tolist()
+    far: bool = distance >= LEAST_DISTANCE * absence
+    return far

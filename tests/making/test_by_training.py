@@ -268,7 +268,10 @@ def test_the_student_may_sample_its_own_latents_on_the_way(untrained):
         ({"vocabulary": "truck"}, "sequence of strings"),
         ({"protect": "truck"}, "sequence of strings"),
         ({"target": ("truck", "oak")}, r"one for each concept \(1\); got 2"),
-        ({"protect": ["an oak"], "recipe": replace(QUICK, parts=("to_q",))}, "can be protected where"),
+        (
+            {"protect": ["an oak"], "recipe": replace(QUICK, parts=("to_q",))},
+            "can be protected where",
+        ),
     ],
 )
 def test_more_bad_requests_are_refused(untrained, options, message):

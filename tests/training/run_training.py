@@ -52,7 +52,7 @@ def main(out: Path, steps: int, batch: int, folder: Path | None) -> None:
             prompts,
             torch.tensor([0, 0]),
             kept,
-            passing=every > 0,
+            resampled=every > 0,
         )
         words = Vocabulary(("truck", "oak", "cat"))
         adaptive = Adaptive(words, form=form, every=2, synonym=0)
@@ -62,7 +62,7 @@ def main(out: Path, steps: int, batch: int, folder: Path | None) -> None:
             {"concept": kept},
             Sum(((1.0, Steer()), (0.5, Keep("target", at="concept")))),
             pace=Pace(steps, batch, 3e-3),
-            answers=adaptive.begin(context, seed=0),
+            inner=(adaptive.begin(context, seed=0),),
             renewal=Renewal(every, sample) if every else None,
             accelerator=accelerator,
             checkpoints=Checkpoints(folder, {"batch": batch}, every=1) if folder else None,

@@ -67,7 +67,7 @@ def test_two_processes_end_with_the_weights_of_one_that_does_the_work_of_both(tm
 
 
 def test_checkpoints_are_rotated_and_the_newest_is_found(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "new", {"seed": 0}, keep=2)
+    checkpoints = Checkpoints(tmp_path / "new", {"seed": 0}, newest=2)
     assert checkpoints.latest() is None
     for step in (20, 40, 60):
         checkpoints.save(step, {"w": torch.full((2,), float(step))})

@@ -12,7 +12,7 @@ from diffusers_erase.models.text_states import encode
 from diffusers_erase.models.trajectories import sample_trajectories
 from diffusers_erase.training.adaptive import Adaptive
 from diffusers_erase.training.objectives import Keep, Steer, Sum
-from diffusers_erase.training.targets import PROBE, Fixed, Nearest, TargetContext, distances
+from diffusers_erase.training.targets import PROBE_LATENTS, Fixed, Nearest, TargetContext, distances
 from diffusers_erase.training.trial import Trial
 
 
@@ -56,26 +56,26 @@ def view_of(context, rows=(0, 4, 7, 11)):
     return context.trajectories.at(context.denoiser, torch.tensor(rows))
 
 
-def test_a_given_target_is_said_in_the_concepts_own_prompts(context):
+def test_a_fixed_target_stands_in_the_concepts_own_prompts(context):
     s = context.context
-    answers = Fixed(("truck", None)).begin(s)
-    said = ["a red truck", "a truck at night", "a photo", "a blue"]
-    view = answers.answer(view_of(s))
-    wanted = encode(context.pipe, said)[s.trajectories.prompt[view.rows]]
+    targets = Fixed(("truck", None)).begin(s)
+    texts = ["a red truck", "a truck at night", "a photo", "a blue"]
+    view = targets(0, {"concept": view_of(s)})["concept"]
+    wanted = encode(context.pipe, texts)[s.trajectories.prompt[view.rows]]
     assert torch.equal(view.states["target"], wanted)
     assert torch.allclose(
         view.teacher("target"), s.denoiser.teacher(view.z, view.t, wanted), atol=1e-5
     )
     before = s.denoiser.evaluations
-    answers.answer(view_of(s)).teacher("target")
+    targets.with_target(view_of(s)).teacher("target")
     assert s.denoiser.evaluations == before
-    assert [c.target for c in answers.choices()] == ["truck", None]
+    assert [c.target for c in targets.choices()] == ["truck", None]
     with pytest.raises(ErasureError, match=r"one for each concept \(2\); got 3"):
         Fixed(("a", "b", "c")).begin(s)
 
 
-def test_the_empty_prompt_can_be_the_whole_answer(context):
-    view = Fixed("", whole=True).begin(context.context).answer(view_of(context.context))
+def test_a_whole_target_is_the_whole_prompt(context):
+    view = Fixed("", whole=True).begin(context.context).with_target(view_of(context.context))
     assert torch.equal(view.states["target"], encode(context.pipe, [""]).expand(4, -1, -1))
 
 
@@ -108,87 +108,98 @@ def test_the_nearest_word_is_nearest_and_no_name_of_an_erased_concept(context):
         Nearest(Vocabulary(("cars", "automobile"))).begin(context.context)
 
 
-def test_the_mixture_learns_also_from_the_erase_term(context):
-    """The gradient that was lost where the target's copy was detached and the teacher blind."""
+def test_the_mixture_gets_a_gradient_from_the_erase_term(context):
+    """The released code loses it: the target's copy is detached, the teacher without gradients."""
     s = context.context
-    answers = Adaptive(WORDS, form="minimax", synonym=0).begin(s, seed=0)
-    answers.update(0)
-    view = answers.answer(view_of(s), learn=True)
-    gradient = torch.autograd.grad(Steer()({"concept": view}), answers.logits)[0]
+    targets = Adaptive(WORDS, form="minimax", synonym=0).begin(s, seed=0)
+    assert not targets(0, {"concept": view_of(s)})["concept"].states["target"].requires_grad
+    view = targets.mixed(view_of(s), targets.weights())
+    gradient = torch.autograd.grad(Steer()({"concept": view}), targets.logits)[0]
     assert gradient.abs().max() > 1e-8
-    answers.update(0)
-    assert not answers.answer(view_of(s)).states["target"].requires_grad
     assert all(p.grad is None for p in context.lora.parameters)
 
 
-def test_ascent_moves_the_logits_up_and_leaves_the_eraser_alone(context):
+def test_learning_raises_the_loss_and_leaves_the_eraser_alone(context):
     s = context.context
     for p in context.lora.parameters:
         torch.nn.init.normal_(p, std=0.2)
-    answers = Adaptive(WORDS, form="minimax", synonym=0, temperature=1.0, top_k=3).begin(s, seed=0)
+    targets = Adaptive(WORDS, form="minimax", synonym=0, temperature=1.0, top_k=3).begin(s, seed=0)
 
     def gain():
-        answers.update(0)  # the same draw again
-        return AGE({"concept": answers.answer(view_of(s), learn=True)})
+        targets._generator.manual_seed(1)  # the same draw again
+        return AGE({"concept": targets.mixed(view_of(s), targets.weights())})
 
     before = gain()
-    answers.climb(before, lambda gradient: gradient)
+    targets._generator.manual_seed(1)
+    targets.learn({"concept": view_of(s)}, AGE, lambda gradient: gradient)
     assert gain() > before
     assert all(p.grad is None for p in context.lora.parameters)
-    odds = answers.choices()[0].scores
+    odds = targets.choices()[0].scores
     assert sum(odds.values()) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("top_k", [None, 1, 2])
 def test_a_draw_mixes_as_many_words_as_asked(context, top_k):
-    answers = Adaptive(WORDS, form="minimax", synonym=0, top_k=top_k).begin(context.context, seed=0)
-    answers.update(3)
-    weights = answers.weights().detach()
+    targets = Adaptive(WORDS, form="minimax", synonym=0, top_k=top_k).begin(context.context, seed=0)
+    weights = targets.weights().detach()
     assert torch.allclose(weights.sum(1), torch.ones(2))
     assert ((weights > 1e-6).sum(1) <= (top_k or 1)).all()
-    answers.update(3)
-    assert torch.equal(answers.weights().detach(), weights)
+
+
+def test_the_draws_of_a_step_depend_on_seed_and_step_alone(context):
+    s = context.context
+    targets, other = (Adaptive(WORDS, form="minimax", synonym=0).begin(s, seed=k) for k in (0, 1))
+
+    def drawn(targets, step):
+        views = [targets(step, {"concept": view_of(s)})["concept"] for _ in range(3)]
+        return torch.stack([view.states["target"] for view in views])
+
+    first, second = drawn(targets, 3), drawn(targets, 4)
+    assert torch.equal(drawn(targets, 3), first)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first[0], first[1]) or not torch.equal(first[1], first[2])
+    assert not torch.equal(drawn(other, 3), first)
 
 
 def test_the_table_follows_the_damage(context):
     """With distance out of it, the word that the eraser moves most is the target."""
     s = context.context
     how = Adaptive(WORDS, distance_weight=0.0, every=2, synonym=0)
-    answers = how.begin(s)
-    first = [choice.target for choice in answers.choices()]
+    targets = how.begin(s)
+    first = [choice.target for choice in targets.choices()]
     assert first == [c.target for c in Nearest(WORDS, synonym=0).begin(s).choices()]
-    untouched = answers.table()
+    untouched = targets.table()
     assert all(torch.allclose(t, t.mean()) for t in untouched)  # nothing is damaged yet
     for p in context.lora.parameters:
         torch.nn.init.normal_(p, std=0.2)
-    rows = s.probe(6)
+    rows = s.probe_rows(6)
     view = s.trajectories.at(s.denoiser, rows)
     prompt = s.trajectories.prompt[rows]
     moved = {}
     with torch.no_grad():
         for word in ("truck", "cat", "fish"):
-            seen = view.answered(s.answered([word] * 2)[prompt])
+            seen = view.with_role("target", s.states_about([word] * 2)[prompt])
             error = (seen.student("target") - seen.teacher("target")).square().mean((1, 2, 3))
             moved[word] = error[s.concept_of[prompt] == 0].mean().item()
-    answers.update(1)
-    assert [choice.target for choice in answers.choices()] == first
-    answers.update(2)
-    assert answers.choices()[0].target == max(moved, key=moved.__getitem__)
+    targets(1, {"concept": view_of(s)})
+    assert [choice.target for choice in targets.choices()] == first
+    targets(2, {"concept": view_of(s)})
+    assert targets.choices()[0].target == max(moved, key=moved.__getitem__)
 
 
 @pytest.mark.parametrize(("without", "chosen"), [(0.4, "cat"), (0.5, "fish"), (9.0, "cat")])
-def test_a_trial_takes_the_word_whose_edit_hurts_its_worst_rival_least(context, without, chosen):
-    """Of edits that change everything, the more the one, the less the other.
+def test_a_trial_takes_the_word_whose_edit_damages_its_worst_rival_least(context, without, chosen):
+    """The edits of this test change every word, by different amounts.
 
-    A word nearer than the prompt without the concept is none, unless all words are.
+    A word nearer than the prompt without the concept is no target, unless all words are.
     """
     s = context.context
     apart = {"truck": 3.0, "cat": 0.5, "fish": 2.0, None: without}
     for word, far in apart.items():
-        for count in (PROBE, 2 * PROBE):
-            s.measured[word, count] = torch.full((2,), far)
+        for count in (PROBE_LATENTS, 2 * PROBE_LATENTS):
+            s.known_distances[word, count] = torch.full((2,), far)
     amounts = {"truck": 0.3, "cat": 0.1, "fish": 0.2}
-    texts = {word: s.answered([word] * 2)[:2] for word in amounts}
+    texts = {word: s.states_about([word] * 2)[:2] for word in amounts}
     tried = []
 
     def edit(E, V):
@@ -199,15 +210,15 @@ def test_a_trial_takes_the_word_whose_edit_hurts_its_worst_rival_least(context, 
         for p in context.lora.parameters:
             p.data = amounts[word] * torch.randn(p.shape, generator=generator)
 
-    choice, _ = Trial(WORDS, synonym=0).begin(replace(s, edit=edit)).choices()
+    choice, _ = Trial(WORDS, synonym=0).begin(replace(s, apply_edit=edit)).choices()
     assert sorted(tried) == sorted(amounts)
     assert choice.target == chosen
     assert choice.choice == "trial"
     assert sorted(choice.scores, key=choice.scores.__getitem__) == ["cat", "fish", "truck"]
 
 
-def test_nothing_is_tried_on_where_nothing_can_be(context):
-    with pytest.raises(ErasureError, match="needs a stage with `edit`"):
+def test_a_trial_needs_a_context_that_applies_edits(context):
+    with pytest.raises(ErasureError, match="needs a context with `apply_edit`"):
         Trial(WORDS, synonym=0).begin(context.context)
 
 
@@ -216,29 +227,29 @@ def test_the_order_of_the_vocabulary_does_not_matter(context):
         torch.nn.init.normal_(p, std=0.2)
     found = []
     for words in (WORDS, Vocabulary(WORDS.words[::-1])):
-        answers = Adaptive(words, every=1, synonym=0).begin(context.context)
-        answers.update(1)
-        found.append([(c.target, c.scores) for c in answers.choices()])
+        targets = Adaptive(words, every=1, synonym=0).begin(context.context)
+        targets(1, {"concept": view_of(context.context)})
+        found.append([(c.target, c.scores) for c in targets.choices()])
     assert found[0] == found[1]
 
 
-def test_a_choice_that_comes_back_costs_nothing(context):
+def test_scores_of_a_target_that_was_chosen_before_are_looked_up(context):
     s = context.context
-    answers = Adaptive(WORDS, synonym=0).begin(s)
-    answers.answer(view_of(s))
+    targets = Adaptive(WORDS, synonym=0).begin(s)
+    targets.with_target(view_of(s))
     before = s.denoiser.evaluations
-    answers.answer(view_of(s)).teacher("target")
+    targets.with_target(view_of(s)).teacher("target")
     assert s.denoiser.evaluations == before
-    answers.now[0] = 1
-    answers.answer(view_of(s))
+    targets.chosen[0] = 1
+    targets.with_target(view_of(s))
     changed = s.denoiser.evaluations
     assert changed > before
-    answers.now[0] = 0
-    answers.answer(view_of(s))
+    targets.chosen[0] = 0
+    targets.with_target(view_of(s))
     assert s.denoiser.evaluations == changed
 
 
-def test_nonsense_is_refused():
+def test_adaptive_refuses_unknown_forms_and_numbers_that_are_not_positive():
     with pytest.raises(ErasureError, match=r"No adaptive target of form 'maximin'"):
         Adaptive(WORDS, form="maximin")
     with pytest.raises(ErasureError, match="must be positive"):

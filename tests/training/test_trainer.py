@@ -1,5 +1,5 @@
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.models.lora import attached
 from diffusers_erase.models.text_states import encode
 from diffusers_erase.models.trajectories import sample_trajectories
+from diffusers_erase.training.checkpoints import Checkpoints
 from diffusers_erase.training.objectives import Steer
 from diffusers_erase.training.recipes import ESD, RECIPES, Recipe
 from diffusers_erase.training.trainer import Pace, Renewal, train
@@ -105,3 +106,89 @@ def test_recipes_know_their_names_and_refuse_nonsense():
         Recipe("mine", steps=0)
     with pytest.raises(ErasureError, match="`refresh` is a number of steps, or 0; got -1"):
         Recipe("mine", refresh=-1)
+
+
+class Shift:
+    """An adversary in a few lines: a learnt shift of the concept's text states."""
+
+    def __init__(self):
+        self.shift = torch.zeros(128)
+        self.calls = []
+
+    def __call__(self, step, views):
+        self.calls.append(step)
+        view = views["concept"]
+        return {**views, "concept": view.with_role("concept", view.states["concept"] + self.shift)}
+
+    def learn(self, views, loss, mean):
+        shift = torch.zeros(128, requires_grad=True)
+        view = views["concept"]
+        moved = view.with_role("concept", view.states["concept"] + shift)
+        gain = loss({**views, "concept": moved})
+        self.shift = self.shift + 0.1 * mean(torch.autograd.grad(gain, shift)[0]).sign()
+
+    def choices(self):
+        return ()
+
+    def state(self):
+        return {"shift": self.shift}
+
+    def restore(self, state):
+        self.shift = state["shift"]
+
+
+def test_inner_loops_change_the_views_learn_and_are_resumed(setting, tmp_path):
+    denoiser, lora, trajectories = setting
+    start = [p.detach().clone() for p in lora.parameters]
+
+    def run(folder, steps, stop=None, learns=True):
+        for p, value in zip(lora.parameters, start, strict=True):
+            p.data.copy_(value)
+        loops = (Shift(), Shift()) if learns else ()
+        loop = train(
+            denoiser, lora.parameters, trajectories, Steer(),
+            pace=Pace(steps, batch=4, learning_rate=3e-3, accumulate=2),
+            inner=loops, checkpoints=Checkpoints(folder, {}, every=1),
+        )  # fmt: skip
+        list(islice(loop, stop))
+        return torch.cat([p.detach().flatten() for p in lora.parameters]), loops
+
+    whole, (first, second) = run(tmp_path / "whole", 4)
+    assert first.calls == second.calls == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert first.shift.abs().max() > 0
+    alone, _ = run(tmp_path / "alone", 4, learns=False)
+    assert not torch.allclose(whole, alone)
+    run(tmp_path / "run", 4, stop=2)
+    resumed, (again, _) = run(tmp_path / "run", 4)
+    assert again.calls == [2, 2, 3, 3]
+    assert torch.equal(again.shift, first.shift)
+    assert torch.equal(resumed, whole)
+
+
+def test_a_half_precision_run_resumes_with_the_scale_of_its_gradients(setting, tmp_path):
+    """The first scale overflows and steps are skipped until it fits: not again after resuming."""
+    denoiser, lora, trajectories = setting
+    denoiser.unet.half()
+    for p in lora.parameters:
+        p.data = p.data.float()
+    start = [p.detach().clone() for p in lora.parameters]
+
+    def run(folder, stop=None):
+        for p, value in zip(lora.parameters, start, strict=True):
+            p.data.copy_(value)
+        weights = []
+        loop = train(
+            denoiser, lora.parameters, trajectories, lambda views: 1e5 * Steer()(views),
+            pace=Pace(9, batch=4, learning_rate=3e-3), checkpoints=Checkpoints(folder, {}, every=1),
+        )  # fmt: skip
+        for _ in islice(loop, stop):
+            weights.append(torch.cat([p.detach().flatten() for p in lora.parameters]))
+        return weights
+
+    whole = run(tmp_path / "whole")
+    skipped = [torch.equal(one, two) for one, two in pairwise(whole)]
+    assert any(skipped)
+    assert not all(skipped)
+    for stop in (1, 8):
+        run(tmp_path / str(stop), stop)
+        assert torch.equal(run(tmp_path / str(stop))[-1], whole[-1])
