@@ -62,11 +62,7 @@ def trained(
                 callback_on_step_end(step)
         factors = lora.factors()
     known = {"rank": recipe.rank, "fingerprint": fingerprint(unet)}
-<<<<<<< HEAD
-    return EraserAdapter((Lora(factors),), config_of(model, request, answers.choices(), **known))
-=======
-    return EraserAdapter(factors, config_of(model, request, targets.choices(), **known))
->>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
+    return EraserAdapter((Lora(factors),), config_of(model, request, targets.choices(), **known))
 
 
 def _recipe(request: Request) -> Recipe:

@@ -8,13 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusers_erase.concepts import Concept, Vocabulary
-<<<<<<< HEAD
 from diffusers_erase.eraser.config import ErasedConcept
-from diffusers_erase.errors import ErasureError
-=======
-from diffusers_erase.eraser.config import Choice
 from diffusers_erase.errors import ErasureError, require_choice
->>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
 from diffusers_erase.models.trajectories import View
 from diffusers_erase.training.inner_loop import Loss, Views
 from diffusers_erase.training.targets import (
@@ -138,21 +133,13 @@ class Table:
     def learn(self, views: Views, loss: Loss, mean: Callable[[Tensor], Tensor]) -> None:
         """Nothing is learnt: the table is evaluated at the beginning of a step."""
 
-<<<<<<< HEAD
     def choices(self) -> tuple[ErasedConcept, ...]:
-        """The words chosen now, with the table's last scores."""
-        rows = zip(self.context.concepts, self.words, self.now, self.scores, strict=True)
+        """The present targets, with the table's last scores."""
+        rows = zip(self.context.concepts, self.words, self.chosen, self.scores, strict=True)
         return tuple(
             ErasedConcept.of(concept, words[k], choice="table", scores=scores, best="highest")
             for concept, words, k, scores in rows
         )
-=======
-    def choices(self) -> tuple[Choice, ...]:
-        """The present targets, with the table's last scores."""
-        names = [concept.name for concept in self.context.concepts]
-        rows = zip(names, self.words, self.chosen, self.scores, strict=True)
-        return tuple(Choice(name, words[k], "table", scores) for name, words, k, scores in rows)
->>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
 
     def state(self) -> dict[str, Tensor]:
         """The present targets and the scores."""
@@ -232,13 +219,8 @@ class Mixture:
         self.logits.grad = mean(torch.autograd.grad(gain, self.logits)[0])
         self._optimiser.step()
 
-<<<<<<< HEAD
     def choices(self) -> tuple[ErasedConcept, ...]:
-        """The most likely word of each concept, with all odds."""
-=======
-    def choices(self) -> tuple[Choice, ...]:
         """The most probable word of each concept, with all probabilities."""
->>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
         odds = self.logits.detach().masked_fill(self._missing, -torch.inf).softmax(1)
         found = []
         for concept, words, row in zip(self.context.concepts, self.words, odds, strict=True):

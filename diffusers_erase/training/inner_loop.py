@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from diffusers_erase.eraser.config import Choice
+from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.models.trajectories import View
 
 
@@ -39,7 +39,7 @@ class InnerLoop(Protocol):
         """
         ...
 
-    def choices(self) -> tuple[Choice, ...]:
+    def choices(self) -> tuple[ErasedConcept, ...]:
         """The target of each concept at present; empty if this loop chooses no targets."""
         ...
 

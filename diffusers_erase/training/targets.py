@@ -58,36 +58,8 @@ class TargetContext:
 class TargetState(InnerLoop, Protocol):
     """The targets of one training run: an inner loop that adds the role `target` to `concept`."""
 
-<<<<<<< HEAD
-    parameters: list[nn.Parameter]
-    """What it learns by gradient ascent; empty for most."""
-
-    def answer(self, view: View, *, learn: bool = False) -> View:
-        """The view with the role `target`; with gradients to `parameters` if it is to learn."""
-        ...
-
-    def update(self, step: int) -> None:
-        """Called before every step: the time to change one's mind."""
-        ...
-
-    def climb(self, gain: Tensor, mean: Callable[[Tensor], Tensor]) -> None:
-        """One step of ascent on the objective; `mean` averages a gradient over processes."""
-        ...
-
-    def choices(self) -> tuple[ErasedConcept, ...]:
-        """The state of the choice, one for each concept."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs."""
-        ...
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
-=======
     def with_target(self, view: View) -> View:
         """The view with the states of the present targets in the role `target`."""
->>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
         ...
 
 
@@ -146,20 +118,10 @@ class Fixed:
     def begin(self, context: TargetContext, *, seed: int = 0) -> "FixedTarget":
         """Compute the teacher's scores of the targets once."""
         self.check(context.concepts)
-<<<<<<< HEAD
-        count = len(context.concepts)
-        answers = self.answer if isinstance(self.answer, tuple) else (self.answer,) * count
-        chosen = [
-            ErasedConcept.of(concept, answer)
-            for concept, answer in zip(context.concepts, answers, strict=True)
-        ]
-        return FixedTarget(context, chosen, whole=self.whole)
-=======
         targets = self.for_each(context.concepts)
         pairs = zip(context.concepts, targets, strict=True)
-        choices = [Choice(concept.name, target, "given") for concept, target in pairs]
+        choices = [ErasedConcept.of(concept, target) for concept, target in pairs]
         return FixedTarget(context, choices, whole=self.whole)
->>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
 
 
 PROBE_LATENTS = 4
@@ -184,18 +146,11 @@ class Nearest:
         self.vocabulary.candidates(concepts)
 
     def begin(self, context: TargetContext, *, seed: int = 0) -> "FixedTarget":
-<<<<<<< HEAD
-        """Compares every word, then keeps to the nearest."""
-        chosen = []
-        for index, ranked in enumerate(nearest_words(context, self)):
-            how = {"choice": "nearest", "scores": ranked, "best": "lowest"}
-            chosen.append(ErasedConcept.of(context.concepts[index], next(iter(ranked)), **how))
-        return FixedTarget(context, chosen)
-=======
         """Compare all words, and keep to the nearest."""
         pairs = zip(context.concepts, nearest_words(context, self), strict=True)
-        return FixedTarget(context, [Choice(c.name, next(iter(r)), "nearest", r) for c, r in pairs])
->>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
+        how = {"choice": "nearest", "best": "lowest"}
+        choices = [ErasedConcept.of(c, next(iter(row)), scores=row, **how) for c, row in pairs]
+        return FixedTarget(context, choices)
 
 
 def nearest_words(
@@ -260,11 +215,7 @@ class FixedTarget:
     """Targets that do not change; their scores are computed once for latents that stay."""
 
     def __init__(
-<<<<<<< HEAD
-        self, context: TargetContext, chosen: Sequence[ErasedConcept], *, whole: bool = False
-=======
-        self, context: TargetContext, choices: Sequence[Choice], *, whole: bool = False
->>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
+        self, context: TargetContext, choices: Sequence[ErasedConcept], *, whole: bool = False
     ) -> None:
         self._choices = tuple(choices)
         self._prompt = context.trajectories.prompt
@@ -287,15 +238,9 @@ class FixedTarget:
     def learn(self, views: Views, loss: Loss, mean: Callable[[Tensor], Tensor]) -> None:
         """Nothing is learnt."""
 
-<<<<<<< HEAD
     def choices(self) -> tuple[ErasedConcept, ...]:
-        """The choices."""
-        return self.chosen
-=======
-    def choices(self) -> tuple[Choice, ...]:
         """The targets."""
         return self._choices
->>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
 
     def state(self) -> dict[str, Tensor]:
         """Empty: nothing changes."""

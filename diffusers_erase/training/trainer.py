@@ -53,13 +53,8 @@ class Step:
 
     index: int
     loss: float
-<<<<<<< HEAD
     choices: tuple[ErasedConcept, ...] = ()
-    """What each concept is answered as at present, if a target was passed."""
-=======
-    choices: tuple[Choice, ...] = ()
     """The target of each concept at present, if an inner loop chooses targets."""
->>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
 
 
 def train(

@@ -68,16 +68,10 @@ class Trial:
         for k, (concept, words) in enumerate(zip(context.concepts, ranked, strict=True)):
             scores = dict(zip(words, damages[k].tolist(), strict=True))
             best_first = sorted(words, key=scores.__getitem__)
-<<<<<<< HEAD
-            told = (word for word in best_first if is_clear(context, k, word))
-            ranking = {"choice": "trial", "scores": scores, "best": "lowest"}
-            chosen.append(ErasedConcept.of(concept, next(told, best_first[0]), **ranking))
-        return FixedTarget(context, chosen)
-=======
             far = (word for word in best_first if is_far_enough(context, k, word))
-            choices.append(Choice(concept.name, next(far, best_first[0]), "trial", scores))
+            ranking = {"choice": "trial", "scores": scores, "best": "lowest"}
+            choices.append(ErasedConcept.of(concept, next(far, best_first[0]), **ranking))
         return FixedTarget(context, choices)
->>>>>>> 8d72bee (Inner loops: a learnt target is one, an adversary may be another; the gradient scale is resumed)
 
     @torch.no_grad()
     def damage(self, context: TargetContext, ranked: Sequence[Sequence[str]]) -> list[Tensor]:
