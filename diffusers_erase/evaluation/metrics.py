@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import harmonic_mean
 
 import torch
 from torch import Tensor
@@ -73,28 +74,6 @@ def card_row(base: Rate, erased: Rate) -> dict[str, float]:
     return {**{name: round(share, 4) for name, share in shares.items()}, "n": erased.n}
 
 
-def harmonic(*shares: float | None) -> float | None:
-    """N / Σ 1/s over N shares: a mean in which a high share cannot make up for a low one.
-
-    It is 0 if one of them is, and None ("not measured") if one of them is.
-
-    Raises:
-        ErasureError: no shares, or one outside 0 .. 1.
-    """
-    if not shares:
-        raise ErasureError("A harmonic mean needs shares; give at least one.")
-    known = [share for share in shares if share is not None]
-    for share in known:
-        if not 0 <= share <= 1:
-            raise ErasureError(
-                f"A harmonic mean takes shares in 0 .. 1 (percentages divided by 100), or None for "
-                f"what was not measured; got {share}."
-            )
-    if len(known) < len(shares):
-        return None
-    return len(known) / sum(1 / share for share in known) if all(known) else 0.0
-
-
 def erasebench(
     efficacy: float | None, generality: float | None, sensitivity: float | None
 ) -> float | None:
@@ -104,8 +83,13 @@ def erasebench(
         efficacy: share of pictures that show the concept for prompts that name it; low is good.
         generality: the same for paraphrases; low is good.
         sensitivity: share of pictures that show related concepts, for their prompts; high is good.
+
+    Returns:
+        0 .. 1; None if one of the three was not measured.
     """
-    return harmonic(*(None if x is None else 1 - x for x in (efficacy, generality)), sensitivity)
+    if efficacy is None or generality is None or sensitivity is None:
+        return None
+    return harmonic_mean((1 - efficacy, 1 - generality, sensitivity))
 
 
 def esr(ranked: Sequence[Sequence[str]], wanted: str | Sequence[str], k: int = 1) -> Rate:

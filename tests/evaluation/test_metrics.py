@@ -10,7 +10,6 @@ from diffusers_erase.evaluation.metrics import (
     difference,
     erasebench,
     esr,
-    harmonic,
     paired_bootstrap,
     psr,
     spearman,
@@ -57,36 +56,10 @@ def test_difference_has_the_interval_of_newcombes_table():
     assert -1 <= low < high < -0.9
 
 
-def test_harmonic_is_the_reciprocal_of_the_mean_reciprocal():
-    assert harmonic(0.5) == 0.5
-    assert harmonic(0.5, 1.0) == pytest.approx(2 / 3)
-    assert harmonic(0.2, 0.3, 0.6) == pytest.approx(0.3)
-
-
-def test_harmonic_is_zero_if_one_share_is():
-    assert harmonic(0.0, 1.0) == 0.0
-    assert harmonic(0.0, 0.0) == 0.0
+def test_erasebench_is_zero_if_one_part_fails_and_none_if_one_was_not_measured():
     assert erasebench(1.0, 0.0, 1.0) == 0.0
-
-
-def test_harmonic_is_none_if_one_share_is():
-    assert harmonic(0.9, None) is None
-    assert harmonic(0.0, None) is None
     assert erasebench(0.1, None, 0.9) is None
     assert erasebench(None, 0.1, 0.9) is None
-
-
-@pytest.mark.parametrize("share", [-0.01, 1.01, 86.5, math.nan, math.inf])
-def test_harmonic_refuses_shares_outside_0_and_1(share):
-    with pytest.raises(ErasureError, match=r"0 \.\. 1"):
-        harmonic(0.5, share, None)
-    with pytest.raises(ErasureError, match=r"0 \.\. 1"):
-        erasebench(share, 0.5, 0.5)
-
-
-def test_harmonic_refuses_no_shares():
-    with pytest.raises(ErasureError, match="at least one"):
-        harmonic()
 
 
 @pytest.mark.parametrize(

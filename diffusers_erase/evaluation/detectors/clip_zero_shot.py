@@ -21,7 +21,6 @@ from diffusers_erase.evaluation.detectors.pretrained import (
     require_eval_mode,
     short_name,
 )
-from diffusers_erase.evaluation.features import picture_features, text_features
 from diffusers_erase.storage.tensor_cache import digest
 
 
@@ -111,11 +110,17 @@ class ClipZeroShot:
             "threshold": self.threshold,
         }
 
+    @torch.no_grad()
     def probabilities(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Pictures x (labels, then none); each row sums to one."""
-        features = picture_features(self.model, self.processor, pictures, batch=self.batch)
-        scale = float(self.model.logit_scale.detach().exp())
-        return (scale * features @ self._prompts.T).softmax(1)  # SigLIP's bias cancels
+        rows = []
+        for start in range(0, len(pictures), self.batch):
+            chunk = [picture.convert("RGB") for picture in pictures[start : start + self.batch]]
+            pixels = self.processor(images=chunk, return_tensors="pt")
+            pixels = pixels.to(self.model.device, self.model.dtype)
+            logits = self.model(input_ids=self._prompts, **pixels).logits_per_image
+            rows.append(logits.double().softmax(1).cpu())
+        return torch.cat(rows)
 
     def __call__(self, pictures: Sequence[Image.Image]) -> list[Detection]:
         """One verdict per picture; `ranked` has the prompts of `none` among the labels."""
@@ -129,8 +134,17 @@ class ClipZeroShot:
 
     @cached_property
     def _prompts(self) -> Tensor:
+        """Token ids, padded to the model's length, with which SigLIP was trained."""
         prompts = [self.template.replace("{}", label) for label in self.labels] + list(self.none)
-        return text_features(self.model, self.tokenizer, prompts)
+        length = self.model.config.text_config.max_position_embeddings
+        ids = self.tokenizer(prompts, padding="max_length", max_length=length).input_ids
+        for prompt, tokens in zip(prompts, ids, strict=True):
+            if len(tokens) > length:
+                raise ErasureError(
+                    f"The prompt '{prompt}' has {len(tokens)} tokens and the model reads {length}; "
+                    "shorten the label."
+                )
+        return torch.tensor(ids, device=self.model.device)
 
     @cached_property
     def _weights(self) -> str:

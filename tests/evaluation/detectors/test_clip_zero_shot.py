@@ -125,6 +125,12 @@ def test_clip_zero_shot_refuses_labels_between_which_nothing_is_chosen(
         ClipZeroShot.from_pretrained(clip, labels, **options)
 
 
+def test_clip_zero_shot_refuses_a_prompt_that_is_too_long(clip, pictures):
+    detector = ClipZeroShot.from_pretrained(clip, ["red circle " * 20, "star"])
+    with pytest.raises(ErasureError, match="tokens and the model reads 24; shorten the label"):
+        detector(pictures)
+
+
 def test_clip_zero_shot_refuses_a_folder_that_is_absent(tmp_path):
     with pytest.raises(ErasureError, match=r"Cannot load .* safetensors"):
         ClipZeroShot.from_pretrained(tmp_path / "absent", LABELS)
