@@ -226,6 +226,40 @@ def pixart(tokenizer: Any = None) -> PixArtAlphaPipeline:
     )
 
 
+def unet(width: int, **options: Any) -> UNet2DConditionModel:
+    """A UNet that reads text states of this width, perhaps in an unusual way."""
+    torch.manual_seed(0)
+    usual = {
+        "sample_size": 16,
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": width,
+        "attention_head_dim": 8,
+    }
+    return UNet2DConditionModel(**{**usual, **options}).eval()
+
+
+def load_image_prompt(unet: UNet2DConditionModel) -> None:
+    """An IP-Adapter of random weights, for image embeddings of width 16."""
+    width = unet.config.cross_attention_dim
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) * 0.1
+
+    projection = {"proj.weight": normal(4 * width, 16), "proj.bias": normal(4 * width)}
+    projection |= {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
+    attentions = [m for n, m in unet.named_modules() if n.endswith("attn2")]
+    weights = {
+        f"{2 * k + 1}.{part}.weight": normal(attention.to_k.out_features, width)
+        for k, attention in enumerate(attentions)
+        for part in ("to_k_ip", "to_v_ip")
+    }
+    unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": weights}])
+
+
 def instruct_pix2pix(pipe: StableDiffusionPipeline) -> tuple[Any, Any]:
     """A pipeline that edits pictures, and the one whose parts it has, which encodes prompts."""
     return _with_parts(StableDiffusionInstructPix2PixPipeline, pipe), pipe

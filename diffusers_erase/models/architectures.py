@@ -129,8 +129,40 @@ def projections(unet: nn.Module, parts: tuple[str, ...] = PARTS) -> dict[str, nn
 
 
 def text_layers(denoiser: nn.Module) -> dict[str, nn.Linear]:
-    """Path -> linear layer that reads the text, in module order."""
-    return _layers(denoiser, architecture(type(denoiser).__name__).text)
+    """Path -> linear layer that reads the text encoder's states, in module order.
+
+    Raises:
+        ErasureError: the denoiser reads the text in another way than others of its class.
+    """
+    name, unusual = type(denoiser).__name__, unusual_text_path(denoiser)
+    if unusual:
+        raise ErasureError(
+            f"Cannot erase in this '{name}' with {unusual}: it reads the text in another way than "
+            "others of its class, and part of the concept would be left."
+        )
+    found = _layers(denoiser, architecture(name).text)
+    if not found:
+        raise ErasureError(
+            f"Cannot erase in this '{name}': it has none of the layers by which its class reads "
+            "text states."
+        )
+    return found
+
+
+def unusual_text_path(denoiser: nn.Module) -> str:
+    """Options by which text states are projected before they are read, or read by self-attentions.
+
+    Empty for a denoiser that reads them as the table says.
+    """
+    config: Any = getattr(denoiser, "config", {})
+    projection = config.get("encoder_hid_dim_type")
+    if getattr(denoiser, "text_encoder_hid_proj", None) is not None:  # beside an image prompt's
+        projection = "text_proj"
+    if projection not in (None, "ip_image_proj"):
+        return f"encoder_hid_dim_type={projection!r}"
+    everywhere = config.get("only_cross_attention", False)
+    read = any(everywhere) if isinstance(everywhere, list | tuple) else everywhere
+    return f"only_cross_attention={everywhere!r}" if read else ""
 
 
 def text_weights(denoiser: nn.Module) -> dict[str, Tensor]:
@@ -167,7 +199,8 @@ def linear(unet: nn.Module, path: str) -> nn.Linear:
 
 def fingerprint(unet: nn.Module) -> dict[str, Any]:
     """Class, text width and layer sizes that an eraser and its model have in common."""
-    name, text = type(unet).__name__, text_layers(unet)
+    name = type(unet).__name__
+    text = _layers(unet, architecture(name).text)
     layers = projections(unet) if architecture(name).attention else text
     shapes = [(layer.out_features, layer.in_features) for layer in layers.values()]
     return {

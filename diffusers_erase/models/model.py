@@ -17,6 +17,7 @@ from diffusers_erase.models.architectures import (
     COMPONENTS,
     Architecture,
     architecture,
+    unusual_text_path,
 )
 from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.models.text_states import encode_arguments, text_states
@@ -221,6 +222,7 @@ class Model:
             or config.addition_embed_type
             or config.encoder_hid_dim_type
             or config.class_embed_type
+            or unusual_text_path(self.found)
             or not isinstance(config.sample_size, int)
         )
         return f"'{self.kind}' needs more than a prompt" if needs_more else ""

@@ -223,3 +223,17 @@ def test_erase_names_the_pipeline_and_what_its_encode_prompt_lacks(untrained, ma
     with pytest.raises(ErasureError, match="`encode_prompt`") as refusal:
         erase(pipe, "car", vocabulary=["oak", "cat"], recipe="uce")
     assert f"'{type(pipe).__name__}'" in str(refusal.value)
+
+
+@pytest.mark.parametrize("recipe", ["uce", "surgical-age"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"encoder_hid_dim": 128, "encoder_hid_dim_type": "text_proj"},
+        {"only_cross_attention": (True, False)},
+    ],
+)
+def test_erase_refuses_a_unet_that_reads_the_text_in_another_way(untrained, recipe, options):
+    untrained.unet = zoo.unet(128, **options)
+    with pytest.raises(ErasureError, match=rf"{[*options][-1]}=|needs more than a prompt"):
+        erase(untrained, "car", vocabulary=["oak", "cat"], recipe=recipe)

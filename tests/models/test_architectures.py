@@ -10,8 +10,10 @@ from diffusers_erase.models.architectures import (
     fingerprint,
     linear,
     projections,
+    text_layers,
 )
 from diffusers_erase.models.model import Model
+from tests import zoo
 
 
 def test_text_is_read_by_every_second_attention_and_by_no_other(untrained):
@@ -34,6 +36,48 @@ def test_the_layers_found_are_the_ones_the_text_goes_through(untrained):
     after = unet(z, t, c).sample
     assert not torch.allclose(before, after)
     assert torch.allclose(after, unet(z, t, torch.randn_like(c)).sample, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"encoder_hid_dim": 128, "encoder_hid_dim_type": "text_proj"}, "'text_proj'"),
+        ({"only_cross_attention": (True, False)}, r"only_cross_attention=.True, False"),
+    ],
+)
+def test_text_layers_refuses_a_unet_that_reads_the_text_in_another_way(options, reason):
+    unet = zoo.unet(128, **options)
+    z, t, c = torch.randn(1, 4, 16, 16), torch.tensor([500]), torch.randn(1, 24, 128)
+    for path, module in unet.named_modules():
+        if path.endswith(("attn2.to_k", "attn2.to_v")):
+            module.weight.data[:, :64] = 0  # half of the text is erased
+    half = c.clone()
+    half[..., :64] = 0
+    assert not torch.allclose(unet(z, t, c).sample, unet(z, t, half).sample, atol=1e-5)
+    with pytest.raises(ErasureError, match=rf"this 'UNet2DConditionModel' with .*{reason}"):
+        text_layers(unet)
+
+
+def test_text_layers_of_a_unet_with_an_image_prompt_are_refused_if_it_projects_the_text_too():
+    for unet, refused in ((zoo.unet(128), False), (zoo.unet(128, encoder_hid_dim=128), True)):
+        zoo.load_image_prompt(unet)
+        assert unet.config.encoder_hid_dim_type == "ip_image_proj"
+        if refused:
+            with pytest.raises(ErasureError, match="text_proj"):
+                text_layers(unet)
+        else:
+            assert len(text_layers(unet)) == len(projections(unet, ("to_k", "to_v")))
+
+
+def test_text_layers_refuses_a_unet_whose_attentions_are_of_another_kind():
+    unet = zoo.unet(
+        128,
+        down_block_types=("SimpleCrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "SimpleCrossAttnUpBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+    )
+    with pytest.raises(ErasureError, match="none of the layers by which its class reads"):
+        text_layers(unet)
 
 
 def test_layers_are_found_inside_an_adapter(untrained, make_eraser, tmp_path):

@@ -8,6 +8,7 @@ from accelerate import cpu_offload
 from diffusers.hooks import apply_group_offloading
 
 from diffusers_erase.models.architectures import linear
+from tests import zoo
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:The eraser")
@@ -40,21 +41,7 @@ def with_a_learnt_word(pipe):
 
 
 def with_an_image_prompt(pipe):
-    """An IP-Adapter of random weights; the picture's embedding is handed in below."""
-    width = pipe.unet.config.cross_attention_dim
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator) * 0.1
-
-    state = {"proj.weight": normal(4 * width, 16), "proj.bias": normal(4 * width)}
-    state |= {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
-    texts = [m for n, m in pipe.unet.named_modules() if n.endswith("attn2")]
-    several = {}
-    for k, attention in enumerate(texts):
-        for part in ("to_k_ip", "to_v_ip"):
-            several[f"{2 * k + 1}.{part}.weight"] = normal(attention.to_k.out_features, width)
-    pipe.unet._load_ip_adapter_weights([{"image_proj": state, "ip_adapter": several}])
+    zoo.load_image_prompt(pipe.unet)  # the picture's embedding is handed in below
 
 
 HAPPENINGS = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
-from diffusers_erase import ErasureError, list_erasures, load_erasure
+from diffusers_erase import ErasureError, erase, list_erasures, load_erasure
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.evaluation.graph import check_nothing_erased
@@ -15,6 +15,7 @@ from diffusers_erase.models.architectures import projections
 from diffusers_erase.models.model import Model
 from diffusers_erase.runtime import loaded_eraser
 from diffusers_erase.runtime.plugin import erasure_names
+from tests import zoo
 
 
 # random erasers disturb one another, and loading them says so
@@ -325,6 +326,22 @@ def test_an_eraser_of_another_architecture_is_refused_and_nothing_moves(untraine
             untrained.load_erasure(EraserAdapter((Lora(factors),), eraser.config))
         assert equal(untrained.unet, before)
         assert untrained.list_erasures() == {}
+
+
+def test_a_text_map_is_refused_where_the_text_is_projected_before_it_is_read(
+    untrained, make_eraser
+):
+    eraser = erase(untrained, "car", vocabulary=["oak", "cat"], recipe="uce")
+    untrained.unet = zoo.unet(128, encoder_hid_dim=128, encoder_hid_dim_type="text_proj")
+    before = weights(untrained.unet)
+    for one in (eraser, eraser.portable):
+        with pytest.raises(ErasureError, match="encoder_hid_dim_type='text_proj'"):
+            untrained.load_erasure(one)
+    assert equal(untrained.unet, before)
+    trained = make_eraser(untrained.unet)  # changes what reads the projection: it acts
+    untrained.load_erasure(trained)
+    assert untrained.verify_erasures() == pytest.approx({"car": 1}, abs=1e-4)
+    assert untrained.list_erasures()["car"].interference == {}
 
 
 def test_weights_that_cannot_be_rewritten_are_refused(untrained, make_eraser):
