@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -18,6 +18,8 @@ from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.models.denoiser import counted
 from diffusers_erase.runtime.plugin import erasure_names, erasures_disabled
 
+
+T = TypeVar("T")
 
 GIVEN_SEEDS, SEARCH_SEEDS = 100_000, 200_000
 """Arguments of `nth_seed` for the pictures that an attack is given, and for its own search."""
@@ -170,7 +172,7 @@ def draw_from_states(
     return pictures
 
 
-def batches(sampler: PipelineSampler, rows: Sequence[int]) -> Iterator[list[int]]:
+def batches(sampler: PipelineSampler, rows: Sequence[T]) -> Iterator[list[T]]:
     """The rows in batches of the sampler's size."""
     size = sampler.sampling.batch
     return (list(rows[start : start + size]) for start in range(0, len(rows), size))

@@ -1,15 +1,16 @@
 """DDIM steps with any amount of noise, and DDIM inversion."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from diffusers_erase.attacks.attack_run import nth_seed
+from diffusers_erase.attacks.attack_run import batches, nth_seed
 from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
@@ -88,7 +89,7 @@ def sample_ddim(
     pipe, settings, model = sampler.pipe, sampler.sampling, sampler.model
     denoiser, null = model.noise_predictor(precision=settings.autocast), model.encode([""])
     pictures: list[Image.Image] = []
-    for batch in _split(cases, settings.batch):
+    for batch in batches(sampler, cases):
         states = model.encode([case.prompt for case in batch])
         z = _normal(pipe, [torch.Generator().manual_seed(a.seed) for a in batch]).to(null.device)
         generators = [torch.Generator().manual_seed(nth_seed(a.seed, variant)) for a in batch]
@@ -111,7 +112,7 @@ def invert_ddim(sampler: PipelineSampler, pictures: Sequence[Image.Image]) -> Te
     settings, model = sampler.sampling, sampler.model
     denoiser, null = model.noise_predictor(precision=settings.autocast), model.encode([""])
     latents = []
-    for batch in _split(pictures, settings.batch):
+    for batch in batches(sampler, pictures):
         z = encode_pictures(sampler.pipe, batch)
         for step in reversed(ddim_steps(sampler.pipe.scheduler, settings.steps)):
             eps = _guided(denoiser, z, step.t, null.expand(len(z), -1, -1), null, 1.0)
@@ -137,8 +138,9 @@ def _normal(pipe: Any, generators: Sequence[torch.Generator]) -> Tensor:
     config = pipe.unet.config
     size = config.sample_size
     plane = (size, size) if isinstance(size, int) else tuple(size)
-    shape = (config.in_channels, *plane)
-    return torch.stack([torch.randn(shape, generator=each) for each in generators])
+    shape = (len(generators), config.in_channels, *plane)
+    latents: Tensor = randn_tensor(shape, list(generators))
+    return latents
 
 
 def _decode(pipe: Any, z: Tensor) -> list[Image.Image]:
@@ -147,7 +149,3 @@ def _decode(pipe: Any, z: Tensor) -> list[Image.Image]:
     decoded = pipe.vae.decode(latents, return_dict=False)[0]
     pictures: list[Image.Image] = pipe.image_processor.postprocess(decoded, output_type="pil")
     return pictures
-
-
-def _split(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))

@@ -12,7 +12,6 @@ from diffusers_erase.attacks.attack_run import (
     attack_run,
     base_model,
     base_pictures,
-    batches,
     draw_cases,
 )
 from diffusers_erase.attacks.ddim import invert_ddim
@@ -51,7 +50,14 @@ class ImageToImage:
         with attack_run(sampler, cases) as run:
             given, pipe = base_pictures(sampler, cases), image_to_image(sampler.pipe)
             for strength in self.strengths:
-                redraw = partial(_redraw, sampler, pipe, cases, given, strength)
+                redraw = partial(
+                    sampler.draw_with,
+                    pipe,
+                    [case.prompt for case in cases],
+                    [case.seed for case in cases],
+                    each={"image": given},
+                    strength=strength,
+                )
                 run.attempt(run.rows, redraw, f"strength {strength:g}")
                 with base_model(sampler.pipe):
                     control = redraw()
@@ -74,7 +80,11 @@ class DDIMInversion:
         """One picture per case; the curve has a control without erasers."""
         with attack_run(sampler, cases) as run:
             given = base_pictures(sampler, cases)
-            redraw = partial(_draw_inverted, sampler, cases, given)
+
+            def redraw() -> list[Image.Image]:
+                latents = invert_ddim(sampler, given).to(sampler.pipe.unet.dtype)
+                return draw_cases(sampler, cases, each={"latents": latents})
+
             run.attempt(run.rows, redraw, "inverted")
             with base_model(sampler.pipe):
                 control = redraw()
@@ -96,32 +106,3 @@ def image_to_image(pipe: Any) -> Any:
     made: Any = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=checks)
     made.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return made
-
-
-def _redraw(
-    sampler: PipelineSampler,
-    pipe: Any,
-    cases: Sequence[PromptCase],
-    given: Sequence[Image.Image],
-    strength: float,
-) -> list[Image.Image]:
-    pictures: list[Image.Image] = []
-    for rows in batches(sampler, range(len(cases))):
-        pictures += sampler.draw_with(
-            pipe,
-            [cases[row].prompt for row in rows],
-            [cases[row].seed for row in rows],
-            image=[given[row] for row in rows],
-            strength=strength,
-        )
-    return pictures
-
-
-def _draw_inverted(
-    sampler: PipelineSampler, cases: Sequence[PromptCase], given: Sequence[Image.Image]
-) -> list[Image.Image]:
-    pictures: list[Image.Image] = []
-    for rows in batches(sampler, range(len(cases))):
-        latents = invert_ddim(sampler, [given[row] for row in rows]).to(sampler.pipe.unet.dtype)
-        pictures += draw_cases(sampler, [cases[row] for row in rows], latents=latents)
-    return pictures

@@ -138,12 +138,11 @@ def complete(sampler: PipelineSampler, cases: Sequence[PromptCase], k: int) -> l
     The erasers return within one run of the sampler, since multistep samplers use earlier steps.
     """
     pictures: list[Image.Image] = []
-    for rows in batches(sampler, range(len(cases))):
+    for batch in batches(sampler, cases):
         with ExitStack() as base:
             if k:
                 base.enter_context(base_model(sampler.pipe))
             callback = partial(_return_erasers, base, k)
-            batch = [cases[row] for row in rows]
             pictures += draw_cases(sampler, batch, callback_on_step_end=callback)
     return pictures
 

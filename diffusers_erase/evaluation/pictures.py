@@ -1,6 +1,6 @@
 """Pictures of prompts and seeds, and sheets of pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ def draw(
     steps: int = 25,
     seed: int | Sequence[int] = 0,
     batch: int = 16,
+    each: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> list[Image.Image]:
     """One picture per prompt; it does not depend on the batch but for rounding.
@@ -26,19 +27,20 @@ def draw(
         steps: of the scheduler.
         seed: one per picture; or one number, and picture i has the seed `seed + i`.
         batch: pictures drawn together.
+        each: further arguments of the pipeline with one value per picture.
         options: further arguments of the pipeline.
     """
     seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), batch):
-        chunk = list(prompts[start : start + batch])
-        generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + batch]]
+        rows = slice(start, start + batch)
         pictures += pipe(
-            chunk,
+            list(prompts[rows]),
             guidance_scale=guidance,
             num_inference_steps=steps,
-            generator=generators,
+            generator=[torch.Generator().manual_seed(s) for s in seeds[rows]],
             **options,
+            **{name: values[rows] for name, values in (each or {}).items()},
         ).images
     return pictures
 

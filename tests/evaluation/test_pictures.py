@@ -1,4 +1,5 @@
 import numpy as np
+import torch
 
 from diffusers_erase.evaluation.pictures import draw
 
@@ -12,3 +13,13 @@ def test_draw_depends_on_the_seed_and_not_on_the_batch(untrained):
         one, two, three = (np.asarray(p, dtype=int) for p in (one, two, three))
         assert abs(one - two).max() <= 1
         assert abs(one - three).max() > 1
+
+
+def test_draw_gives_each_picture_its_own_value_of_an_argument(untrained):
+    latents = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    prompts = ["a car", "an oak", "a cat"]
+    together = draw(untrained, prompts, steps=2, batch=2, each={"latents": latents})
+    for i, picture in enumerate(together):
+        (alone,) = draw(untrained, prompts[i : i + 1], steps=2, latents=latents[i : i + 1])
+        one, two = (np.asarray(p, dtype=int) for p in (picture, alone))
+        assert abs(one - two).max() <= 1
