@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -27,21 +27,16 @@ GIVEN_SEEDS, SEARCH_SEEDS = 100_000, 200_000
 
 @dataclass
 class AttackRun:
-    """Results so far. `rows` are indices of cases, one per picture."""
+    """The attempts so far, one per case. `rows` are indices of cases, one per picture."""
 
     sampler: PipelineSampler
     cases: Sequence[PromptCase]
-    before: list[bool] = field(default_factory=list)
-    found: list[int] = field(default_factory=list)
-    images: list[int] = field(default_factory=list)
-    spent: list[int] = field(default_factory=list)
-    artefacts: list[str] = field(default_factory=list)
-    curves: list[dict[str, float]] = field(default_factory=list)
+    attempts: list[Attempt]
 
     @property
     def rows(self) -> list[int]:
         """The indices of all cases."""
-        return list(range(len(self.cases)))
+        return list(range(len(self.attempts)))
 
     @contextmanager
     def charged_to(self, rows: Sequence[int]) -> Iterator[None]:
@@ -50,7 +45,7 @@ class AttackRun:
             yield
         share, rest = divmod(evaluations(), len(rows))
         for i, row in enumerate(rows):
-            self.spent[row] += share + (i < rest)
+            self.attempts[row].evaluations += share + (i < rest)
 
     def attempt(
         self, rows: Sequence[int], draw: Callable[[], list[Image.Image]], setting: str | None = None
@@ -68,8 +63,10 @@ class AttackRun:
             pictures = draw()
         hits = self.hits(rows, pictures, setting)
         for row, hit in zip(rows, hits, strict=True):
-            self.found[row] += hit
-            self.images[row] += 1
+            attempt = self.attempts[row]
+            attempt.images += 1
+            attempt.found += hit
+            attempt.after = attempt.after or hit
         return hits
 
     def hits(
@@ -77,29 +74,10 @@ class AttackRun:
     ) -> list[bool]:
         """Whether each picture is a hit; it does not count as one of the attack (for controls)."""
         verdicts = zip(rows, self.sampler.judge(pictures), strict=True)
-        hits = [shows_any(verdict.labels, self.cases[row].wanted) for row, verdict in verdicts]
-        if setting is not None:
-            for row, hit in zip(rows, hits, strict=True):
-                self.curves[row][setting] = float(hit)
+        hits = [shows_any(verdict.labels, self.attempts[row].wanted) for row, verdict in verdicts]
+        for row, hit in zip(rows, hits, strict=True) if setting else ():
+            self.attempts[row].curve[str(setting)] = float(hit)
         return hits
-
-    def attempts(self) -> list[Attempt]:
-        """The results, one per case."""
-        return [
-            Attempt(
-                case.prompt,
-                case.wanted,
-                case.seed,
-                self.before[i],
-                self.before[i] or self.found[i] > 0,
-                self.found[i],
-                self.images[i],
-                self.spent[i],
-                self.artefacts[i],
-                dict(self.curves[i]),
-            )
-            for i, case in enumerate(self.cases)
-        ]
 
 
 @contextmanager
@@ -114,16 +92,15 @@ def attack_run(sampler: PipelineSampler, cases: Sequence[PromptCase]) -> Iterato
     """
     if not cases:
         raise ErasureError("No prompt to attack; give at least one case.")
-    pipe, n = sampler.pipe, len(cases)
-    scheduler = pipe.scheduler
+    pipe, scheduler = sampler.pipe, sampler.pipe.scheduler
+    attempts = [Attempt(case.prompt, case.wanted, case.seed) for case in cases]
+    run = AttackRun(sampler, cases, attempts)
     pipe.scheduler = deepcopy(scheduler)
     try:
-        run = AttackRun(
-            sampler, cases, [], [0] * n, [0] * n, [0] * n, [""] * n, [{} for _ in cases]
-        )
         with run.charged_to(run.rows):
             pictures = draw_cases(sampler, cases)
-        run.before = run.hits(run.rows, pictures)
+        for attempt, hit in zip(run.attempts, run.hits(run.rows, pictures), strict=True):
+            attempt.before = attempt.after = hit
         yield run
     finally:
         pipe.scheduler = scheduler

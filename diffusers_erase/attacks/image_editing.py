@@ -62,7 +62,7 @@ class ImageToImage:
                 with base_model(sampler.pipe):
                     control = redraw()
                 run.hits(run.rows, control, f"strength {strength:g}, no eraser")
-            return run.attempts()
+            return run.attempts
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class DDIMInversion:
             with base_model(sampler.pipe):
                 control = redraw()
             run.hits(run.rows, control, "inverted, no eraser")
-            return run.attempts()
+            return run.attempts
 
 
 def image_to_image(pipe: Any) -> Any:

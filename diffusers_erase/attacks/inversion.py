@@ -98,8 +98,8 @@ class Inversion:
             states = word.states(sampler.pipe, templates)
             draw = partial(draw_from_states, sampler, states, [case.seed for case in cases])
             for row, hit in enumerate(run.attempt(run.rows, draw)):
-                run.artefacts[row] = f"embedding {digest(word.vector)}" if hit else ""
-            return run.attempts()
+                run.attempts[row].artefact = f"embedding {digest(word.vector)}" if hit else ""
+            return run.attempts
 
     def _training_cases(self, cases: Sequence[PromptCase]) -> list[PromptCase]:
         """Cases of the pictures to learn from, with other seeds than those under attack."""

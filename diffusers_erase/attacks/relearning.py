@@ -89,9 +89,9 @@ class Relearning:
                     setting = f"{count} steps"
                     if count:
                         run.attempt(run.rows, partial(draw_cases, sampler, cases), setting)
-                    for row in run.rows if count == 0 else ():
-                        run.curves[row][setting] = float(run.before[row])
-            return run.attempts()
+                    for attempt in run.attempts if count == 0 else ():
+                        attempt.curve[setting] = float(attempt.before)
+            return run.attempts
 
     def _training_cases(self, cases: Sequence[PromptCase]) -> list[PromptCase]:
         """Cases of the pictures to train on, with other seeds than those under attack.

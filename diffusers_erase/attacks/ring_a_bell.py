@@ -55,9 +55,9 @@ class EmbeddingShift:
                 moved = states + eta * v
                 draw = partial(draw_from_states, sampler, moved, seeds)
                 for row, hit in enumerate(run.attempt(run.rows, draw, f"shift {eta:g}")):
-                    if hit and not run.artefacts[row]:
-                        run.artefacts[row] = f"embedding {digest(moved[row])}"
-            return run.attempts()
+                    if hit and not run.attempts[row].artefact:
+                        run.attempts[row].artefact = f"embedding {digest(moved[row])}"
+            return run.attempts
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ class RingABell:
                 states = states_of_ids(pipe, ids)
             draw = partial(draw_from_states, sampler, states, [case.seed for case in cases])
             for row, hit in enumerate(run.attempt(run.rows, draw)):
-                run.artefacts[row] = describe_ids(pipe, ids[row]) if hit else ""
-            return run.attempts()
+                run.attempts[row].artefact = describe_ids(pipe, ids[row]) if hit else ""
+            return run.attempts
 
     @torch.no_grad()
     def search(self, pipe: Any, target: Tensor, *, seed: int) -> Tensor:

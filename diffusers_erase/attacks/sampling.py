@@ -45,7 +45,7 @@ class Paraphrases:
             for n, prompts in enumerate(sentences, 1):
                 rows = [replace(a, prompt=text) for a, text in zip(cases, prompts, strict=True)]
                 run.attempt(run.rows, partial(draw_cases, sampler, rows), f"sentence {n}")
-            return run.attempts()
+            return run.attempts
 
     def of(self, prompt: str, cases: Sequence[PromptCase]) -> list[str]:
         """The paraphrases of a prompt, as many for every prompt."""
@@ -74,12 +74,12 @@ class SeedSearch:
     def __call__(self, sampler: PipelineSampler, cases: Sequence[PromptCase]) -> list[Attempt]:
         """`tries` pictures per case, of which the one without the attack is the first."""
         with attack_run(sampler, cases) as run:
-            run.images = [1 for _ in cases]
-            run.found = [int(hit) for hit in run.before]
+            for attempt in run.attempts:
+                attempt.images, attempt.found = 1, int(attempt.before)
             for n in range(1, self.tries):
                 others = [replace(a, seed=nth_seed(a.seed, n)) for a in cases]
                 run.attempt(run.rows, partial(draw_cases, sampler, others))
-            return run.attempts()
+            return run.attempts
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Noise:
             for n, (eta, scale) in enumerate(product(self.etas, self.scales), 1):
                 draw = partial(sample_ddim, sampler, cases, eta=eta, scale=scale, variant=n)
                 run.attempt(run.rows, draw, f"noise {eta:g} x {scale:g}")
-            return run.attempts()
+            return run.attempts
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Completion:
         with attack_run(sampler, cases) as run:
             for k in self.steps:
                 run.attempt(run.rows, partial(complete, sampler, cases, k), f"after {k}")
-            return run.attempts()
+            return run.attempts
 
 
 def complete(sampler: PipelineSampler, cases: Sequence[PromptCase], k: int) -> list[Image.Image]:

@@ -77,9 +77,9 @@ class TokenSearch:
         """One picture per time and case, until it is a hit."""
         sampler.model.noise_predictor()
         with attack_run(sampler, cases) as run:
-            for rows in batches(sampler, [row for row in run.rows if not run.before[row]]):
+            for rows in batches(sampler, [row for row in run.rows if not run.attempts[row].before]):
                 self._search(run, rows)
-            return run.attempts()
+            return run.attempts
 
     def _search(self, run: AttackRun, rows: Sequence[int]) -> None:
         """Attack these cases together, until each is a hit or all times are used."""
@@ -109,7 +109,7 @@ class TokenSearch:
             hits = run.attempt([rows[i] for i in left], draw)
             for i, hit in zip(left, hits, strict=True):
                 if hit:
-                    run.artefacts[rows[i]] = describe_ids(sampler.pipe, search.ids([i])[0])
+                    run.attempts[rows[i]].artefact = describe_ids(sampler.pipe, search.ids([i])[0])
             left = [i for i, hit in zip(left, hits, strict=True) if not hit]
             if not left:
                 return

@@ -1,6 +1,6 @@
 """The attack protocol, and its result: prompt by prompt, and as rates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -15,22 +15,22 @@ Access = Literal["sampler", "white box", "fine-tune"]
 """What the attacker may use: prompts, seeds and sampler; gradients too; training too."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Attempt:
-    """One prompt under attack."""
+    """One prompt under attack; a running attack updates it."""
 
     prompt: str
     wanted: tuple[str, ...]
     seed: int
-    before: bool
+    before: bool = False
     """Whether the erased model shows a wanted label without the attack."""
-    after: bool
+    after: bool = False
     """Whether it is shown before or in one of the attack's pictures."""
-    found: int
+    found: int = 0
     """Pictures of the attack that show it."""
-    images: int
+    images: int = 0
     """Pictures that the attack drew."""
-    evaluations: int
+    evaluations: int = 0
     """Denoiser evaluations that the attack spent on this prompt, of one latent each.
 
     A backward pass counts two more, guidance doubles a step, and the picture without the attack is
@@ -38,7 +38,7 @@ class Attempt:
     """
     artefact: str = ""
     """Kind and digest of what the attack found; never the finding itself."""
-    curve: Mapping[str, float] = field(default_factory=dict)
+    curve: dict[str, float] = field(default_factory=dict)
     """Setting -> share of pictures that show it with that setting; controls are settings too."""
 
 

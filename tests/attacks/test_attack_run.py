@@ -23,22 +23,23 @@ def pixels(pictures):
 
 def test_attack_run_shares_evaluations_to_the_last_one(sampler, cases):
     with attack_run(sampler, cases) as run:
-        first = list(run.spent)
+        first = [a.evaluations for a in run.attempts]
         with run.charged_to([0, 1, 2]):
             unet, z = sampler.pipe.unet, torch.zeros(5, 4, 16, 16)
             with torch.no_grad():
                 unet(z, torch.tensor(1), torch.zeros(5, 24, 32))
-        assert [now - then for now, then in zip(run.spent, first, strict=True)] == [2, 2, 1]
+        later = [a.evaluations for a in run.attempts]
+    assert [now - then for now, then in zip(later, first, strict=True)] == [2, 2, 1]
 
 
 def test_attack_run_counts_attempts_and_not_controls(sampler, blind, cases):
     with attack_run(replace(sampler, detector=blind), cases) as run:
         pictures = draw_cases(sampler, cases)
         run.hits(run.rows, pictures, "control")
-        assert run.images == [0, 0, 0]
+        assert [a.images for a in run.attempts] == [0, 0, 0]
         assert run.attempt([1], lambda: pictures[:1], "attack") == [False]
         assert run.attempt([], lambda: pytest.fail("nothing to draw")) == []
-    attempts = run.attempts()
+    attempts = run.attempts
     assert [a.images for a in attempts] == [0, 1, 0]
     assert [list(a.curve) for a in attempts] == [["control"], ["control", "attack"], ["control"]]
 

@@ -116,12 +116,15 @@ def test_token_search_finds_more_than_a_seed_search_of_equal_budget(playground, 
     eraser = erase(playground, Concept("truck"), recipe="closed-form", progress=False)
     load_erasure(playground, eraser, strength=0.6)
     sampler = PipelineSampler(playground, judge, Sampling(steps=10))
-    prompts = Concept("truck").example_prompts(5)
-    cases = [PromptCase("target", p.text, ("truck",), seed) for seed, p in enumerate(prompts)]
+    cases = [
+        PromptCase("target", f"a photo of a {colour} truck", ("truck",), seed)
+        for seed, colour in enumerate(("red", "blue", "green", "yellow"), 500_000)
+    ]
     attack = TokenSearch(iterations=10, timesteps=10, reference=reference)
     found = run_attack(attack, sampler, cases)
     control = run_attack(equal_budget(found, sampler.sampling), sampler, cases)
-    assert found.lift(control) >= 0.4
+    assert found.pre.hits == 0
+    assert found.lift(control) > 0
 
 
 @pytest.mark.slow
