@@ -81,8 +81,8 @@ def vae(channels: int = 4, **options: Any) -> AutoencoderKL:
     ).eval()
 
 
-def sdxl(tokenizer: Any) -> StableDiffusionXLPipeline:
-    """Two text encoders, side by side in the states' width."""
+def sdxl(tokenizer: Any, width: int = 24 + 40) -> StableDiffusionXLPipeline:
+    """Two text encoders, side by side in the states' width, which the UNet reads."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=16,
@@ -90,7 +90,7 @@ def sdxl(tokenizer: Any) -> StableDiffusionXLPipeline:
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=64,
+        cross_attention_dim=width,
         attention_head_dim=(2, 4),
         transformer_layers_per_block=(1, 2),
         addition_embed_type="text_time",

@@ -88,12 +88,12 @@ def train(
 
     from diffusers_erase.cli.training_runs import Run, carry_out, runs_of, with_numbers
     from diffusers_erase.concepts import Concept, Vocabulary
-    from diffusers_erase.making.request import recipe_of
+    from diffusers_erase.making.request import as_recipe
     from diffusers_erase.training.recipes import default_recipe
 
     words = Vocabulary.read(vocabulary) if vocabulary else own_words(model, kind)
     numbers = with_numbers(
-        recipe_of(recipe) if recipe else default_recipe(words),
+        as_recipe(recipe) if recipe else default_recipe(words),
         steps=steps,
         batch=batch,
         learning_rate=learning_rate,
@@ -182,8 +182,8 @@ def edit(
     from diffusers_erase.cli.training_runs import told, with_numbers
     from diffusers_erase.concepts import Concept, Vocabulary
     from diffusers_erase.eraser.adapter import check_output
-    from diffusers_erase.making.by_algebra import solved
-    from diffusers_erase.making.request import Request, edit_of
+    from diffusers_erase.making.by_algebra import solve_eraser
+    from diffusers_erase.making.request import Request, as_edit
     from diffusers_erase.models.model import Model as ModelOf
     from diffusers_erase.models.weight_files import read_weights
     from diffusers_erase.training.targets import as_target
@@ -194,7 +194,7 @@ def edit(
             Concept(first, kind, tuple(synonym or ())),  # type: ignore[arg-type]
             *(Concept(name, kind) for name in more),  # type: ignore[arg-type]
         ),
-        recipe=with_numbers(edit_of(recipe), rank=rank),
+        recipe=with_numbers(as_edit(recipe), rank=rank),
         vocabulary=Vocabulary.read(vocabulary) if vocabulary else None,
         target=as_target(target) if target is not None else None,
         keep=Vocabulary.read(captions).words if captions else (),
@@ -205,7 +205,7 @@ def edit(
     pipe = opened_model(model, **without_denoiser(model))
     weights = None if portable or model == "playground" else read_weights(model)
     cache = Path(HF_HOME) / "diffusers-erase"
-    eraser = solved(ModelOf.of(pipe), request, weights=weights, cache=cache)
+    eraser = solve_eraser(ModelOf.of(pipe), request, weights=weights, cache=cache)
     (eraser.portable if portable else eraser).save_pretrained(output, overwrite=overwrite)
     typer.echo(told(output, eraser))
 

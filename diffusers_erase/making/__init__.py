@@ -1,1 +1,1 @@
-"""`erase()`, `debias()` and `stack()`: from a request to an eraser."""
+"""The functions that make erasers: `erase()`, `debias()` and `stack()`."""

@@ -1,4 +1,4 @@
-"""An eraser in closed form: texts in, a text map out, and its LoRA if there is a denoiser."""
+"""Erasers in closed form: a text map, and its LoRA if the weights it acts on are known."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,35 +15,40 @@ from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.making.request import Request, check_bare, config_of, warn_of_unknown_words
-from diffusers_erase.models.architectures import (
-    fingerprint,
-    text_weights,
+from diffusers_erase.making.request import (
+    Request,
+    config_of,
+    require_erasable,
+    warn_of_unknown_words,
 )
+from diffusers_erase.models.architectures import fingerprint, text_weights
 from diffusers_erase.models.model import Model
 from diffusers_erase.storage.tensor_cache import TensorCache, digest
 from diffusers_erase.training.targets import Fixed, Target
 
 
-def solved(
+def solve_eraser(
     model: Model,
     request: Request,
     *,
     weights: Mapping[str, Tensor] | None = None,
     cache: Path | None = None,
 ) -> EraserAdapter:
-    """Carry an order out by algebra; see `erase`. The denoiser is not run.
+    """Solve for the eraser that is asked for; the denoiser is not run.
 
     Args:
-        model: of a pipeline, perhaps without a denoiser and a VAE.
-        request: what to erase.
-        weights: path -> weight of the layers that read the text, if not the pipeline's denoiser's.
+        model: the base; its denoiser and VAE may be missing.
+        request: what is asked for, with an `Edit` as its recipe.
+        weights: path -> weight (out x width) of the layers that read the text, if the pipeline has
+            no denoiser; without them the eraser is portable.
         cache: a folder for statistics of long lists of prompts.
+
+    Raises:
+        ErasureError: the request or the pipeline does not fit; nothing has been computed then.
     """
     recipe = request.recipe
-    if not isinstance(recipe, Edit):
-        raise TypeError(f"'{recipe.name}' is not solved but trained.")
-    check_bare(model)
+    assert isinstance(recipe, Edit)
+    require_erasable(model)
     if model.found is not None:
         weights = text_weights(model.found)
     if request.target is not None:
@@ -63,10 +68,10 @@ def solved(
         seed=request.seed,
     )
     parameters = {"solution_rank": found.rank, "kept_energy": found.kept}
-    return mapped(model, request, found.choices, found.map, weights, parameters)
+    return eraser_from_map(model, request, found.choices, found.map, weights, parameters)
 
 
-def mapped(
+def eraser_from_map(
     model: Model,
     request: Request,
     choices: Sequence[ErasedConcept],
@@ -74,7 +79,7 @@ def mapped(
     weights: Mapping[str, Tensor] | None,
     parameters: Mapping[str, Any],
 ) -> EraserAdapter:
-    """The eraser that a text map is, with its LoRA for these weights if there are any."""
+    """The eraser of a text map, with the equal LoRA for these weights if there are any."""
     copies = (Lora(map.factors(weights)),) if weights else ()
     concept = request.concepts[0].name
     config = config_of(

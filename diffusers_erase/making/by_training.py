@@ -17,9 +17,14 @@ from diffusers_erase.editing.solvers import Problem, Replace, reading_gram
 from diffusers_erase.editing.token_pairs import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.lora import Lora
-from diffusers_erase.errors import ErasureError
+from diffusers_erase.errors import ErasureError, require_choice
 from diffusers_erase.linalg.subspace import row_space
-from diffusers_erase.making.request import Request, check_bare, config_of, warn_of_unknown_words
+from diffusers_erase.making.request import (
+    Request,
+    config_of,
+    require_erasable,
+    warn_of_unknown_words,
+)
 from diffusers_erase.models.architectures import fingerprint, text_weights
 from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.models.lora import Attached, attached
@@ -33,7 +38,11 @@ from diffusers_erase.training.targets import Target, TargetContext, TargetState
 from diffusers_erase.training.trainer import Renewal, Step, train
 
 
-def trained(
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Accelerate's name of a mixed precision -> the type of autocast."""
+
+
+def train_eraser(
     model: Model,
     request: Request,
     *,
@@ -45,9 +54,9 @@ def trained(
     """Carry an order out by training; see `erase`."""
     recipe = _recipe(request)
     way = request.target or recipe.target(request.vocabulary)
-    unet = _check(model, request, way)
+    unet = _check(model, request, way, accelerator)
     warn_of_unknown_words(model, request)
-    hold = request.held(model)
+    hold = request.protected_states(model)
     with attached(
         unet, parts=recipe.parts, rank=recipe.rank, seed=request.seed, protect=hold
     ) as lora:
@@ -82,9 +91,7 @@ def _loop(
 ) -> tuple[Iterator[Step], TargetState]:
     """Everything the loop needs is made here; nothing is trained before it is asked for a step."""
     recipe, seed = _recipe(request), request.seed
-    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
-        accelerator.mixed_precision if accelerator is not None else "no"
-    )
+    precision = PRECISIONS[accelerator.mixed_precision if accelerator is not None else "no"]
     schedule = model.schedule
     denoiser = Denoiser(model.denoiser, schedule, lora.adapter_disabled, precision=precision)
     weights = _weights(denoiser.unet) if work else ""
@@ -180,7 +187,7 @@ class _Editing:
 
     @cached_property
     def _held(self) -> Tensor | None:
-        states = self.request.held(self.model)
+        states = self.request.protected_states(self.model)
         return None if states is None else row_space(states)
 
 
@@ -274,7 +281,7 @@ def _checkpoints(request: Request, work: Path, weights: str, precision: str) -> 
     return Checkpoints(work / "checkpoints", run)
 
 
-def _check(model: Model, request: Request, way: Target) -> Any:
+def _check(model: Model, request: Request, way: Target, accelerator: Any) -> Any:
     """The denoiser, if the order can be carried out there."""
     unet: Any = model.denoiser
     reason = model.untrainable
@@ -283,7 +290,9 @@ def _check(model: Model, request: Request, way: Target) -> Any:
             f"Erasers are trained on Stable Diffusion 1 and 2; {reason}. Solve for one instead "
             '(`recipe="closed-form"`); erasers can be loaded there, too.'
         )
-    check_bare(model)
+    require_erasable(model)
+    if accelerator is not None:
+        require_choice("mixed precision", accelerator.mixed_precision, PRECISIONS)
     way.check(request.concepts)
     NoiseSchedule.of(model.pipeline.scheduler)
     return unet

@@ -1,4 +1,4 @@
-"""The recipe for somebody who names none, and why it is that one."""
+"""The recipe that `erase()` takes if none is named."""
 
 import sys
 
@@ -10,31 +10,31 @@ from diffusers_erase.models.model import Model
 from diffusers_erase.training.recipes import Recipe, default_recipe
 
 
-def chosen(
-    model: Model, vocabulary: Vocabulary | None, *, training: bool, say: bool = False
+def choose_recipe(
+    model: Model, vocabulary: Vocabulary | None, *, training: bool, verbose: bool = False
 ) -> Recipe | Edit:
-    """Trained where a vocabulary says what must survive and the model can be trained, else solved.
+    """A trained recipe if there is a vocabulary and the model can be trained, else a solved one.
 
     Args:
         model: the base.
-        vocabulary: other concepts, if somebody listed them.
-        training: whether something was asked for that only training has.
-        say: whether to tell which recipe it is, and why.
+        vocabulary: other concepts, which training preserves.
+        training: whether an argument was given that only training uses.
+        verbose: whether to print the recipe and the reason, to stderr.
     """
     trained, reason = default_recipe(vocabulary), model.untrainable
     recipe: Recipe | Edit = CLOSED_FORM
     if training:
-        recipe, why = trained, "what was asked for is a matter of training"
+        recipe, why = trained, "arguments were given that only training uses"
     elif reason:
-        why = f"{reason}; this one needs the text encoders alone"
+        why = f"{reason}; this one needs only the text encoders"
     elif vocabulary is None:
         why = (
-            "without a vocabulary there is nothing to train preservation on; this one spares the "
-            "tokenizer's own words"
+            "without a vocabulary training would preserve nothing; this one keeps the words that "
+            "the tokenizer knows"
         )
     else:
         recipe = trained
-        why = "the vocabulary says what must survive, and training hurts its nearest words least"
-    if say:
+        why = "the vocabulary lists what to preserve, and training damages near words least"
+    if verbose:
         tqdm.write(f"recipe {recipe.name}: {why}.", file=sys.stderr)
     return recipe

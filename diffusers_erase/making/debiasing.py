@@ -19,13 +19,13 @@ from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.subspace import row_space
-from diffusers_erase.making.by_algebra import mapped
+from diffusers_erase.making.by_algebra import eraser_from_map
 from diffusers_erase.making.request import (
     Request,
-    check_bare,
-    concepts_of,
-    prompts_of,
-    vocabulary_of,
+    as_concepts,
+    as_strings,
+    as_vocabulary,
+    require_erasable,
 )
 from diffusers_erase.models.architectures import text_weights
 from diffusers_erase.models.model import Model
@@ -76,13 +76,13 @@ def debias(
         ErasureError: fewer than two attributes, a goal that is no share, a pipeline that wears
             erasers, or counts that are not one share for each attribute.
     """
-    words = vocabulary_of(vocabulary)
-    names = prompts_of("attributes", attributes)
+    words = as_vocabulary(vocabulary)
+    names = as_strings("attributes", attributes)
     request = Request(
-        concepts_of(concept), recipe, words, None, prompts_of("keep", keep), protect=(), seed=0
+        as_concepts(concept), recipe, words, None, as_strings("keep", keep), protect=(), seed=0
     )
     model = Model.of(pipe)
-    check_bare(model)
+    require_erasable(model)
     wanted = _goal(goal, len(names))
     if rounds < 1:
         raise ErasureError(f"`rounds` must be positive; got {rounds}.")
@@ -126,7 +126,7 @@ def _erasers(
         map, kept = T.truncated(recipe.rank * texts.several, second_moment=problem.second_moment)
         scores = dict(zip(names, amounts, strict=True))
         chosen = ErasedConcept.of(concept, concept.name, choice="balanced", scores=scores)
-        return mapped(model, request, [chosen], map, weights, {"kept_energy": kept})
+        return eraser_from_map(model, request, [chosen], map, weights, {"kept_energy": kept})
 
     return at
 

@@ -1,8 +1,7 @@
-"""What was asked for, in one form; and whether it can be had."""
+"""What `erase()` is asked for, as one checked value, and checks of the pipeline it is asked of."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 from warnings import warn
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.editing.recipes import EDITS, Edit
 from diffusers_erase.eraser.config import ErasedConcept, EraserConfig, versions
-from diffusers_erase.errors import ErasureError
+from diffusers_erase.errors import ErasureError, require_choice
 from diffusers_erase.models.model import Model
 from diffusers_erase.models.text_states import unknown_words
 from diffusers_erase.runtime.plugin import erasure_names
@@ -19,20 +18,23 @@ from diffusers_erase.training.recipes import RECIPES, Recipe
 from diffusers_erase.training.targets import Fixed, Target
 
 
-Erased = str | Concept | Sequence[str | Concept]
-"""One concept or several, by name or with everything that is known of them."""
+ConceptLike = str | Concept | Sequence[str | Concept]
+"""One concept or several, each by its name alone or as a `Concept`."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """An eraser to be made."""
+    """The eraser that is asked for."""
 
     concepts: tuple[Concept, ...]
     recipe: Recipe | Edit
     vocabulary: Vocabulary | None
     target: Target | None
+    """None if the recipe chooses the targets."""
     keep: tuple[str, ...]
+    """Prompts whose pictures stay as they are, approximately."""
     protect: tuple[str, ...]
+    """Prompts that do not change at all."""
     seed: int
 
     def __post_init__(self) -> None:
@@ -45,80 +47,83 @@ class Request:
                         "one of them out."
                     )
 
-    def held(self, model: Model) -> Tensor | None:
-        """States of the prompts that must not change, P x tokens x width, if there are any."""
+    def protected_states(self, model: Model) -> Tensor | None:
+        """Text states of the prompts that must not change, P x tokens x width; None for none."""
         prompts = [*([""] if self.recipe.hold_null else []), *self.protect]
         return model.encode(prompts) if prompts else None
 
 
-def recipe_of(name: str) -> Recipe | Edit:
-    """The recipe of that name, trained or solved.
+def as_recipe(recipe: str | Recipe | Edit) -> Recipe | Edit:
+    """The recipe itself, or the one of that name.
 
     Raises:
-        ErasureError: there is none; names the nearest.
+        ErasureError: there is none of that name; the message has the nearest.
     """
+    if isinstance(recipe, Recipe | Edit):
+        return recipe
     known: dict[str, Recipe | Edit] = {**RECIPES, **EDITS}
-    if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ErasureError(f"No recipe named {name!r}.{hint} Known: {', '.join(sorted(known))}.")
-    return known[name]
+    require_choice("recipe", recipe, sorted(known))
+    return known[recipe]
 
 
-def edit_of(name: str) -> Edit:
-    """The recipe of that name, if it is solved.
+def as_edit(name: str) -> Edit:
+    """The solved recipe of that name.
 
     Raises:
-        ErasureError: it is not.
+        ErasureError: there is none, or it is trained.
     """
-    found = recipe_of(name)
-    if not isinstance(found, Edit):
+    recipe = as_recipe(name)
+    if not isinstance(recipe, Edit):
         raise ErasureError(
-            f"'{name}' is trained and not solved; solved are {', '.join(sorted(EDITS))}."
+            f"Recipe '{name}' is trained, not solved. Solved are: {', '.join(sorted(EDITS))}."
         )
-    return found
+    return recipe
 
 
-def concepts_of(concept: Erased) -> tuple[Concept, ...]:
-    """At least one.
+def as_concepts(concept: ConceptLike) -> tuple[Concept, ...]:
+    """One or more concepts.
 
     Raises:
         ErasureError: there is none.
     """
-    several = (concept,) if isinstance(concept, str | Concept) else tuple(concept)
-    if not several:
+    listed = (concept,) if isinstance(concept, str | Concept) else tuple(concept)
+    if not listed:
         raise ErasureError("There is no concept to erase; name one, for example 'car'.")
-    return tuple(each if isinstance(each, Concept) else Concept(each) for each in several)
+    return tuple(each if isinstance(each, Concept) else Concept(each) for each in listed)
 
 
-def vocabulary_of(words: Sequence[str] | Vocabulary | None) -> Vocabulary | None:
-    """As users write it."""
-    if words is None or isinstance(words, Vocabulary):
-        return words
-    return Vocabulary(prompts_of("vocabulary", words))
-
-
-def prompts_of(name: str, several: Sequence[str]) -> tuple[str, ...]:
-    """Several, and not one by mistake.
+def as_vocabulary(words: Sequence[str] | Vocabulary | None) -> Vocabulary | None:
+    """A vocabulary, also from plain words.
 
     Raises:
-        ErasureError: one string.
+        ErasureError: one string instead of a sequence.
     """
-    if isinstance(several, str):
+    if words is None or isinstance(words, Vocabulary):
+        return words
+    return Vocabulary(as_strings("vocabulary", words))
+
+
+def as_strings(name: str, strings: Sequence[str]) -> tuple[str, ...]:
+    """A sequence of strings as a tuple; `name` is the argument's.
+
+    Raises:
+        ErasureError: one string instead of a sequence.
+    """
+    if isinstance(strings, str):
         raise ErasureError(f"`{name}` is a sequence of strings, not one string.")
-    return tuple(several)
+    return tuple(strings)
 
 
 def config_of(
     model: Model, request: Request, concepts: Sequence[ErasedConcept], **known: Any
 ) -> EraserConfig:
-    """Everything an eraser says of itself.
+    """The config of the eraser that was made.
 
     Args:
-        model: what it was made for.
+        model: the base it was made from.
         request: what was asked for.
-        concepts: what is erased, with what it is answered as.
-        **known: further fields of the config; `parameters` are added to the order's.
+        concepts: what is erased, each with its target.
+        **known: further fields of the config; `parameters` are added to those of the request.
     """
     return EraserConfig(
         concepts=tuple(concepts),
@@ -137,27 +142,32 @@ def config_of(
     )
 
 
-def check_bare(model: Model) -> None:
-    """Erasers are made from the bare base.
+def require_erasable(model: Model) -> None:
+    """Raise unless prompts can be encoded and neither erasures nor adapters are loaded.
 
     Raises:
-        ErasureError: the pipeline wears erasures or adapters.
+        ErasureError: one of these; the message says what to do.
     """
+    if model.textless:
+        raise ErasureError(
+            f"Cannot erase here: {model.textless}. Pass a pipeline with `encode_prompt` and its "
+            "text encoders, such as StableDiffusionPipeline."
+        )
     loaded = erasure_names(model)
     if loaded:
         raise ErasureError(
-            f"The pipeline has erasures loaded ({', '.join(loaded)}); "
-            "erasers are made from the bare base: call `pipe.unload_erasures()` first."
+            f"The pipeline has erasures loaded ({', '.join(loaded)}), and erasers are made from "
+            "the bare base; call `pipe.unload_erasures()` first."
         )
     if any(getattr(encoder, "peft_config", None) for encoder in model.text_encoders):
         raise ErasureError(
-            "A text encoder wears adapters; erasers are made from the bare base: call "
+            "A text encoder has adapters loaded, and erasers are made from the bare base; call "
             "`pipe.unload_lora_weights()` first."
         )
 
 
 def warn_of_unknown_words(model: Model, request: Request) -> None:
-    """To erase what the text encoder spells in fragments erases nothing."""
+    """Warn of words that the tokenizer splits into fragments: erasing those erases nothing."""
     names = [name for concept in request.concepts for name in concept.names]
     targets = request.target.words if isinstance(request.target, Fixed) else ()
     for phrase in (*names, *targets):

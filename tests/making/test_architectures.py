@@ -12,7 +12,7 @@ from diffusers_erase.editing.recipes import CLOSED_FORM
 from diffusers_erase.editing.token_pairs import paired, texts_of
 from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.evaluation.probe import probe
-from diffusers_erase.making.choosing import chosen
+from diffusers_erase.making.choosing import choose_recipe
 from diffusers_erase.models.architectures import (
     architecture,
     architecture_or_default,
@@ -126,7 +126,7 @@ def test_it_is_saved_and_read_back_and_fits_as_a_map_alone(pipe, eraser, tmp_pat
 
 
 def test_where_there_is_nothing_to_train_on_the_recipe_is_solved(pipe, capsys):
-    assert chosen(Model.of(pipe), WORDS, training=False, say=True) is CLOSED_FORM
+    assert choose_recipe(Model.of(pipe), WORDS, training=False, verbose=True) is CLOSED_FORM
     assert "this one needs the text encoders alone" in capsys.readouterr().err
     with pytest.raises(ErasureError, match="trained on Stable Diffusion 1 and 2"):
         erase(pipe, "car", target="truck", vocabulary=WORDS, recipe="esd")

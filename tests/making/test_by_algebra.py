@@ -8,7 +8,7 @@ from diffusers_erase import Concept, EraserAdapter, ErasureError, Nearest, Vocab
 from diffusers_erase.editing.recipes import EDITS
 from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.evaluation.probe import probe
-from diffusers_erase.making.by_algebra import solved
+from diffusers_erase.making.by_algebra import solve_eraser
 from diffusers_erase.making.request import Request
 from diffusers_erase.models.architectures import TEXT_PARTS, projections
 from diffusers_erase.models.model import Model
@@ -151,7 +151,7 @@ def test_texts_and_a_few_weights_are_enough(xl, tmp_path, shard):
     weights = read_weights(tmp_path / "model")
     assert set(weights) == set(projections(xl.unet, TEXT_PARTS))
     asked = request(recipe=EDITS["rece"], target=Fixed("truck"))
-    eraser = solved(Model.of(small), asked, weights=weights)
+    eraser = solve_eraser(Model.of(small), asked, weights=weights)
     for path, (A, B) in whole.factors.items():
         again = eraser.factors[path]
         assert torch.allclose(again[1] @ again[0], B @ A, atol=1e-5)

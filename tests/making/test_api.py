@@ -1,0 +1,111 @@
+"""What `erase` refuses before anything is computed, and pipelines with fewer parts than usual."""
+
+from types import SimpleNamespace
+
+import pytest
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    LEditsPPPipelineStableDiffusion,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+)
+
+from diffusers_erase import ErasureError, erase
+from diffusers_erase.making import by_algebra, by_training
+from diffusers_erase.making.api import erase as erase_in_api
+from diffusers_erase.models.architectures import text_weights
+from diffusers_erase.models.model import Model
+from tests import zoo
+
+
+WORDS = ("truck", "oak")
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Fails the test where text is encoded, solved for or trained on."""
+
+    def work(*_, **__):
+        raise AssertionError("something was computed")
+
+    monkeypatch.setattr(Model, "states", work)
+    monkeypatch.setattr(by_algebra, "edit", work)
+    monkeypatch.setattr(by_training, "attached", work)
+
+
+def test_erase_is_the_public_one():
+    assert erase is erase_in_api
+
+
+@pytest.mark.parametrize("recipe", ["closed-form", "uce"])
+@pytest.mark.parametrize(
+    "unused",
+    [
+        {"steps": 3},
+        {"accelerator": SimpleNamespace(mixed_precision="no")},
+        {"callback_on_step_end": print},
+        {"steps": 3, "callback_on_step_end": print},
+    ],
+    ids=" and ".join,
+)
+def test_erase_refuses_arguments_that_a_solved_recipe_does_not_use(
+    untrained, no_work, recipe, unused
+):
+    names = " and ".join(f"`{name}`" for name in unused)
+    with pytest.raises(ErasureError, match=f"'{recipe}' is solved .* does not use {names};"):
+        erase(untrained, "car", vocabulary=WORDS, recipe=recipe, **unused)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int4"])
+def test_erase_refuses_a_precision_that_it_would_ignore(untrained, no_work, precision):
+    accelerator = SimpleNamespace(mixed_precision=precision)
+    with pytest.raises(ErasureError, match=f"No mixed precision '{precision}'.*Known: no, bf16"):
+        erase(untrained, "car", recipe="esd", accelerator=accelerator)
+
+
+def instruct_pix2pix(pipe):
+    parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
+    return StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
+
+
+def ledits(pipe):
+    parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
+    scheduler = DPMSolverMultistepScheduler.from_config(
+        pipe.scheduler.config, algorithm_type="sde-dpmsolver++", solver_order=2
+    )
+    return LEditsPPPipelineStableDiffusion(
+        **{**parts, "scheduler": scheduler}, requires_safety_checker=False
+    )
+
+
+@pytest.mark.parametrize("build", [instruct_pix2pix, ledits])
+@pytest.mark.parametrize("recipe", ["closed-form", "esd"])
+def test_erase_names_the_pipeline_and_what_it_lacks(untrained, no_work, build, recipe):
+    pipe = build(untrained)
+    with pytest.raises(
+        ErasureError, match=r"Cannot erase here: .*encode_prompt.*Pass a pipeline"
+    ) as refused:
+        erase(pipe, "car", recipe=recipe)
+    assert f"'{type(pipe).__name__}'" in str(refused.value)
+
+
+def test_erase_works_on_the_refiner_of_stable_diffusion_xl(untrained):
+    parts = zoo.sdxl(untrained.tokenizer, 40).components | {"text_encoder": None, "tokenizer": None}
+    refiner = StableDiffusionXLImg2ImgPipeline(**parts, add_watermarker=False)
+    before = {path: weight.clone() for path, weight in text_weights(refiner.unet).items()}
+    eraser = erase(refiner, "car", target="truck", vocabulary=WORDS, recipe="closed-form")
+    assert eraser.text_map.width == 40
+    refiner.load_erasure(eraser)
+    car, truck = Model.of(refiner).encode(["a photo of a car", "a photo of a truck"])
+    for path, weight in text_weights(refiner.unet).items():
+        read, meant = car @ weight.T, truck @ before[path].T
+        assert (read - meant).norm() < 0.6 * (car @ before[path].T - meant).norm()
+
+
+def test_erase_refuses_no_concept_and_recipes_that_are_none(untrained, no_work):
+    with pytest.raises(ErasureError, match="There is no concept to erase"):
+        erase(untrained, [])
+    with pytest.raises(ErasureError, match="No recipe 'magic'"):
+        erase(untrained, "car", recipe="magic")
+    with pytest.raises(ErasureError, match=r"No recipe 7\."):
+        erase(untrained, "car", recipe=7)
