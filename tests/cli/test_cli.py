@@ -89,7 +89,7 @@ def test_edit_from_a_folder_portable_and_not(untrained, tmp_path, monkeypatch):
         untrained.unload_erasures()
     refused = command(*shared, "--recipe", "esd", "--output", "other", folder=tmp_path)
     assert refused.returncode == 2
-    assert "'esd' is trained and not solved" in refused.stderr
+    assert "'esd' is trained, not solved" in refused.stderr
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def run(tmp_path, monkeypatch, untrained, make_eraser):
         ),
         (
             ("train", "--concept", "car", "--recipe", "magic", "--output", "new"),
-            "No recipe named 'magic'",
+            "No recipe 'magic'",
         ),
         (("edit", "--concept", "car", "--output", "good"), "exists already.*--overwrite"),
         (("edit", "--concept", "", "--output", "new"), "empty"),
@@ -141,7 +141,7 @@ def run(tmp_path, monkeypatch, untrained, make_eraser):
         ),
         (("generate", "a car", "--eraser", "broken"), "no readable safetensors"),
         (("generate", "a car", "--eraser", "missing"), "no folder 'missing'"),
-        (("generate", "a car", "--eraser", "diary"), "holds no pytorch_lora_weights.safetensors"),
+        (("generate", "a car", "--eraser", "diary"), "holds neither erasure_config.json nor weights"),
         (("generate", "a car", "--out", "there.png"), "exists already"),
         (("generate", "a car", "--out", "nowhere/a.png"), "no folder 'nowhere'"),
         (("generate", "a car", "--out", "a.gif"), "PNG"),

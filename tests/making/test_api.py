@@ -99,7 +99,8 @@ def test_erase_works_on_the_refiner_of_stable_diffusion_xl(untrained):
     car, truck = Model.of(refiner).encode(["a photo of a car", "a photo of a truck"])
     for path, weight in text_weights(refiner.unet).items():
         read, meant = car @ weight.T, truck @ before[path].T
-        assert (read - meant).norm() < 0.6 * (car @ before[path].T - meant).norm()
+        moved = (read - meant).square().sum() / (car @ before[path].T - meant).square().sum()
+        assert moved < 0.6
 
 
 def test_erase_refuses_no_concept_and_recipes_that_are_none(untrained, no_work):

@@ -181,7 +181,7 @@ def test_the_eraser_knows_its_story(untrained, tmp_path):
     ("options", "message"),
     [
         ({"recipe": "closed-forn"}, "Did you mean 'closed-form'"),
-        ({"recipe": "uce", "steps": 3}, "has no steps"),
+        ({"recipe": "uce", "steps": 3}, "does not use `steps`"),
         ({"recipe": "uce", "target": "car"}, "is the concept itself"),
         ({"recipe": "uce", "target": Nearest(Vocabulary(("van",)))}, "takes a word as its target"),
         ({"recipe": "uce", "target": ("van", "oak")}, "one for each concept"),

@@ -102,7 +102,7 @@ def test_kept_prompts_enter_the_loss(untrained):
         (
             "car",
             {"recipe": "esdd"},
-            "No recipe named 'esdd'. Did you mean 'esd'\\? Known: age, age-table",
+            "No recipe 'esdd'. Did you mean 'esd'\\? Known: age, age-table",
         ),
         ("car", {"steps": 0}, "`steps` must be positive"),
         ("car", {"target": " "}, "target is empty"),

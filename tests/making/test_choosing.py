@@ -23,13 +23,13 @@ def test_with_a_vocabulary_an_eraser_is_trained(untrained, capsys):
     eraser = erase(untrained, "car", vocabulary=WORDS)
     assert eraser.config.recipe == "surgical-age"
     assert eraser.config.concepts[0].target in WORDS.words
-    assert "recipe surgical-age: the vocabulary says what must survive" in capsys.readouterr().err
+    assert "recipe surgical-age: the vocabulary lists what to preserve" in capsys.readouterr().err
 
 
 def test_without_one_it_is_solved(untrained, capsys):
     eraser = erase(untrained, "car")
     assert eraser.config.recipe == "closed-form"
-    assert "without a vocabulary there is nothing to train" in capsys.readouterr().err
+    assert "without a vocabulary training would preserve nothing" in capsys.readouterr().err
 
 
 def test_without_a_unet_it_is_solved_too(untrained, capsys):
