@@ -141,7 +141,10 @@ def run(tmp_path, monkeypatch, untrained, make_eraser):
         ),
         (("generate", "a car", "--eraser", "broken"), "no readable safetensors"),
         (("generate", "a car", "--eraser", "missing"), "no folder 'missing'"),
-        (("generate", "a car", "--eraser", "diary"), "holds neither erasure_config.json nor weights"),
+        (
+            ("generate", "a car", "--eraser", "diary"),
+            "holds neither erasure_config.json nor weights",
+        ),
         (("generate", "a car", "--out", "there.png"), "exists already"),
         (("generate", "a car", "--out", "nowhere/a.png"), "no folder 'nowhere'"),
         (("generate", "a car", "--out", "a.gif"), "PNG"),
