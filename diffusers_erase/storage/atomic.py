@@ -35,13 +35,15 @@ def check_folder(folder: Path, *, overwrite: bool, marker: str, known: Collectio
 
 
 def _check_former(folder: Path, *, overwrite: bool, marker: str, known: Collection[str]) -> None:
+    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
+    if not inside:  # such as `tempfile.mkdtemp()` makes it
+        return
     if not overwrite:
         raise ErasureError(
             f"'{folder}' exists already; choose another folder, or replace it with "
             "`overwrite=True` (`--overwrite`)."
         )
-    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
-    if inside and (marker not in inside or inside - {marker, *known}):
+    if marker not in inside or inside - {marker, *known}:
         raise ErasureError(
             f"'{folder}' exists and holds something else, so it is not overwritten; "
             "choose another folder."

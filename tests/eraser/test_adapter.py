@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,25 @@ def test_an_existing_folder_is_only_replaced_on_request_and_never_if_it_is_somet
     with pytest.raises(ErasureError, match="holds something else"):
         one.save_pretrained(folder, overwrite=True)
     assert same(EraserAdapter.from_pretrained(folder), two)
+
+
+def test_save_pretrained_takes_an_empty_folder_that_exists(untrained, make_eraser, tmp_path):
+    eraser = make_eraser(untrained.unet)
+    (tmp_path / "car").mkdir(mode=0o700)
+    check_output(tmp_path / "car", overwrite=False)
+    assert same(EraserAdapter.from_pretrained(eraser.save_pretrained(tmp_path / "car")), eraser)
+    with pytest.raises(ErasureError, match="exists already"):
+        eraser.save_pretrained(tmp_path / "car")
+
+
+def test_save_pretrained_adds_results_to_those_the_eraser_has(untrained, make_eraser, tmp_path):
+    eraser = make_eraser(untrained.unet)
+    eraser = replace(eraser, config=replace(eraser.config, results={"regained": 0.5, "drift": 1.0}))
+    shares = {"base": 1.0, "erased": 0.0, "n": 8}
+    folder = eraser.save_pretrained(tmp_path / "car", results={"target": shares, "drift": 2.0})
+    found = EraserAdapter.from_pretrained(folder).config.results
+    assert found == {"regained": 0.5, "drift": 2.0, "target": shares}
+    assert "| regained | 0.5 |" in (folder / "README.md").read_text()
 
 
 def test_a_save_that_fails_leaves_the_former_eraser(untrained, make_eraser, tmp_path, monkeypatch):

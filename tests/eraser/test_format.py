@@ -130,6 +130,12 @@ def test_pictures_of_a_card_are_found_again(tmp_path):
     found = images_in(folder)
     assert list(found) == list(shown)
     assert [picture.getpixel((0, 0)) for picture in found.values()] == [(255, 0, 0), (0, 0, 255)]
+    with (folder / "README.md").open("r+b") as card:  # sparse: 5 GB that take no room
+        card.truncate(5 * 2**30)
+    with pytest.raises(ErasureError, match="bytes; 4,194,304 are read at most"):
+        images_in(folder)
+    with (folder / "README.md").open("r+b") as card:
+        card.truncate(4_000)
     (folder / "images" / "01.png").write_bytes(b"junk")
     with pytest.raises(ErasureError, match=r"pictures of .* cannot be read"):
         images_in(folder)

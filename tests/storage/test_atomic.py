@@ -47,8 +47,8 @@ def test_a_former_result_is_replaced_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
-@pytest.mark.parametrize("names", [(), ("marker",), ("marker", "known")])
-def test_empty_folders_and_former_results_may_be_replaced_on_request(tmp_path, names):
+@pytest.mark.parametrize("names", [("marker",), ("marker", "known")])
+def test_former_results_may_be_replaced_on_request(tmp_path, names):
     folder = make(tmp_path / "folder", *names)
     check(folder)
     with pytest.raises(ErasureError, match=r"exists already.*`overwrite=True` \(`--overwrite`\)"):
@@ -83,3 +83,10 @@ def test_what_is_written_can_be_read_by_others(tmp_path):
         (draft / "a.txt").write_text("a")
         (draft / "a.txt").chmod(0o600)
     assert (tmp_path / "result" / "a.txt").stat().st_mode & 0o777 == 0o644
+
+
+def test_check_folder_accepts_an_empty_folder(tmp_path):
+    check_folder(tmp_path, overwrite=False, marker="marker", known=())
+    (tmp_path / "note").write_text("mine")
+    with pytest.raises(ErasureError, match="exists already"):
+        check_folder(tmp_path, overwrite=False, marker="marker", known=())
