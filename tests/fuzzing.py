@@ -1,6 +1,6 @@
 """Erasers that somebody has tampered with: each loads as what it says, or is refused in words.
 
-python tests/fuzzing.py --cases 20000        # prints the report
+python -m tests.fuzzing --cases 20000        # prints the report
 """
 
 import argparse
@@ -14,19 +14,28 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 from diffusers_erase import EraserAdapter, ErasureError
 from diffusers_erase.eraser.config import CONFIG_NAME, ErasedConcept, EraserConfig
 from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.eraser.text_map import TextMap
-from diffusers_erase.models.architectures import fingerprint, projections
-from diffusers_erase.runtime.plugin import list_erasures, load_erasure, unload_erasures
+from diffusers_erase.models.architectures import fingerprint, projections, text_weights
+from diffusers_erase.models.model import Model
+from diffusers_erase.playground.building import networks
+from diffusers_erase.runtime.plugin import (
+    list_erasures,
+    load_erasure,
+    unload_erasure,
+    verify_erasures,
+)
+from tests import zoo
 
 
 SECONDS = 2.0
@@ -58,17 +67,40 @@ def unet():
     )
 
 
-def erasers(model):
-    """A trained one and a portable one."""
-    config = EraserConfig(
-        (ErasedConcept("car", target="bus"),), fingerprint=fingerprint(model), rank=2
+def pipeline(folder):
+    """The smallest Stable Diffusion pipeline, around that UNet."""
+    tokenizer = networks.write_tokenizer(folder)
+    return StableDiffusionPipeline(
+        vae=zoo.vae(),
+        text_encoder=zoo.clip(tokenizer, 8, projects=False),
+        tokenizer=tokenizer,
+        unet=unet().eval(),
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
-    factors = {
-        path: (torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2))
-        for path, layer in projections(model, ("to_k", "to_v")).items()
-    }
+
+
+def erasers(model):
+    """A trained one, one in closed form with its LoRA, and the same one portable."""
+    about = fingerprint(model.denoiser)
+    about["text"] = {"prompt": "car", "state": model.text_fingerprint("car")}
+    car = ErasedConcept(
+        "car", synonyms=("auto",), target="bus", choice="trial", scores={"bus": 0.5}, best="lowest"
+    )
+    shares = {"target": {"base": 0.9, "erased": 0.1, "n": 8}, "regained": 0.5}
+    config = EraserConfig((car,), fingerprint=about, rank=2, results=shares, parameters={"seed": 0})
+    trained = Lora(
+        {
+            path: (torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2))
+            for path, layer in projections(model.denoiser, ("to_k", "to_v")).items()
+        }
+    )
     text_map = TextMap(torch.randn(8, 2).double(), torch.randn(8, 2).double())
-    return EraserAdapter((Lora(factors),), config), EraserAdapter((text_map,), config)
+    copy = Lora(text_map.factors(text_weights(model.denoiser)))
+    kinds = ((trained,), (copy, text_map), (text_map,))
+    return [EraserAdapter(payloads, config) for payloads in kinds]
 
 
 # --- what is done to a file ----------------------------------------------------------------------
@@ -97,7 +129,7 @@ def spliced(content, chance):
     return content[:at] + content[start : start + size] + content[at:]
 
 
-def retold(content, chance):
+def rewritten(content, chance):
     """JSON, or the header of a safetensors file, with values, names and places changed."""
     if content[:1] == b"{":
         return json.dumps(changed(json.loads(content), chance)).encode()
@@ -216,14 +248,14 @@ def as_its_files_say(eraser, folder):
     return bool(eraser.factors) or eraser.text_map is not None
 
 
-def one_case(chance, whole, spoilt, model, before):
+def one_case(chance, whole, spoilt, pipe, before):
     """What was done, and what became of it."""
     source = chance.choice(whole)
     shutil.rmtree(spoilt, ignore_errors=True)
     shutil.copytree(source, spoilt)
     names = (CONFIG_NAME, Lora.file, TextMap.file)
     path = chance.choice([spoilt / name for name in names if (spoilt / name).exists()])
-    ways = (flipped, cut, spliced, retold)
+    ways = (flipped, cut, spliced, rewritten)
     way = chance.choices((*ways, replaced), (6, 2, 2, 8, 1))[0]
     if way is replaced:
         replaced(path, chance)
@@ -235,15 +267,24 @@ def one_case(chance, whole, spoilt, model, before):
     if chance.random() < 0.1 and path.is_file():
         spoilt = path
     try:
-        load_erasure(model, spoilt)
+        load_erasure(pipe, spoilt, "spoilt")
     except ErasureError as error:
-        assert not list_erasures(model), done
-        return done, "refused", str(error)
-    (force,) = model._erasures.loaded.values()
-    right = spoilt.is_file() or as_its_files_say(force.adapter, spoilt)
-    unload_erasures(model)
-    assert all(torch.equal(w, before[k]) for k, w in model.state_dict().items()), done
+        refusal = str(error)
+    else:
+        refusal = ""
+    if refusal:
+        assert list(list_erasures(pipe)) == ["whole"], done
+        assert refusal.isprintable(), done
+        return done, "refused", refusal
+    list_erasures(pipe)
+    assert all(share == share for share in verify_erasures(pipe).values()), done
+    loaded = pipe.unet._erasures.loaded["spoilt"].adapter
+    right = spoilt.is_file() or as_its_files_say(loaded, spoilt)
+    unload_erasure(pipe, "spoilt")
+    assert all(torch.equal(w, before[k]) for k, w in pipe.unet.state_dict().items()), done
     assert right, done
+    with suppress(ErasureError):  # nested deeper than a config may be, once there is a card
+        loaded.save_pretrained(spoilt.parent / "again", overwrite=True)
     return done, "loaded as its files say", ""
 
 
@@ -253,18 +294,18 @@ def fuzz(cases, seed, folder):
     Raises:
         AssertionError: one was neither refused nor what its files say, or the model was changed.
     """
-    chance, model = random.Random(seed), unet()
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    whole = [
-        eraser.save_pretrained(folder / f"whole{k}") for k, eraser in enumerate(erasers(model))
-    ]
+    chance, pipe = random.Random(seed), pipeline(folder / "tokenizer")
+    own = erasers(Model.of(pipe))
+    whole = [eraser.save_pretrained(folder / f"whole{k}") for k, eraser in enumerate(own)]
+    load_erasure(pipe, own[0], "whole")
+    before = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
     report = Report(cases)
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(cases):
             started = time.perf_counter()
-            done, outcome, why = one_case(chance, whole, folder / "spoilt", model, before)
+            done, outcome, why = one_case(chance, whole, folder / "spoilt", pipe, before)
             seconds = time.perf_counter() - started
             if seconds > report.slowest:
                 report.slowest, report.slowest_case = seconds, done

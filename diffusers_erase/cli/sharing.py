@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from diffusers_erase.cli.options import Overwrite, opened_model
-from diffusers_erase.errors import ErasureError
+from diffusers_erase.errors import ErasureError, shown
 
 
 Source = Annotated[str, typer.Argument(help="A folder or a Hub id.")]
@@ -39,7 +39,7 @@ def info(source: Source, revision: Revision = None, token: Token = None) -> None
         if value:
             typer.echo(f"  {name:12} {value}")
     for name, value in (config.results or {"measured": "not measured"}).items():
-        typer.echo(f"  {_line(name):12} {_line(value)}")
+        typer.echo(f"  {shown(name):12} {shown(value)}")
 
 
 def verify(
@@ -124,17 +124,12 @@ def find(
     )
     for one in found:
         typer.echo(
-            f"{one.repo_id}: erases {_line(', '.join(one.concepts)) or '?'} from "
-            f"{_line(one.base_model) or '?'}; {one.downloads:,} downloads, {one.likes:,} likes"
+            f"{one.repo_id}: erases {shown(', '.join(one.concepts)) or '?'} from "
+            f"{shown(one.base_model) or '?'}; {one.downloads:,} downloads, {one.likes:,} likes"
         )
     if not found:
         typer.echo("None.")
 
 
 def _told(mapping: Any) -> str:
-    return ", ".join(f"{_line(name)} {_line(value)}" for name, value in mapping.items())
-
-
-def _line(value: Any) -> str:
-    """In one line, and nothing in it that a terminal obeys."""
-    return "".join(letter if letter.isprintable() else " " for letter in str(value))[:500]
+    return ", ".join(f"{shown(name)} {shown(value)}" for name, value in mapping.items())

@@ -9,7 +9,7 @@ from warnings import warn
 
 from diffusers_erase.concepts import Concept, Kind
 from diffusers_erase.eraser.schema import problem_of
-from diffusers_erase.errors import ErasureError
+from diffusers_erase.errors import ErasureError, shown
 
 
 CONFIG_NAME = "erasure_config.json"
@@ -142,7 +142,7 @@ class EraserConfig:
         if unknown:
             warn(
                 f"{CONFIG_NAME} was written by another version; kept but not understood: "
-                f"{', '.join(map(repr, sorted(unknown)))}.",
+                f"{shown(', '.join(map(repr, sorted(unknown))))}.",
                 stacklevel=3,
             )
         return config

@@ -9,10 +9,10 @@ import torch
 from diffusers_erase import ErasureError
 from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.runtime.plugin import list_erasures, load_erasure
-from tests.fuzzing import MEGABYTES, SECONDS, erasers, fuzz, unet
+from tests.fuzzing import MEGABYTES, SECONDS, fuzz, unet
 
 
-@pytest.mark.parametrize("cases", [400, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [150, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_every_case_ends_in_what_it_says_or_in_a_refusal(cases, tmp_path):
     report = fuzz(cases, seed=cases, folder=tmp_path)
     assert report.slowest < SECONDS, str(report)
@@ -50,10 +50,10 @@ CRAFTED = {
 
 
 @pytest.mark.parametrize("content", CRAFTED.values(), ids=CRAFTED.keys())
-def test_crafted_files_are_refused_before_anything_changes(content, tmp_path):
+def test_crafted_files_are_refused_before_anything_changes(content, make_eraser, tmp_path):
     model = unet()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    folder = erasers(model)[0].save_pretrained(tmp_path / "car")
+    folder = make_eraser(model).save_pretrained(tmp_path / "car")
     (folder / Lora.file).write_bytes(content)
     with pytest.raises(ErasureError):
         load_erasure(model, folder)
@@ -62,9 +62,9 @@ def test_crafted_files_are_refused_before_anything_changes(content, tmp_path):
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "/proc/kcore", "/etc/passwd", Lora.file])
-def test_links_in_a_snapshot_lead_nowhere(target, tmp_path):
+def test_links_in_a_snapshot_lead_nowhere(target, make_eraser, tmp_path):
     model = unet()
-    folder = erasers(model)[0].save_pretrained(tmp_path / "car")
+    folder = make_eraser(model).save_pretrained(tmp_path / "car")
     (folder / Lora.file).unlink()
     (folder / Lora.file).symlink_to(Path(target))
     with pytest.raises(ErasureError) as refusal:
