@@ -127,7 +127,7 @@ def images_in(folder: Path) -> dict[str, Image.Image]:
         ErasureError: a picture cannot be read.
     """
     try:
-        card = ModelCard(read_text(folder / CARD_NAME, 4 * BYTES))
+        card: Any = ModelCard(read_text(folder / CARD_NAME, 4 * BYTES))
         shown = card.data.to_dict().get("widget") or []
         found = {}
         for one in shown if isinstance(shown, list) else ():

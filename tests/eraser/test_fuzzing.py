@@ -1,6 +1,7 @@
 """Erasers from strangers: what was tampered with loads as it says, or is refused in words."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 
 from diffusers_erase import ErasureError
 from diffusers_erase.eraser.lora import Lora
+from diffusers_erase.models.model import Model
 from diffusers_erase.runtime.plugin import list_erasures, load_erasure
-from tests.fuzzing import MEGABYTES, SECONDS, fuzz, unet
+from tests.fuzzing import MEGABYTES, SECONDS, erasers, fuzz, pipeline, unet
 
 
 @pytest.mark.parametrize("cases", [150, pytest.param(20_000, marks=pytest.mark.slow)])
@@ -70,3 +72,12 @@ def test_links_in_a_snapshot_lead_nowhere(target, make_eraser, tmp_path):
     with pytest.raises(ErasureError) as refusal:
         load_erasure(model, folder)
     assert "root:" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("state", [[0.5], [0.5] * 64, [0.0] * 8])
+def test_text_map_with_the_fingerprint_of_another_text_encoder_is_refused(state, tmp_path):
+    pipe = pipeline(tmp_path)
+    portable = erasers(Model.of(pipe))[-1]
+    about = {**portable.config.fingerprint, "text": {"prompt": "car", "state": state}}
+    with pytest.raises(ErasureError, match="reads 'car' otherwise"):
+        load_erasure(pipe, replace(portable, config=replace(portable.config, fingerprint=about)))
