@@ -1,4 +1,4 @@
-"""Erasers as ordinary adapters of the denoiser, which other adapters' calls switch off."""
+"""Erasers as ordinary adapters of peft, which calls for other adapters switch off."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -11,62 +11,91 @@ from torch import Tensor, nn
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.architectures import linear
 from diffusers_erase.runtime.fused_projections import fused_weights
-from diffusers_erase.runtime.loaded_eraser import LoadedEraser, factors_of
+from diffusers_erase.runtime.loaded_eraser import LoadedEraser, Planning, factors_of
 
 
-SILENCED_BY = (
+SWITCHED_OFF_BY = (
     "an ordinary adapter is switched off by `load_lora_weights`, `set_adapters`, `disable_lora`, "
     "`delete_adapters` and `unload_lora_weights`, and scaled by `cross_attention_kwargs`"
 )
 
 
+Adapters = dict[str, tuple[LoadedEraser, dict[str, Tensor]]]
+"""Name -> eraser, and the LoRA it amounts to with the keys that diffusers reads."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Erasers to be adapters of the denoiser, and those that are until then."""
+
+    denoiser: Any
+    wanted: Adapters
+    former: Adapters
+
+
 @dataclass
 class Adapted:
-    """The erasers that are worn as adapters, by name, and what the denoiser calls them."""
+    """Backend that adds erasers to the denoiser as ordinary adapters of peft."""
 
-    worn: dict[str, LoadedEraser] = field(default_factory=dict)
+    added: Adapters = field(default_factory=dict)
 
-    def apply(
-        self, unet: Any, loaded: Mapping[str, LoadedEraser], pristine: Mapping[str, Tensor]
-    ) -> None:
-        """Put on what is missing, take off what is gone, and make all of these active.
+    def plan(
+        self, denoiser: nn.Module, loaded: Mapping[str, LoadedEraser], planning: Planning
+    ) -> Plan:
+        """The erasers' LoRAs.
 
-        Other adapters stay active, or idle, at the scales they have.
-
-        Args:
-            unet: the denoiser.
-            loaded: the erasers of this mode.
-            pristine: the weights of layers that other erasers are written into.
+        Raises:
+            ErasureError: adapters are fused into the weights; any change would take them out.
         """
-        if not loaded and not self.worn:
+        if loaded or self.added:
+            _require_unfused(denoiser)
+        wanted = {name: (x, _lora(denoiser, x, planning)) for name, x in loaded.items()}
+        return Plan(denoiser, wanted, self.added)
+
+    def apply(self, plan: Plan) -> None:
+        """Add the adapters that are missing, delete those that are gone, and activate all."""
+        self._set(plan.denoiser, plan.wanted)
+
+    def undo(self, plan: Plan) -> None:
+        """Restore the adapters that were there."""
+        self._set(plan.denoiser, plan.former)
+
+    def _set(self, unet: Any, wanted: Adapters) -> None:
+        """Adapters of others stay active, or idle, at the scales they have."""
+        if not wanted and not self.added:
             return
-        former, self.worn = self.worn, dict(loaded)
-        ours = {*map(adapter_name, former), *map(adapter_name, loaded)}
+        former, self.added = self.added, wanted
+        ours = {*map(adapter_name, former), *map(adapter_name, wanted)}
         others = {
             path: [name for name in layer.active_adapters if name not in ours]
             for path, layer in _wrapped(unet)
         }
         for path, layer in _wrapped(unet):  # else the next adapter would take a deleted one's place
             layer.set_adapter(others[path])
-        for name, eraser in former.items():
-            stays = name in loaded and loaded[name].adapter is eraser.adapter
+        for name, (eraser, _) in former.items():
+            stays = name in wanted and wanted[name][0].adapter is eraser.adapter
             if not stays and adapter_name(name) in getattr(unet, "peft_config", {}):
                 unet.delete_adapters(adapter_name(name))
-        for name, eraser in loaded.items():
-            if adapter_name(name) not in getattr(unet, "peft_config", {}):
-                _put_on(unet, adapter_name(name), eraser, pristine)
+        for name, (_, lora) in wanted.items():
+            adapter = adapter_name(name)
+            if adapter not in getattr(unet, "peft_config", {}):
+                unet.load_lora_adapter(lora, prefix="unet", adapter_name=adapter)
         for path, layer in _wrapped(unet):
-            own = [name for name in loaded if adapter_name(name) in layer.lora_A]
+            own = [name for name in wanted if adapter_name(name) in layer.lora_A]
             layer.set_adapter([*others.get(path, ()), *map(adapter_name, own)])
             for name in own:
-                layer.set_scale(adapter_name(name), loaded[name].strength)
+                layer.set_scale(adapter_name(name), wanted[name][0].strength)
                 for half in (layer.lora_A, layer.lora_B):
                     half[adapter_name(name)].requires_grad_(False)
         if not getattr(unet, "peft_config", {}) and any(True for _ in _wrapped(unet)):
             unet.unload_lora()
 
+    def bases(self) -> dict[str, Tensor]:
+        """Nothing: no weight is written."""
+        return {}
+
     def acting(self, unet: nn.Module, loaded: Mapping[str, LoadedEraser]) -> dict[str, float]:
-        """Name -> how much of an eraser its layers add now, on their mean."""
+        """Name -> mean over an eraser's layers of the share at which its adapter is active."""
         found, fused = {}, fused_weights(unet)
         layers = {path: layer for path, layer in _wrapped(unet) if path not in fused}
         for name, eraser in loaded.items():
@@ -76,12 +105,7 @@ class Adapted:
         return found
 
 
-def check_unfused(unet: nn.Module) -> None:
-    """Refuse while adapters are fused into the weights: to change any would take them out again.
-
-    Raises:
-        ErasureError: some are.
-    """
+def _require_unfused(unet: nn.Module) -> None:
     fused = {name for _, layer in _wrapped(unet) for name in layer.merged_adapters}
     if fused:
         raise ErasureError(
@@ -92,20 +116,20 @@ def check_unfused(unet: nn.Module) -> None:
 
 
 def adapter_name(name: str) -> str:
-    """What peft calls an eraser: it takes names of modules, which have no dots."""
+    """The name of an eraser's adapter; peft allows no dots in it."""
     plain = re.sub(r"\W", "_", name)
     return f"erasure_{plain}" + (
         "" if plain == name else f"_{sha256(name.encode()).hexdigest()[:8]}"
     )
 
 
-def _put_on(unet: Any, adapter: str, eraser: LoadedEraser, pristine: Mapping[str, Tensor]) -> None:
+def _lora(unet: nn.Module, eraser: LoadedEraser, planning: Planning) -> dict[str, Tensor]:
     tensors = {}
     for path in eraser.adapter.paths(unet):
         layer = linear(unet, path)
-        A, B = factors_of(eraser, path, layer, pristine.get(path, _readable(layer)))
+        A, B = factors_of(eraser, path, layer, planning.bases.get(path, _readable(layer)))
         tensors[f"unet.{path}.lora_A.weight"], tensors[f"unet.{path}.lora_B.weight"] = A, B
-    unet.load_lora_adapter(tensors, prefix="unet", adapter_name=adapter)
+    return tensors
 
 
 def _readable(layer: nn.Linear) -> Tensor | None:
@@ -114,7 +138,7 @@ def _readable(layer: nn.Linear) -> Tensor | None:
 
 
 def _wrapped(unet: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Path -> layers that wear adapters, by the path of the linear layer inside."""
+    """Path of a linear layer, and the layer with adapters that peft wraps around it."""
     for path, module in unet.named_modules():
         if hasattr(module, "lora_A") and hasattr(module, "base_layer"):
             yield path, module

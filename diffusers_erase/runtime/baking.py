@@ -1,22 +1,19 @@
-"""W = W0 + sum_i s_i B_i A_i, from a pristine W0: any order and strength, and back bit for bit."""
+"""W = W0 + sum_i s_i B_i A_i, from W0 that is kept: exact in any order, and undone bit for bit."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.architectures import linear
 from diffusers_erase.runtime.fused_projections import fused_weights
-from diffusers_erase.runtime.loaded_eraser import LoadedEraser
+from diffusers_erase.runtime.loaded_eraser import Keep, LoadedEraser, Planning
 
 
 _WRITABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-Keep = Literal["cpu"] | bool
-"""Whether pristine weights are kept: beside the weights, on the CPU, or not at all."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +21,18 @@ class Written:
     """A layer that erasers are written into."""
 
     base: Tensor | None
-    """W0, its weight before any eraser; None where it was given up."""
+    """W0, its weight before any eraser; None if it is not kept."""
     terms: tuple[LoadedEraser, ...]
     """The erasers in its weight."""
     mark: Tensor
-    """Of the weight as it was written: whether somebody else wrote since."""
+    """Sums of the bits of the weight that was written; another one has other sums."""
     dtype: torch.dtype
-    """Of that weight."""
+    """The type of that weight."""
 
 
 @dataclass(frozen=True)
 class Write:
-    """A weight as it is to be, and as it was a moment ago."""
+    """A new weight of a layer, and the one it replaces."""
 
     layer: nn.Linear
     base: Tensor
@@ -45,69 +42,90 @@ class Write:
 
 
 def rewritable(layer: nn.Linear) -> bool:
-    """Whether a layer's weight is there, in numbers that can be added to."""
+    """Whether a layer's weight is in memory, as floating-point numbers of 16 bits or more."""
     weight = layer.weight.detach()
     plain = type(layer.weight.data) is Tensor and not weight.is_meta
     return plain and weight.dtype in _WRITABLE
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Weights to be written, and the layers that erasers are in until then."""
+
+    writes: dict[str, Write]
+    keep: Keep
+    former: dict[str, Written]
+
+
 @dataclass
 class Baked:
-    """What is known of the layers that erasers were written into."""
+    """Backend that writes erasers into weights; it keeps W0 of their layers."""
 
     layers: dict[str, Written] = field(default_factory=dict)
 
-    def plan(self, unet: nn.Module, loaded: Mapping[str, LoadedEraser]) -> dict[str, Write]:
-        """Path -> what is to be written so that these erasers are in force; nothing is changed.
-
-        What others did to a weight since it was last written (a style LoRA fused in, a move to
-        another precision) is found by its mark and kept.
+    @torch.no_grad()
+    def plan(
+        self, denoiser: nn.Module, loaded: Mapping[str, LoadedEraser], planning: Planning
+    ) -> Plan:
+        """The weights to be written. What others changed since (a fused style) stays in them.
 
         Raises:
-            ErasureError: a weight cannot be rewritten.
+            ErasureError: a weight cannot be rewritten, or would be infinite.
         """
         terms: dict[str, list[LoadedEraser]] = {path: [] for path in self.layers}
         for eraser in loaded.values():
-            for path in eraser.adapter.paths(unet):
+            for path in eraser.adapter.paths(denoiser):
                 terms.setdefault(path, []).append(eraser)
-        plans = {}
+        writes = {}
         for path in sorted(terms):
-            layer = linear(unet, path)
-            _check(layer, path)
-            base, before = self._base(layer, path), layer.weight.detach().clone()
-            plans[path] = Write(
-                layer, base, _sum(base, path, terms[path]), before, tuple(terms[path])
-            )
-        return plans
+            layer = linear(denoiser, path)
+            _require_rewritable(layer, path)
+            base = planning.bases[path] = self._base(layer, path)
+            weight, before = _sum(base, path, terms[path]), layer.weight.detach().clone()
+            if base.isfinite().all() and not weight.isfinite().all():
+                several = ", ".join(f"'{x.adapter.config.title}'" for x in terms[path])
+                raise ErasureError(
+                    f"With {several} at strength "
+                    f"{', '.join(f'{x.strength:g}' for x in terms[path])}, weights of '{path}' "
+                    f"would be infinite in {weight.dtype}; take a smaller strength."
+                )
+            writes[path] = Write(layer, base, weight, before, tuple(terms[path]))
+        return Plan(writes, planning.keep, self.layers)
 
     @torch.no_grad()
-    def apply(self, plans: Mapping[str, Write], keep: Keep) -> None:
-        """Write; if one weight refuses, all that were written before it are as they were."""
-        done: list[Write] = []
-        try:
-            for plan in plans.values():
-                done.append(plan)
-                plan.layer.weight.copy_(plan.weight)
-        except BaseException:
-            undo(done)
-            raise
+    def apply(self, plan: Plan) -> None:
+        """Write the weights."""
+        for write in plan.writes.values():
+            write.layer.weight.copy_(write.weight)
         self.layers = {
-            path: Written(_kept(plan.base, keep), plan.terms, _mark(plan.weight), plan.weight.dtype)
-            for path, plan in plans.items()
-            if plan.terms
+            path: _written(path, write, plan.keep)
+            for path, write in plan.writes.items()
+            if write.terms
         }
 
     @torch.no_grad()
-    def acting(self, unet: nn.Module, loaded: Mapping[str, LoadedEraser]) -> dict[str, float]:
+    def undo(self, plan: Plan) -> None:
+        """Write the weights as they were."""
+        for write in plan.writes.values():
+            write.layer.weight.copy_(write.before)
+        self.layers = plan.former
+
+    def bases(self) -> dict[str, Tensor]:
+        """Path -> W0, where it is kept."""
+        known = ((path, written.base) for path, written in self.layers.items())
+        return {path: base for path, base in known if base is not None}
+
+    @torch.no_grad()
+    def acting(self, denoiser: nn.Module, loaded: Mapping[str, LoadedEraser]) -> dict[str, float]:
         """Name -> x_i of  argmin_x  Σ_layers |(W - W0) - Σ_i x_i s_i D_i|^2.
 
-        1 for an eraser of strength zero, which acts as asked. Where W0 was given up: 1 as long as
-        every weight is the one that was written, else nan; nan too where W is not to be seen
-        (offloaded). Strengths and changes as loaded, W the weights as they are used now.
+        W are the weights that are used now, and s_i D_i the changes that were loaded. 1 for an
+        eraser of strength zero. Without W0, 1 as long as every weight is the one that was written,
+        else nan; nan too if W cannot be read (offloaded) or is not finite.
         """
         names = [name for name, eraser in loaded.items() if eraser.strength]
-        fused = fused_weights(unet)
-        weights = {p: fused.get(p, linear(unet, p).weight.detach()) for p in self.layers}
+        fused = fused_weights(denoiser)
+        weights = {p: fused.get(p, linear(denoiser, p).weight.detach()) for p in self.layers}
         seen = not any(weight.is_meta for weight in weights.values())
         if not seen or any(known.base is None for known in self.layers.values()):
             kept = seen and all(_unchanged(weights[p], known) for p, known in self.layers.items())
@@ -118,7 +136,7 @@ class Baked:
             weight = weights[path]
             assert known.base is not None
             base = known.base.to(weight)
-            there = [k for k, n in enumerate(names) if path in loaded[n].adapter.paths(unet)]
+            there = [k for k, n in enumerate(names) if path in loaded[n].adapter.paths(denoiser)]
             changes = [
                 (eraser.strength * eraser.adapter.delta(path, base)).cpu().flatten().double()
                 for eraser in (loaded[names[k]] for k in there)
@@ -128,11 +146,13 @@ class Baked:
                 along[k] += change @ apart
                 for j, other in zip(there, changes, strict=True):
                     gram[k, j] += change @ other
-        shares = torch.linalg.lstsq(gram, along[:, None]).solution[:, 0].tolist() if names else []
+        if not names or not along.isfinite().all():  # somebody's weights are no numbers
+            return dict.fromkeys(loaded, 1.0) | dict.fromkeys(names, float("nan"))
+        shares = torch.linalg.lstsq(gram, along[:, None]).solution[:, 0].tolist()
         return dict.fromkeys(loaded, 1.0) | dict(zip(names, shares, strict=True))
 
     def _base(self, layer: nn.Linear, path: str) -> Tensor:
-        """W0 in the weight's present precision and place, with foreign changes added."""
+        """W0 in the weight's type and on its device, with what others changed added."""
         weight = layer.weight.detach()
         known = self.layers.get(path)
         if known is None:
@@ -151,14 +171,7 @@ class Baked:
         return (base.float() + (weight.float() - written.to(weight).float())).to(weight.dtype)
 
 
-def undo(plans: Iterable[Write]) -> None:
-    """Every weight as it was before its plan."""
-    with torch.no_grad():
-        for plan in plans:
-            plan.layer.weight.copy_(plan.before)
-
-
-def _check(layer: nn.Linear, path: str) -> None:
+def _require_rewritable(layer: nn.Linear, path: str) -> None:
     if not rewritable(layer):
         weight = layer.weight.detach()
         raise ErasureError(
@@ -168,10 +181,18 @@ def _check(layer: nn.Linear, path: str) -> None:
         )
 
 
-def _kept(base: Tensor, keep: Keep) -> Tensor | None:
-    if keep == "cpu":
-        return base.cpu()
-    return base if keep else None
+def _written(path: str, write: Write, keep: Keep) -> Written:
+    """What is kept of a write; without W0 all terms are LoRAs, which can be subtracted again."""
+    base = write.base.cpu() if keep == "cpu" else write.base if keep else None
+    terms = write.terms if keep else tuple(_as_lora(x, path, write.base) for x in write.terms)
+    return Written(base, terms, _mark(write.weight), write.weight.dtype)
+
+
+def _as_lora(eraser: LoadedEraser, path: str, base: Tensor) -> LoadedEraser:
+    if isinstance(eraser.adapter.source, Lora):
+        return eraser
+    lora = Lora({path: eraser.adapter.pair(path, base)})
+    return replace(eraser, adapter=replace(eraser.adapter, payloads=(lora,)))
 
 
 def _sum(base: Tensor, path: str, terms: Iterable[LoadedEraser], sign: float = 1.0) -> Tensor:
@@ -190,7 +211,7 @@ def _unchanged(weight: Tensor, known: Written) -> bool:
 
 
 def _mark(weight: Tensor) -> Tensor:
-    """Sums of a weight's bits by row and by column: a change that keeps all of them is none."""
+    """Sums of a weight's bits by row and by column, to recognise it by."""
     odd = weight.shape[1] * weight.element_size() % 8
     bits = (weight.double() if odd else weight.contiguous()).view(torch.int64)
     return torch.cat([bits.sum(0), bits.sum(1)])

@@ -1,87 +1,79 @@
-"""The erasers on one denoiser, by whichever means, changed all at once or not at all."""
+"""The erasers on one denoiser, in every mode; they change all at once or not at all."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from diffusers_erase.eraser.lora import Lora
-from diffusers_erase.models.architectures import reads_text, text_layers, text_weights
-from diffusers_erase.runtime.adapting import Adapted, check_unfused
-from diffusers_erase.runtime.baking import Baked, Keep, undo
+from diffusers_erase.models.architectures import reads_text, text_weights
+from diffusers_erase.runtime.adapting import Adapted
+from diffusers_erase.runtime.baking import Baked
 from diffusers_erase.runtime.hooking import Hooked
-from diffusers_erase.runtime.loaded_eraser import LoadedEraser, by_mode
+from diffusers_erase.runtime.loaded_eraser import (
+    Backend,
+    Keep,
+    LoadedEraser,
+    Mode,
+    Planning,
+    by_mode,
+)
+
+
+BACKENDS: dict[Mode, Callable[[], Backend]] = {"bake": Baked, "hook": Hooked, "adapter": Adapted}
+"""Mode -> backend. Baking plans first: it knows the weights without erasers."""
 
 
 @dataclass
 class Erasures:
-    """Kept on the denoiser, so that pipelines which share it see the same."""
+    """An attribute of the denoiser, so that pipelines with the same denoiser share its erasers."""
 
     loaded: dict[str, LoadedEraser] = field(default_factory=dict)
-    baked: Baked = field(default_factory=Baked)
-    hooked: Hooked = field(default_factory=Hooked)
-    adapted: Adapted = field(default_factory=Adapted)
+    backends: dict[Mode, Backend] = field(
+        default_factory=lambda: {mode: make() for mode, make in BACKENDS.items()}
+    )
     keep: Keep = True
-    """Where the pristine weights are, if anywhere."""
+    """Where the weights without erasers are kept."""
     states: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
     """Prompts about an eraser's concepts -> their N x width text states, once encoded."""
 
     def become(
-        self, unet: nn.Module, loaded: dict[str, LoadedEraser], keep: Keep | None = None
+        self, denoiser: nn.Module, loaded: dict[str, LoadedEraser], keep: Keep | None = None
     ) -> None:
-        """Make `loaded` the erasers in force; all is computed and checked before the first change.
+        """Make exactly these erasers act; all is computed and checked before the first change.
 
         Args:
-            unet: the denoiser.
+            denoiser: the denoiser whose attribute this is.
             loaded: name -> eraser.
-            keep: where the pristine weights go; None for as before.
+            keep: where weights without erasers are kept; None for as before.
 
         Raises:
-            ErasureError: an eraser does not fit, or weights cannot be rewritten; nothing is
-                changed.
+            ErasureError: an eraser does not fit, or cannot act in its mode; nothing is changed.
         """
         for eraser in loaded.values():
-            eraser.adapter.check(unet)
-        if self.adapted.worn or by_mode(loaded, "adapter"):
-            check_unfused(unet)
-        keep = self.keep if keep is None else keep
-        writes = self.baked.plan(unet, by_mode(loaded, "bake"))
-        pristine = {path: write.base for path, write in writes.items()}
-        if not keep:
-            loaded = {name: _settled(eraser, unet, pristine) for name, eraser in loaded.items()}
-            writes = self.baked.plan(unet, by_mode(loaded, "bake"))
-        hooks = self.hooked.plan(unet, by_mode(loaded, "hook"), pristine)
-        worn, layers = dict(self.adapted.worn), self.baked.layers
+            eraser.adapter.check(denoiser)
+        planning = Planning(self.keep if keep is None else keep)
+        plans = [
+            (backend, backend.plan(denoiser, by_mode(loaded, mode), planning))
+            for mode, backend in self.backends.items()
+        ]
         with ExitStack() as back:
-            back.callback(self.adapted.apply, unet, worn, pristine)
-            self.adapted.apply(unet, by_mode(loaded, "adapter"), pristine)
-            back.callback(setattr, self.baked, "layers", layers)
-            self.baked.apply(writes, keep)
-            back.callback(undo, writes.values())
-            self.hooked.apply(hooks)
+            for backend, plan in plans:
+                back.callback(backend.undo, plan)
+                backend.apply(plan)
             back.pop_all()
-        self.loaded, self.keep = loaded, keep
+        self.loaded, self.keep = loaded, planning.keep
 
-    def bases(self, unet: nn.Module) -> dict[str, Tensor]:
+    def bases(self, denoiser: nn.Module) -> dict[str, Tensor]:
         """Path -> weight of every layer that reads the text, without erasers where that is kept."""
-        known = ((path, written.base) for path, written in self.baked.layers.items())
-        kept = {path: base for path, base in known if base is not None and reads_text(path)}
-        return {**text_weights(unet), **kept}
+        found = text_weights(denoiser)
+        for backend in self.backends.values():
+            found |= {path: W for path, W in backend.bases().items() if reads_text(path)}
+        return found
 
-    def acting(self, unet: nn.Module) -> dict[str, float]:
-        """Name -> how much of each acts now; in the order of loading."""
-        found = self.baked.acting(unet, by_mode(self.loaded, "bake"))
-        found |= self.hooked.acting(unet, by_mode(self.loaded, "hook"))
-        found |= self.adapted.acting(unet, by_mode(self.loaded, "adapter"))
+    def acting(self, denoiser: nn.Module) -> dict[str, float]:
+        """Name -> share of each eraser's change that acts now, in the order of loading."""
+        found: dict[str, float] = {}
+        for mode, backend in self.backends.items():
+            found |= backend.acting(denoiser, by_mode(self.loaded, mode))
         return {name: found[name] for name in self.loaded}
-
-
-def _settled(eraser: LoadedEraser, unet: Any, pristine: dict[str, Tensor]) -> LoadedEraser:
-    """A text map as the factors it has here, which W0 is not needed for."""
-    T = eraser.adapter.text_map
-    if T is None or eraser.mode != "bake":
-        return eraser
-    weights = {path: pristine[path] for path in text_layers(unet)}
-    settled = replace(eraser.adapter, payloads=(Lora(T.factors(weights)),))
-    return replace(eraser, adapter=settled)

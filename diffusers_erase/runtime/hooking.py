@@ -1,4 +1,4 @@
-"""y = W x + sum_i s_i B_i A_i x: erasers beside weights that cannot be rewritten."""
+"""y = W x + sum_i s_i B_i A_i x: erasers on layers whose weights cannot be rewritten."""
 
 import sys
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from diffusers_erase.models.architectures import linear
 from diffusers_erase.runtime.fused_projections import fused_weights
-from diffusers_erase.runtime.loaded_eraser import LoadedEraser, factors_of
+from diffusers_erase.runtime.loaded_eraser import LoadedEraser, Planning, factors_of
 
 
 @dataclass
 class Term:
-    """One eraser's share in one layer; factors move to where they are needed."""
+    """One eraser in one layer; its factors move to the device of what they are applied to."""
 
     A: Tensor
     B: Tensor
@@ -41,68 +41,83 @@ class Addition:
         return output
 
 
-Plan = dict[str, tuple[nn.Linear, list[Term]]]
+Terms = dict[str, tuple[nn.Linear, list[Term]]]
+"""Path -> layer, and the terms that are added to its output."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Terms of the same layers: wanted, and as they are until then."""
+
+    wanted: Terms
+    former: Terms
 
 
 @dataclass
 class Hooked:
-    """The hooks in place, by path."""
+    """Backend that adds erasers to the output of layers, by one forward hook each."""
 
     additions: dict[str, Addition] = field(default_factory=dict)
+    """Path -> the hook on the layer."""
 
     def plan(
-        self, unet: nn.Module, loaded: Mapping[str, LoadedEraser], pristine: Mapping[str, Tensor]
+        self, denoiser: nn.Module, loaded: Mapping[str, LoadedEraser], planning: Planning
     ) -> Plan:
-        """Path -> layer and its terms, so that these erasers are in force; nothing is changed.
-
-        `pristine` are the weights of layers that other erasers are written into.
-        """
-        plans: Plan = {path: (linear(unet, path), []) for path in self.additions}
+        """The terms of every layer that has a hook or gets one."""
+        wanted: Terms = {path: (linear(denoiser, path), []) for path in self.additions}
         for eraser in loaded.values():
-            for path in eraser.adapter.paths(unet) if eraser.strength else ():
-                layer, terms = plans.setdefault(path, (linear(unet, path), []))
-                A, B = factors_of(eraser, path, layer, pristine.get(path))
+            for path in eraser.adapter.paths(denoiser) if eraser.strength else ():
+                layer, terms = wanted.setdefault(path, (linear(denoiser, path), []))
+                A, B = factors_of(eraser, path, layer, planning.bases.get(path))
                 terms.append(Term(A, B, eraser.strength))
-        return plans
-
-    def apply(self, plans: Plan) -> None:
-        """Hang up what is missing and take down what is idle, or leave all as it was."""
         known = {path: addition.terms for path, addition in self.additions.items()}
-        fresh = [path for path, (_, terms) in plans.items() if terms and path not in known]
-        try:
-            for path in fresh:
-                self.additions[path] = Addition()
-                plans[path][0].register_forward_hook(self.additions[path])
-        except BaseException:
-            for path in set(self.additions) - set(known):
-                _take_down(plans[path][0], self.additions.pop(path))
-            raise
-        for path, (layer, terms) in plans.items():
-            self.additions[path].terms = terms
-            if not terms:
-                _take_down(layer, self.additions.pop(path))
-        if fresh and "torch._dynamo" in sys.modules:
-            # a graph that was compiled without a hook would pass the first one over
-            torch._dynamo.reset()
+        former = {path: (layer, known.get(path, [])) for path, (layer, _) in wanted.items()}
+        return Plan(wanted, former)
 
-    def acting(self, unet: nn.Module, loaded: Mapping[str, LoadedEraser]) -> dict[str, float]:
-        """Name -> share of an eraser's layers that are used, and have its hook."""
-        found, fused = {}, fused_weights(unet)
+    def apply(self, plan: Plan) -> None:
+        """Hook layers that get terms, and unhook those that have none left."""
+        self._set(plan.wanted)
+
+    def undo(self, plan: Plan) -> None:
+        """Restore the terms that were there."""
+        self._set(plan.former)
+
+    def _set(self, wanted: Terms) -> None:
+        for path, (layer, terms) in wanted.items():
+            if terms and path not in self.additions:
+                addition = Addition()
+                layer.register_forward_hook(addition)
+                self.additions[path] = addition
+                if "torch._dynamo" in sys.modules:
+                    # a graph that was compiled without a hook would pass the first one over
+                    torch._dynamo.reset()
+            if path in self.additions:
+                self.additions[path].terms = terms
+                if not terms:
+                    _unhook(layer, self.additions.pop(path))
+
+    def bases(self) -> dict[str, Tensor]:
+        """Nothing: no weight is written."""
+        return {}
+
+    def acting(self, denoiser: nn.Module, loaded: Mapping[str, LoadedEraser]) -> dict[str, float]:
+        """Name -> share of an eraser's layers that have its hook, and are not fused."""
+        found, fused = {}, fused_weights(denoiser)
         for name, eraser in loaded.items():
-            paths = eraser.adapter.paths(unet) if eraser.strength else ()
-            hung = [
-                path not in fused and _hangs(linear(unet, path), self.additions.get(path))
+            paths = eraser.adapter.paths(denoiser) if eraser.strength else ()
+            hooked = [
+                path not in fused and _is_hooked(linear(denoiser, path), self.additions.get(path))
                 for path in paths
             ]
-            found[name] = sum(hung) / len(hung) if hung else 1.0
+            found[name] = sum(hooked) / len(hooked) if hooked else 1.0
         return found
 
 
-def _hangs(layer: nn.Linear, addition: Addition | None) -> bool:
+def _is_hooked(layer: nn.Linear, addition: Addition | None) -> bool:
     return any(hook is addition for hook in layer._forward_hooks.values())
 
 
-def _take_down(layer: nn.Linear, addition: Addition) -> None:
+def _unhook(layer: nn.Linear, addition: Addition) -> None:
     hooks = layer._forward_hooks
     for key in [key for key, hook in hooks.items() if hook is addition]:
         del hooks[key]

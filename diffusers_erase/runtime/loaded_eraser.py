@@ -1,8 +1,8 @@
-"""What is loaded: an eraser, how strongly, and by which means."""
+"""A loaded eraser, and what the backends that make it act have in common."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,13 @@ from diffusers_erase.storage.tensor_cache import digest
 Mode = Literal["bake", "hook", "adapter"]
 """In the weights; added to the output of the layers while they run; an ordinary adapter of peft."""
 
+Keep = Literal["cpu"] | bool
+"""Where weights without erasers are kept: beside the weights, on the CPU, or not at all."""
+
 
 @dataclass(frozen=True)
 class LoadedEraser:
-    """An eraser as it is loaded."""
+    """An eraser on a denoiser, with its strength and mode."""
 
     adapter: EraserAdapter
     strength: float
@@ -26,11 +29,50 @@ class LoadedEraser:
     source: str | None = None
     """The folder or Hub id it came from; None for an object."""
     commit: str | None = None
-    """Of the repository, where it came from the Hub."""
+    """The commit of the repository, if it came from the Hub."""
+
+
+@dataclass
+class Planning:
+    """What backends tell one another while a change is planned."""
+
+    keep: Keep
+    bases: dict[str, Tensor] = field(default_factory=dict)
+    """Path -> weight without erasers, of layers that erasers are in or are to be written into."""
+
+
+class Backend(Protocol):
+    """One way in which erasers act on a denoiser; it applies the erasers of one mode."""
+
+    def plan(
+        self, denoiser: nn.Module, loaded: Mapping[str, LoadedEraser], planning: Planning
+    ) -> Any:
+        """Compute and check all that `apply` needs to make exactly these erasers act.
+
+        Raises:
+            ErasureError: they cannot act in this way.
+        """
+        ...
+
+    def apply(self, plan: Any) -> None:
+        """Make the change; if this raises, `undo` follows."""
+        ...
+
+    def undo(self, plan: Any) -> None:
+        """Restore what was there before `apply`, however far that came."""
+        ...
+
+    def acting(self, denoiser: nn.Module, loaded: Mapping[str, LoadedEraser]) -> dict[str, float]:
+        """Name -> share of an eraser's change that acts now; nan if that cannot be known."""
+        ...
+
+    def bases(self) -> dict[str, Tensor]:
+        """Path -> weight without erasers, of layers this backend has written erasers into."""
+        ...
 
 
 def by_mode(loaded: Mapping[str, LoadedEraser], mode: Mode) -> dict[str, LoadedEraser]:
-    """Those that act by this means, in the order of their names: that of loading is no matter."""
+    """The erasers of a mode, sorted by name: results do not depend on the order of loading."""
     return {name: loaded[name] for name in sorted(loaded) if loaded[name].mode == mode}
 
 
@@ -62,5 +104,5 @@ def factors_of(
 
 
 def content(eraser: LoadedEraser) -> list[str | float]:
-    """What it does to the weights: its numbers' digest, and the strength."""
+    """Digest of the numbers that act, and their strength."""
     return [digest(*eraser.adapter.source.tensors()), eraser.strength]

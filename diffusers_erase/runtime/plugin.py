@@ -14,15 +14,16 @@ from torch import nn
 
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import CONFIG_NAME, ErasedConcept
+from diffusers_erase.eraser.products import LARGEST
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.architectures import linear
 from diffusers_erase.models.model import Model
-from diffusers_erase.runtime.adapting import SILENCED_BY
-from diffusers_erase.runtime.baking import Keep, rewritable
+from diffusers_erase.runtime.adapting import SWITCHED_OFF_BY
+from diffusers_erase.runtime.baking import rewritable
 from diffusers_erase.runtime.erasures import Erasures
 from diffusers_erase.runtime.fused_projections import require_unfused_projections
 from diffusers_erase.runtime.interference import conflicts, interferences
-from diffusers_erase.runtime.loaded_eraser import LoadedEraser, Mode, content
+from diffusers_erase.runtime.loaded_eraser import Keep, LoadedEraser, Mode, content
 from diffusers_erase.storage.atomic import check_folder, whole_folder
 from diffusers_erase.storage.hub import HubOptions, check_options, commit_of
 
@@ -311,7 +312,7 @@ def _read(source: Source, hub: HubOptions) -> tuple[EraserAdapter, str | None]:
 
 
 def _silenced(mode: str, names: Sequence[str]) -> list[str]:
-    return [f"{name!r}: {SILENCED_BY}." for name in names if mode == "adapter"]
+    return [f"{name!r}: {SWITCHED_OFF_BY}." for name in names if mode == "adapter"]
 
 
 def _erasures(unet: nn.Module) -> Erasures:
@@ -384,6 +385,8 @@ def _each(what: str, given: Any, count: int) -> list[Any]:
 
 
 def _finite(strength: float) -> float:
-    if not math.isfinite(strength):
-        raise ErasureError(f"`strength` must be a finite number; got {strength}.")
+    if not abs(strength) <= LARGEST:
+        raise ErasureError(
+            f"`strength` must be a finite number of at most {LARGEST:.0e}; got {strength}."
+        )
     return float(strength)

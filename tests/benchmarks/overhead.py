@@ -93,7 +93,7 @@ def loading(unet: Any, eraser: EraserAdapter, rounds: int) -> None:
         times = (f"{median(taken[name, mode]):.0f}" for mode in MODES[1:])
         print(f"| `{name}` | {' | '.join(times)} |")
     load_erasure(unet, eraser)
-    kept = [known.base for known in unet._erasures.baked.layers.values()]
+    kept = [known.base for known in unet._erasures.backends["bake"].layers.values()]
     size = sum(base.numel() * base.element_size() for base in kept if base is not None)
     print(f"\nPristine copy: {len(kept)} layers, {size / 1e6:.1f} MB in {unet.dtype}")
     unload_erasures(unet)

@@ -47,7 +47,7 @@ def test_protected_prompts_are_not_changed(untrained, pair, kind, fusion):
     E = encode(untrained, ["", kept]).flatten(0, 1)
     moved = encode(untrained, ["a photo of a red car"])[0]
     untrained.load_erasure(one)
-    for path, known in untrained.unet._erasures.baked.layers.items():
+    for path, known in untrained.unet._erasures.backends["bake"].layers.items():
         D = untrained.unet.get_submodule(path).weight.detach() - known.base
         assert (E @ D.T).norm() < 2e-5 * (E @ known.base.T).norm()
         assert (moved @ D.T).norm() > 1e-3

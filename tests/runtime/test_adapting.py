@@ -7,7 +7,6 @@ from diffusers_erase import EraserAdapter, ErasureError, Vocabulary, erase
 from diffusers_erase.eraser.config import ErasedConcept, EraserConfig
 from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.models.architectures import projections
-from diffusers_erase.runtime import adapting
 
 
 pytestmark = [
@@ -110,14 +109,14 @@ def test_if_it_cannot_be_put_on_everything_is_as_it_was(
     untrained.load_erasure(make_eraser(unet, seed=1, concept="baked"))
     untrained.load_erasure(make_eraser(unet, seed=2, concept="worn"), mode="adapter")
     before, drawn = state(unet), picture(untrained)
-    put_on = adapting._put_on
+    load = type(unet).load_lora_adapter
 
-    def failing(*args):
-        put_on(*args)
+    def failing(*args, **options):
+        load(*args, **options)
         monkeypatch.undo()
         raise MemoryError("no room")
 
-    monkeypatch.setattr(adapting, "_put_on", failing)
+    monkeypatch.setattr(type(unet), "load_lora_adapter", failing)
     with pytest.raises(MemoryError):
         untrained.load_erasure(make_eraser(unet, seed=3), mode="adapter")
     assert list(untrained.list_erasures()) == ["baked", "worn"]

@@ -35,7 +35,9 @@ def test_verify_erasures_counts_what_the_fused_copies_hold(untrained, make_erase
 
 def test_verify_erasures_sees_that_a_fused_copy_was_rewritten(untrained, make_eraser):
     untrained.load_erasure(make_eraser(untrained.unet, parts=("to_v",)))
-    base = {path: known.base for path, known in untrained.unet._erasures.baked.layers.items()}
+    base = {
+        path: known.base for path, known in untrained.unet._erasures.backends["bake"].layers.items()
+    }
     untrained.fuse_qkv_projections()
     for path, weight in fused_weights(untrained.unet).items():
         weight.copy_(base.get(path, weight))

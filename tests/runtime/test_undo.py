@@ -103,7 +103,9 @@ def test_without_the_originals_they_come_back_up_to_rounding(untrained, make_era
     mapped = EraserAdapter((T,), make_eraser(unet).config)
     load_erasure(unet, make_eraser(unet, seed=1), name="a", strength=0.7, keep_base=False)
     load_erasure(unet, mapped, name="b")
-    assert not [known for known in unet._erasures.baked.layers.values() if known.base is not None]
+    assert not [
+        known for known in unet._erasures.backends["bake"].layers.values() if known.base is not None
+    ]
     assert verify_erasures(unet) == {"a": 1.0, "b": 1.0}
     path, (A, B) = next(iter(make_eraser(unet, seed=1).factors.items()))
     W = before[f"{path}.weight"]
@@ -122,10 +124,10 @@ def test_originals_may_stay_on_the_cpu_and_be_given_up_later(untrained, make_era
     unet = untrained.unet
     load_erasure(unet, make_eraser(unet, seed=1), name="a", keep_base="cpu")
     load_erasure(unet, make_eraser(unet, seed=2), name="b")
-    kept = unet._erasures.baked.layers
+    kept = unet._erasures.backends["bake"].layers
     assert {known.base.device.type for known in kept.values()} == {"cpu"}
     load_erasure(unet, make_eraser(unet, seed=3), name="c", keep_base=False)
-    assert {known.base for known in unet._erasures.baked.layers.values()} == {None}
+    assert {known.base for known in unet._erasures.backends["bake"].layers.values()} == {None}
     with pytest.raises(ErasureError, match='True, False or "cpu"'):
         load_erasure(unet, make_eraser(unet, seed=4), name="d", keep_base="disk")
 
@@ -133,7 +135,7 @@ def test_originals_may_stay_on_the_cpu_and_be_given_up_later(untrained, make_era
 def test_what_is_kept_is_as_large_as_the_touched_layers(untrained, make_eraser):
     unet = untrained.unet
     load_erasure(unet, make_eraser(unet))
-    for path, known in unet._erasures.baked.layers.items():
+    for path, known in unet._erasures.backends["bake"].layers.items():
         weight = unet.get_submodule(path).weight
         assert known.base.numel() == weight.numel()
         assert known.mark.numel() <= sum(weight.shape)
