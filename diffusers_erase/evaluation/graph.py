@@ -15,7 +15,7 @@ from diffusers_erase.evaluation.detector import measurable
 from diffusers_erase.evaluation.metrics import Rate, difference, spearman
 from diffusers_erase.evaluation.runner import Runner, Side
 from diffusers_erase.evaluation.sampler import base_digest
-from diffusers_erase.evaluation.suites import PromptCase, read_yaml
+from diffusers_erase.evaluation.suites import PromptCase, ProtocolReader, read_yaml
 from diffusers_erase.runtime.plugin import erasure_names, load_erasure, unload_erasures
 from diffusers_erase.storage.atomic import slug
 from diffusers_erase.storage.results import key_of
@@ -62,34 +62,26 @@ class ConceptSet:
         Raises:
             ErasureError: `families` is missing, or a value is of the wrong kind.
         """
-        families = protocol.get("families") if isinstance(protocol, Mapping) else None
-        if not isinstance(families, Mapping) or not all(map(_is_list, families.values())):
-            raise ErasureError(
-                "A concept graph needs `families`, a mapping from names to lists of concepts; got "
-                f"{families!r}."
-            )
-        templates = protocol.get("template", "a photo of {a}")
-        templates = [templates] if isinstance(templates, str) else templates
-        if not _is_list(templates) or not all(isinstance(each, str) for each in templates):
-            raise ErasureError(f"`template` is a text or a list of texts; got {templates!r}.")
-        pictures = protocol.get("pictures", 8)
-        if isinstance(pictures, bool) or not isinstance(pictures, int):
-            raise ErasureError(f"`pictures` is a whole number; got {pictures!r}.")
-        named = {str(name): tuple(map(str, words)) for name, words in families.items()}
-        return cls(named, tuple(templates), pictures)
+        return cls._from(ProtocolReader(protocol, {}, "the protocol"))
 
     @classmethod
     def read(cls, path: str | Path) -> "ConceptSet":
         """The concepts of a YAML file.
 
         Raises:
-            ErasureError: as above, or it is no YAML.
+            ErasureError: as above, with the line; or it is no YAML.
         """
-        content, _ = read_yaml(path)
-        try:
-            return cls.of(content)
-        except ErasureError as error:
-            raise ErasureError(f"'{path}': {error}") from error
+        return cls._from(ProtocolReader(*read_yaml(path), f"'{path}'"))
+
+    @classmethod
+    def _from(cls, reader: ProtocolReader) -> "ConceptSet":
+        top = reader.mapping(reader.content, (), needed=["families"])
+        families = reader.mapping(top["families"], ("families",))
+        return cls(
+            {str(name): reader.texts(x, ("families", name)) for name, x in families.items()},
+            reader.texts(top.get("template", "a photo of {a}"), ("template",)),
+            reader.count(top.get("pictures", 8), ("pictures",)),
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -342,10 +334,6 @@ def _eraser(runner: Runner, make: MakeEraser, concept: Concept, way: str) -> Era
     if runner.accelerator is not None:
         runner.accelerator.wait_for_everyone()
     return EraserAdapter.from_pretrained(folder)
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -84,7 +84,7 @@ class Suite:
         Raises:
             ErasureError: something is missing, unknown or empty.
         """
-        return _Reader(protocol, {}, "the suite").suite()
+        return ProtocolReader(protocol, {}, "the suite").suite()
 
     @classmethod
     def read(cls, path: str | Path) -> "Suite":
@@ -94,16 +94,11 @@ class Suite:
             ErasureError: as above, with the line.
         """
         content, lines = read_yaml(path)
-        return _Reader(content, lines, f"'{path}'").suite()
+        return ProtocolReader(content, lines, f"'{path}'").suite()
 
     def cases(self, seed: int = 0) -> list[PromptCase]:
         """The cases of all groups."""
         return [case for group in self.groups for case in group.cases(seed)]
-
-    def only(self, *relations: str) -> "Suite":
-        """The suite with the groups of these relations alone."""
-        groups = tuple(group for group in self.groups if group.relation in relations)
-        return Suite(self.name, self.concepts, groups)
 
 
 def shipped_protocols() -> dict[str, Path]:
@@ -150,8 +145,8 @@ def _add_lines(node: Any, path: tuple[Any, ...], lines: dict[tuple[Any, ...], in
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """Makes a suite of plain values; every error names the file and the line."""
+class ProtocolReader:
+    """Reads the plain values of a protocol; every error names the file and the line."""
 
     content: Any
     lines: Lines
@@ -179,9 +174,7 @@ class _Reader:
         if not isinstance(relation, str) or relation not in RELATIONS:
             self.unknown((*path, "relation"), "relation", relation, RELATIONS)
         prompts = self.prompts(entry, path)
-        pictures = entry.get("pictures", len(prompts))
-        if isinstance(pictures, bool) or not isinstance(pictures, int) or pictures < 1:
-            self.fail((*path, "pictures"), f"`pictures` is 1 or more; got {pictures!r}")
+        pictures = self.count(entry.get("pictures", len(prompts)), (*path, "pictures"))
         return PromptGroup(name, relation, prompts, pictures)
 
     def prompts(
@@ -238,6 +231,12 @@ class _Reader:
             if not isinstance(text, str) or not (empty or text.strip()):
                 self.fail((*path, i), f"a text is needed here; got {text!r}")
         return tuple(texts)
+
+    def count(self, value: Any, path: tuple[Any, ...]) -> int:
+        """A whole number of 1 or more."""
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            self.fail(path, f"a whole number of 1 or more is needed here; got {value!r}")
+        return value
 
     def unknown(self, path: tuple[Any, ...], what: str, name: Any, known: Any) -> NoReturn:
         """Raise because of an unknown name."""

@@ -6,9 +6,9 @@ python tests/benchmarks/leaking.py --concepts truck oval church
 import argparse
 
 from erasure import concept_of, neighbours, vocabulary
+from leakage import leakage
 from peers import uce
 
-from diffusers_erase.evaluation.leakage import leakage
 from diffusers_erase.making.api import erase
 from diffusers_erase.playground import load_pipeline
 

@@ -94,8 +94,9 @@ def test_graph_csv_quotes_names_with_commas_and_quotes():
     [
         ({"a": ["x"]}, "two concepts or more"),
         ({"a": ["x", "y"], "b": ["x"]}, "'x' is named twice"),
-        ({"a": "xyz"}, "lists of concepts"),
-        (None, "needs `families`"),
+        ({"a": 3}, "families > a.*a list of texts"),
+        ({"a": ["x", 3]}, "families > a > 1.*a text is needed"),
+        (None, "keys and values are needed"),
     ],
 )
 def test_concept_set_refuses_missing_or_repeated_concepts(families, complaint):
@@ -107,7 +108,7 @@ def test_concept_set_refuses_missing_or_repeated_concepts(families, complaint):
     "change", [{"template": 3}, {"template": [3]}, {"pictures": "many"}, {"pictures": True}]
 )
 def test_concept_set_refuses_values_of_the_wrong_kind(change):
-    with pytest.raises(ErasureError, match=r"`template` is|`pictures` is"):
+    with pytest.raises(ErasureError, match=f"the protocol .{next(iter(change))}.* needed here"):
         ConceptSet.of({"families": {"a": ["x", "y"]}, **change})
 
 

@@ -3,9 +3,9 @@ import torch
 
 from diffusers_erase import Concept, ErasedConcept, EraserAdapter, EraserConfig, ErasureError, erase
 from diffusers_erase.eraser.lora import Lora
-from diffusers_erase.evaluation.leakage import Leakage, keys_and_values, leakage
 from diffusers_erase.models.architectures import TEXT_PARTS, projections
 from diffusers_erase.models.text_states import encode
+from tests.benchmarks.leakage import Leakage, keys_and_values, leakage
 
 
 CAR = Concept("car")
