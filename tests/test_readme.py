@@ -47,7 +47,7 @@ def lay_out(code, unet, make_eraser):
 def test_snippet_runs(code, playground, make_eraser, hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     quick = replace(REPLACE, steps=2, sampling_steps=2)
-    monkeypatch.setattr("diffusers_erase.making.choosing.default_recipe", lambda _: quick)
+    monkeypatch.setattr("diffusers_erase.making.choosing.default_recipe", lambda *_: quick)
     code = on_the_playground(code)
     names = {
         "load_pipeline": lambda: playground,

@@ -127,9 +127,9 @@ def _guided(
     """eps("") + g (eps(c) - eps("")): two evaluations per latent, one without guidance."""
     times = torch.full((len(z),), t)
     if guidance <= 1:
-        return denoiser.student(z, times, states)
+        return denoiser.noise(z, times, states)
     both = torch.cat([null.expand(len(z), -1, -1), states])
-    empty, conditional = denoiser.student(z.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
+    empty, conditional = denoiser.noise(z.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
     return empty + guidance * (conditional - empty)
 
 

@@ -129,7 +129,7 @@ class TokenSearch:
             return list(noises)
         states, x = states_of_ids(search.pipe, search.plain[list(left)]), clean[list(left)]
         with base_model(search.pipe):
-            return [denoiser.student(noised(denoiser, x, t, noise), t, states) for noise in noises]
+            return [denoiser.noise(noised(denoiser, x, t, noise), t, states) for noise in noises]
 
 
 class Prefixes:

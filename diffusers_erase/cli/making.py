@@ -89,11 +89,15 @@ def train(
     from diffusers_erase.cli.training_runs import Run, carry_out, runs_of, with_numbers
     from diffusers_erase.concepts import Concept, Vocabulary
     from diffusers_erase.making.request import as_recipe
+    from diffusers_erase.models.model import Model
     from diffusers_erase.training.recipes import default_recipe
 
+    if bool(concept) == (concepts_file is not None):
+        raise ErasureError("Precisely one of --concept and --concepts-file must be given.")
     words = Vocabulary.read(vocabulary) if vocabulary else own_words(model, kind)
+    pipe = None if recipe else opened_model(model)
     numbers = with_numbers(
-        as_recipe(recipe) if recipe else default_recipe(words),
+        as_recipe(recipe) if recipe else default_recipe(Model.of(pipe), words),
         steps=steps,
         batch=batch,
         learning_rate=learning_rate,
@@ -109,8 +113,6 @@ def train(
         "seed": seed,
         "target": target,
     }
-    if bool(concept) == (concepts_file is not None):
-        raise ErasureError("Precisely one of --concept and --concepts-file must be given.")
     if concepts_file is not None:
         runs = runs_of(concepts_file, output, kind, options)  # type: ignore[arg-type]
     else:
@@ -129,7 +131,7 @@ def train(
         cpu=device() == "cpu",
     )
     accelerator.wait_for_everyone()
-    pipe = opened_model(model)
+    pipe = opened_model(model) if pipe is None else pipe
     if gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
     if report_to:

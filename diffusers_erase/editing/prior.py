@@ -121,7 +121,7 @@ def thinned(
     return torch.cat(found), count * length
 
 
-def spared(
+def kept_moments(
     texts: Texts,
     listed: Sequence[str],
     near: Sequence[str] = (),

@@ -1,59 +1,74 @@
-"""A paper is a row: the rows of an edit in closed form, and how it is solved."""
+"""Closed-form recipes: one row per paper, with what is replaced, kept and protected, and how."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from diffusers_erase.editing.solvers import NullSpace, Regenerate, Remove, Replace, Solver
 from diffusers_erase.editing.token_pairs import Tokens
-from diffusers_erase.errors import ErasureError
+from diffusers_erase.errors import ErasureError, require_choice
+
+
+Aim = Literal["replace", "tensor"]
+
+Choose = Literal["given", "nearest", "least-damage"]
+"""Ways to choose a target: see `editing.edit`."""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """How an eraser is solved for: what is read differently, what is spared, what is held."""
+    """How an eraser is solved for: which states it replaces, keeps and protects, and the solver."""
 
     name: str
     solver: Solver = field(default_factory=Replace)
     tokens: Tokens = "all"
-    """Which states of a prompt with the concept are to be read differently."""
-    aim: Literal["replace", "tensor"] = "replace"
-    """What they are read as: the target's states, or what these do not share with the concept's."""
+    """Which text states of a prompt with the concept are replaced."""
+    aim: Aim = "replace"
+    """By what: the target's states, or the part of these that the concept's do not share."""
     prompts: int = 16
     """Prompts of each concept, spread evenly over its templates and synonyms."""
-    choose: Literal["given", "nearest", "least-damage"] = "least-damage"
-    """How the target is chosen where none is named: among the words that are spared, or (`given`)
-    not at all, which means the prompt without the concept."""
-    spare: float = 3.0
-    """κ, how much what is spared weighs against a concept that is erased."""
+    choose: Choose = "least-damage"
+    """How the target is chosen among the kept words where none is named; with `given` it is not,
+    and the target is the prompt without the concept."""
+    keep_weight: float = 3.0
+    """κ, the weight of all that is kept against a concept that is erased."""
     near: int = 16
-    """So many of the nearest words weigh as much as all others together."""
+    """Number of nearest words that weigh as much as all others together."""
     general: bool = False
-    """Whether the tokenizer's own words are spared beside those that somebody listed; where nobody
-    did, they are in any case."""
+    """Whether the tokenizer's own words are kept beside those of the vocabulary; without a
+    vocabulary they are in any case."""
     ridge: float = 1e-4
     """λ, relative to the mean square of everything solved for."""
-    hold_null: bool = True
-    """Whether the empty prompt's states are held exactly."""
+    protect_null: bool = True
+    """Whether the empty prompt's states cannot change at all."""
     shell: int = 0
-    """So many states around each of the concept's own tokens are erased with it (see `shell`)."""
+    """Number of states around each of the concept's own tokens that are erased too (`shell`)."""
     cosine: tuple[float, float] = (0.8, 1.0)
-    """How near those are to it."""
+    """Range of their cosines with it."""
     rank: int = 8
-    """Largest rank of the eraser, for each of its concepts, and of the text encoders whose states
-    stand one after the other; what is cut off is told."""
+    """Largest rank of the eraser, for each of its concepts and for each text encoder whose states
+    stand one after another; the energy that is kept is in the config."""
 
     def __post_init__(self) -> None:
+        require_choice("`tokens`", self.tokens, get_args(Tokens))
+        require_choice("`aim`", self.aim, get_args(Aim))
+        require_choice("`choose`", self.choose, get_args(Choose))
+        if isinstance(self.solver, type) or not callable(self.solver):
+            raise ErasureError(
+                f"`solver` is a solver such as `Replace()` or `Regenerate()`; got {self.solver!r}."
+            )
+        if not -1 <= self.cosine[0] <= self.cosine[1] <= 1:
+            raise ErasureError(f"`cosine` is a range within -1 and 1; got {self.cosine}.")
         for name in ("prompts", "rank", "ridge"):
             if not getattr(self, name) > 0:
                 raise ErasureError(f"`{name}` must be positive; got {getattr(self, name)}.")
-        for name in ("spare", "near", "shell"):
+        for name in ("keep_weight", "near", "shell"):
             if not getattr(self, name) >= 0:
                 raise ErasureError(f"`{name}` must not be negative; got {getattr(self, name)}.")
 
     @property
     def reads(self) -> bool:
-        """Whether it matters how the layers read, and not only what."""
+        """Whether the solution depends on the weights of the layers that read the text."""
         return isinstance(self.solver, Regenerate) or self.aim == "tensor"
 
     def numbers(self) -> dict[str, Any]:
@@ -64,11 +79,11 @@ class Edit:
 
 
 CLOSED_FORM = Edit("closed-form", general=True)
-"""Ours: UCE's problem in context, in means, with the nearest words spared most,
-and what nobody listed spared too."""
+"""Ours: UCE's problem in context, in means, with the nearest words kept most, and the tokenizer's
+own words kept too."""
 
 UCE = Edit("uce", tokens="last", choose="given", near=0)
-"""UCE (arXiv 2308.14761): the concept's last token, everything spared alike."""
+"""UCE (arXiv 2308.14761): the concept's last token, everything kept alike."""
 
 UCE_TENSOR = replace(UCE, name="uce-tensor", aim="tensor")
 """UCE's first code (arXiv 2308.14761): as the target, without what it shares with the concept."""
@@ -77,7 +92,7 @@ RECE = Edit("rece", solver=Regenerate(), choose="given", near=0)
 """RECE (arXiv 2407.12383): what regains the concept is erased again."""
 
 SPEED = Edit("speed", solver=NullSpace(), tokens="last", choose="given", near=0, ridge=0.03)
-"""SPEED (arXiv 2503.07392): within the null space of what is spared; its ρ is the ridge, without
+"""SPEED (arXiv 2503.07392): within the null space of what is kept; its ρ is the ridge, without
 which the little of the concept that lies in there is blown up."""
 
 MACE_CFR = Edit("mace-cfr", tokens="around", choose="given", near=0)

@@ -1,4 +1,4 @@
-"""What each paper makes of the same rows: replace, regenerate, null space, remove."""
+"""Solvers of an edit, one per paper: replace, regenerate, null space, remove."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,56 +10,56 @@ from torch import Tensor
 from diffusers_erase.editing.solving import remove, solve, solve_within
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.linalg.inverse import EditedReading
+from diffusers_erase.linalg.inverse import EditedLayers
 from diffusers_erase.linalg.subspace import row_space
 
 
 @dataclass(frozen=True)
 class Problem:
-    """An edit to be made, in rows of text states; everything in float64 on the CPU."""
+    """An edit to be solved for, in rows of text states; all float64 on the CPU."""
 
     E: Tensor
-    """What is to be read differently, n x width."""
+    """Text states to be replaced, n x width."""
     V: Tensor
-    """What each of them is to be read as, n x width."""
+    """What replaces each of them, n x width."""
     K: Tensor
-    """How dear every direction is, width x width; without the ridge."""
+    """Quadratic penalty on changing each text direction, without the ridge (width x width)."""
     ridge: float
     """λ, absolute."""
-    hold: Tensor | None = None
-    """Orthonormal columns that must not change, width x h."""
+    protect: Tensor | None = None
+    """Directions that must not change, orthonormal columns, width x h."""
     G: Tensor | None = None
-    """Σ W^T W over the layers, width x width: how the model reads; only some solvers ask for it."""
+    """Σ W^T W over the text layers, width x width; only some solvers need it."""
 
     @classmethod
     def of(
         cls,
         E: Tensor,
         V: Tensor,
-        spared: Tensor,
+        kept: Tensor,
         *,
-        spare: float,
+        keep_weight: float,
         ridge: float,
-        hold: Tensor | None = None,
+        protect: Tensor | None = None,
         G: Tensor | None = None,
     ) -> "Problem":
-        """In means, so that the number of prompts is no weight.
+        """The problem in means, so that the number of prompts does not matter.
 
         argmin_P  mean |(I + P) E - V|^2 + κ mean |P R|^2 + λ |P|^2
 
         Args:
             E: ... x width.
             V: of the same shape.
-            spared: second moments of R, width x width.
-            spare: κ, how much R weighs against E.
+            kept: second moments of R, the states to be kept, width x width.
+            keep_weight: κ, how much R weighs against E.
             ridge: λ, relative to the mean square of what is solved for.
-            hold: as in `solve`.
+            protect: as in `solve`.
             G: as above.
         """
         E, V = (x.detach().double().cpu().reshape(-1, x.shape[-1]) for x in (E, V))
-        K = spare * len(E) * spared.double().cpu()
+        K = keep_weight * len(E) * kept.double().cpu()
         mean = float(E.square().sum() / len(K) + K.diagonal().mean())
-        return cls(E, V, K, ridge * mean, hold, G)
+        return cls(E, V, K, ridge * mean, protect, G)
 
     @property
     def penalty(self) -> Tensor:
@@ -70,7 +70,7 @@ class Problem:
 
     @property
     def second_moment(self) -> Tensor:
-        """E^T E + K + λ I: second moments of the states that matter."""
+        """Normal matrix E^T E + K + λ I."""
         return torch.addmm(self.penalty, self.E.T, self.E)
 
     @property
@@ -82,10 +82,10 @@ class Problem:
 
 
 class Solver(Protocol):
-    """A way to solve it."""
+    """A way to solve a problem."""
 
     def __call__(self, problem: Problem) -> TextMap:
-        """The text as it is to be read."""
+        """The text map."""
         ...
 
 
@@ -98,25 +98,25 @@ class Replace:
 
     def __call__(self, problem: Problem) -> TextMap:
         """Solved once."""
-        return solve(problem.E, problem.V, problem.penalty, hold=problem.hold)
+        return solve(problem.E, problem.V, problem.penalty, protect=problem.protect)
 
 
 @dataclass(frozen=True)
 class Regenerate:
     """T <- T (I + P(E_k)),  E_k = E K_k^T,  K_k = (λ_r I + T^T G T)^-1 T^T G
 
-    RECE (arXiv 2407.12383). After the first edit, find the states by which the concept can still be
-    said, and edit those too. Without a picture: a round that moves what is dear by more than
-    `budget`, or that makes the concept no harder to regain, is not taken.
+    RECE (arXiv 2407.12383): after each edit, find the text embeddings that make the edited layers
+    output what they did before, and edit those too. No pictures are drawn: a round that changes the
+    kept states by more than `budget`, or makes the concept no harder to regain, is not taken.
     """
 
     rounds: int = 3
     bound: float = 0.1
-    """λ_r, relative to the mean of G: how far from ordinary states is still looked."""
+    """λ_r, relative to the mean of the diagonal of G; a larger one allows smaller states."""
     gain: float = 0.01
-    """Least rise of what stays out of reach for which a round is worth it."""
+    """Least rise of the relative error for which a round is taken."""
     budget: float = 0.3
-    """Largest relative change of what is dear, sqrt(tr(P K P^T) / tr(K)), after all rounds."""
+    """Largest relative change of the kept states, sqrt(tr(P K P^T) / tr(K)), after all rounds."""
 
     def __call__(self, problem: Problem) -> TextMap:
         """The edits of all rounds that were taken, as one map."""
@@ -124,7 +124,7 @@ class Regenerate:
         T = Replace()(problem)
         again, left = self._regained(T, G, E)
         for _ in range(self.rounds):
-            step = solve(again, problem.V, problem.penalty, hold=problem.hold)
+            step = solve(again, problem.V, problem.penalty, protect=problem.protect)
             further = T.after(step)
             again, harder = self._regained(further, G, E)
             if harder < left + self.gain or drift(further, problem.K) > self.budget:
@@ -133,17 +133,17 @@ class Regenerate:
         return T
 
     def _regained(self, T: TextMap, G: Tensor, E: Tensor) -> tuple[Tensor, float]:
-        """States that say E again, and how far from it they stay."""
-        reading = read_through(T, G)
+        """Text embeddings that regain E, and their relative error."""
+        reading = edited_layers(T, G)
         again = reading.regained(E, self.bound)
-        return again, reading.apart(E, again)
+        return again, reading.relative_error(E, again)
 
 
 @dataclass(frozen=True)
 class NullSpace:
     """`Replace` with K's large directions held exactly.
 
-    SPEED (arXiv 2503.07392), with one projector for all layers. Directions of what is spared with
+    SPEED (arXiv 2503.07392), with one projector for all layers. Directions of the kept states with
     an eigenvalue above `threshold` (of the largest) are held, the rest is free: nothing that was
     listed moves, as long as the width has room.
     """
@@ -154,20 +154,19 @@ class NullSpace:
         """Solved within the null space, with the ridge alone.
 
         Raises:
-            ErasureError: the spared states leave no room.
+            ErasureError: the kept states span the whole width.
         """
         sizes, vectors = torch.linalg.eigh(problem.K)
-        spared = vectors[:, sizes > self.threshold * sizes.max()].T
-        held = spared if problem.hold is None else torch.cat((spared, problem.hold.T))
-        return Replace()(replace(problem, hold=row_space(held), K=torch.zeros_like(problem.K)))
+        kept = vectors[:, sizes > self.threshold * sizes.max()].T
+        Q = kept if problem.protect is None else torch.cat((kept, problem.protect.T))
+        return Replace()(replace(problem, protect=row_space(Q), K=torch.zeros_like(problem.K)))
 
 
 @dataclass(frozen=True)
 class Remove:
-    """No linear reader tells E from V afterwards, at the least cost: LEACE (arXiv 2306.03819).
+    """LEACE (arXiv 2306.03819): no linear classifier of states tells E from V, at the least cost.
 
-    Without targets: what distinguishes them is lost. It holds for readers of the states; what a
-    UNet makes of the rest of a prompt is not promised.
+    V replaces nothing: only what distinguishes E from it is removed. Nothing follows for pictures.
     """
 
     def __call__(self, problem: Problem) -> TextMap:
@@ -176,25 +175,25 @@ class Remove:
         covariance = (X - X.mean(0)).T @ (X - X.mean(0)) / len(X)
         between = (problem.E.mean(0) - problem.V.mean(0))[None] / 4
         K = covariance + problem.penalty / len(problem.E)
-        return remove(between, K, hold=problem.hold)
+        return remove(between, K, protect=problem.protect)
 
 
 def solved_within(solver: Solver, problem: Problem, rank: int) -> tuple[TextMap, float, int]:
     """The solution's best map of a rank, the share of its energy that this keeps, and its own rank.
 
-    Energy is that of the change on the states that matter (`Problem.met`).
+    Energy is that of the change with the problem's `second_moment`.
     """
     if isinstance(solver, Replace):
         E, V, penalty = problem.E, problem.V, problem.penalty
-        return *solve_within(E, V, penalty, rank, hold=problem.hold), min(E.shape)
+        return *solve_within(E, V, penalty, rank, protect=problem.protect), min(E.shape)
     solved = solver(problem)
     return *solved.truncated(rank, second_moment=problem.second_moment), solved.rank
 
 
-def read_through(T: TextMap, G: Tensor) -> EditedReading:
+def edited_layers(T: TextMap, G: Tensor) -> EditedLayers:
     """Layers with Gram G before the edit, and W T after it."""
     M = torch.eye(T.width, dtype=T.U.dtype) + T.change
-    return EditedReading(G, M.T @ G @ M, M.T @ G)
+    return EditedLayers(G, M.T @ G @ M, M.T @ G)
 
 
 def drift(T: TextMap, K: Tensor) -> float:
@@ -203,6 +202,6 @@ def drift(T: TextMap, K: Tensor) -> float:
     return float((torch.trace(P @ K @ P.T) / torch.trace(K)).sqrt())
 
 
-def reading_gram(weights: Mapping[str, Tensor]) -> Tensor:
+def weights_gram(weights: Mapping[str, Tensor]) -> Tensor:
     """G = Σ_l W_l^T W_l, width x width, float64."""
     return sum(((W := w.detach().cpu().double()).T @ W for w in weights.values()), torch.zeros(()))

@@ -1,4 +1,4 @@
-"""Which text states an edit is about: the tokens of two prompts, side by side."""
+"""Pairs of text states for an edit: tokens of a prompt and those that replace them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -85,7 +85,7 @@ def _tokens(tokenizer: Any, prompt: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Positions in a prompt beside those of the same words in its answer."""
+    """Pairs of positions of the same words in a prompt and in the prompt that replaces it."""
 
     before: Pairs
     own: Pairs
@@ -94,12 +94,12 @@ class Alignment:
     """The words that follow, the end of the text, and the padding."""
 
     def later(self, start: int) -> "Alignment":
-        """The same, after `start` positions of something else."""
+        """The same pairs, `start` positions later."""
         both = ([(i + start, j + start) for i, j in p] for p in (self.before, self.own, self.after))
         return Alignment(*both)
 
     def pairs(self, tokens: Tokens) -> Pairs:
-        """Those an edit of this kind is about."""
+        """The pairs that an edit of these tokens replaces."""
         return {
             "last": self.own[-1:],
             "last_to_end": self.own[-1:] + self.after,
@@ -109,10 +109,10 @@ class Alignment:
 
 
 def aligned(prompt: Sequence[int], answer: Sequence[int], length: int) -> Alignment:
-    """What two token sequences share at their beginning and end is paired word by word.
+    """Pair the tokens that two sequences share at their beginning and at their end one by one.
 
-    The rest is the concept, and what it is replaced by; where that is nothing, the concept's tokens
-    are paired with the word before them.
+    The rest is the concept and what replaces it; where nothing does, the concept's tokens are
+    paired with the word before them.
 
     Args:
         prompt: tokens with the concept, end of text included, padding not.
@@ -135,10 +135,10 @@ def aligned(prompt: Sequence[int], answer: Sequence[int], length: int) -> Alignm
     )
 
 
-def paired(
+def paired_states(
     texts: Texts, prompts: Sequence[str], answers: Sequence[str], tokens: Tokens = "all"
 ) -> tuple[Tensor, Tensor]:
-    """States E of the prompts, and beside each the state V it is to be read as: two n x width.
+    """Text states E of the prompts, and the state V that replaces each: two n x width.
 
     Raises:
         ErasureError: a prompt and its answer are the same.
@@ -147,22 +147,24 @@ def paired(
     rows: list[tuple[int, int, int]] = []
     for k, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         if prompt == answer:
-            raise ErasureError(f"{prompt!r} is to be read as itself: there is nothing to erase.")
+            raise ErasureError(
+                f"{prompt!r} would be replaced by itself: there is nothing to erase."
+            )
         for found in texts.aligned(prompt, answer, E.shape[1]):
             rows += [(k, i, j) for i, j in found.pairs(tokens)]
     prompt_of, i, j = torch.tensor(rows).unbind(1)
     return E[prompt_of, i].double().cpu(), V[prompt_of, j].double().cpu()
 
 
-def unshared(E: Tensor, V: Tensor, G: Tensor | None) -> Tensor:
+def without_shared_part(E: Tensor, V: Tensor, G: Tensor | None) -> Tensor:
     """Targets without what they share with the concept: v - e (v^T G e) / (e^T G e).
 
-    Afterwards W v is orthogonal to W e, over all layers together. The tensor target of UCE's first
-    code, which takes the share out layer by layer.
+    W v is then orthogonal to W e, over all layers together. The tensor target of UCE's first code,
+    which does it layer by layer.
 
     Args:
-        E: states, n x width.
-        V: what they would be read as, n x width.
+        E: text states to be replaced, n x width.
+        V: the targets' states, n x width.
         G: Σ W^T W over the layers, width x width.
 
     Raises:
@@ -179,11 +181,9 @@ def shell(
 ) -> Tensor:
     """|e| (s e/|e| + sqrt(1 - s^2) z),  s ~ U[cosine], z a random direction orthogonal to e
 
-    The neighbourhood of states that RealEra erases with them (arXiv 2410.09140, reconstructed):
-    names nobody listed. n * copies x width, the copies of a row one after the other.
+    Random states around each row, which RealEra erases too (arXiv 2410.09140, reconstructed).
+    n * copies x width, the copies of a row one after the other.
     """
-    if not -1 <= cosine[0] <= cosine[1] <= 1:
-        raise ErasureError(f"`cosine` is a range within -1 and 1; got {cosine}.")
     e = rows.repeat_interleave(copies, 0)
     size = e.norm(dim=1, keepdim=True)
     unit = e / size

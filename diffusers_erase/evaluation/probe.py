@@ -8,7 +8,7 @@ import torch
 
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.linalg.inverse import EditedReading
+from diffusers_erase.linalg.inverse import EditedLayers
 from diffusers_erase.models.architectures import text_layers
 from diffusers_erase.models.model import Model
 
@@ -67,7 +67,9 @@ def probe(
             after + changed.T @ changed,
             across + changed.T @ W,
         )
-    reading = EditedReading(before, after, across)
+    reading = EditedLayers(before, after, across)
     c = model.encode(prompts).flatten(0, 1).double().cpu()
     best = reading.regained(c, bound)
-    return Probe(reading.apart(c, c), reading.apart(c, best), float(best.norm() / c.norm()))
+    return Probe(
+        reading.relative_error(c, c), reading.relative_error(c, best), float(best.norm() / c.norm())
+    )

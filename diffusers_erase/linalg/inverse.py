@@ -1,4 +1,4 @@
-"""Inverses on the complement of protected directions, and of an edit of the text layers."""
+"""Inverses on the complement of protected directions, and the inversion of edited layers."""
 
 from dataclasses import dataclass
 
@@ -6,41 +6,41 @@ import torch
 from torch import Tensor
 
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.linalg.subspace import free
+from diffusers_erase.linalg.subspace import project_out
 
 
 WORST_CONDITION = 1e13
-"""Beyond this too few of float64's sixteen digits are left."""
+"""Largest condition number of a system; float64 has sixteen digits."""
 
 
 @dataclass(frozen=True)
 class Inverse:
-    """N = F (F^T M F)^-1 F^T,  F an orthonormal basis of what is free of Q; factorised once.
+    """N = F (F^T M F)^-1 F^T with F an orthonormal basis of the complement of Q; factorised once.
 
     N = Z Z^T,  Z^T = (I - B B^T) L^-1,  L L^T = M + c Q Q^T,  B an orthonormal basis of L^-1 Q:
-    what is held costs as many rows as it has directions, and no product of width x width.
+    protected directions cost as many rows as there are of them, and no width x width product.
     """
 
     L: Tensor
-    """Lower triangle, width x width, float64."""
+    """Lower triangular, width x width, float64."""
     B: Tensor
     """Orthonormal columns, width x h."""
     Q: Tensor
-    """What is held, width x h."""
+    """Protected directions, orthonormal columns, width x h."""
 
     @classmethod
-    def of(cls, M: Tensor, hold: Tensor | None = None) -> "Inverse":
-        """One Cholesky.
+    def of(cls, M: Tensor, protect: Tensor | None = None) -> "Inverse":
+        """Factorise M once, by Cholesky.
 
         Args:
             M: width x width, positive definite, float64.
-            hold: Q, orthonormal columns, width x h, that N answers with exactly nothing.
+            protect: Q, orthonormal columns, width x h, with N Q = 0 exactly.
 
         Raises:
             ErasureError: M is too ill-conditioned outside Q.
         """
-        Q = M.new_zeros(len(M), 0) if hold is None else hold.to(M)
-        # held directions are answered by nothing, any way: M may be anything there
+        Q = M.new_zeros(len(M), 0) if protect is None else protect.to(M)
+        # N is zero on protected directions, whatever M is there
         L, failed = torch.linalg.cholesky_ex(torch.addmm(M, Q * M.diagonal().mean(), Q.T))
         pivots = L.diagonal()
         condition = float("inf") if failed else float((pivots.max() / pivots.min()).square())
@@ -54,7 +54,7 @@ class Inverse:
     def half(self, E: Tensor) -> Tensor:
         """E Z, n x width: E N E^T is its Gram."""
         rows = torch.linalg.solve_triangular(self.L.T, E, upper=True, left=False)
-        return free(rows, self.B)
+        return project_out(rows, self.B)
 
     def __call__(self, E: Tensor) -> Tensor:
         """E N, n x width."""
@@ -62,23 +62,25 @@ class Inverse:
 
     def whole(self, half: Tensor) -> Tensor:
         """E Z Z^T = E N."""
-        return free(torch.linalg.solve_triangular(self.L, half, upper=False, left=False), self.Q)
+        return project_out(
+            torch.linalg.solve_triangular(self.L, half, upper=False, left=False), self.Q
+        )
 
 
-def inverted(E: Tensor, M: Tensor, hold: Tensor | None = None) -> Tensor:
-    """E F (F^T M F)^-1 F^T, n x width, with F an orthonormal basis of what is free of `hold`.
+def inverted(E: Tensor, M: Tensor, protect: Tensor | None = None) -> Tensor:
+    """E F (F^T M F)^-1 F^T, n x width, F an orthonormal basis of the complement of `protect`.
 
     Raises:
         ErasureError: as `Inverse.of`.
     """
-    return Inverse.of(M, hold)(E)
+    return Inverse.of(M, protect)(E)
 
 
 @dataclass(frozen=True)
-class EditedReading:
-    """How layers W read text before an edit and W' after it, summed over the layers.
+class EditedLayers:
+    """Gram matrices of layers W before an edit and W' after it, summed over the layers.
 
-    All width x width, float64.
+    Each width x width, float64.
     """
 
     before: Tensor
@@ -89,19 +91,20 @@ class EditedReading:
     """Σ W'^T W."""
 
     def regained(self, E: Tensor, bound: float) -> Tensor:
-        """argmin_E'  Σ |W' E' - W E|^2 + λ |E'|^2  (RECE, arXiv 2407.12383), n x width.
+        """Text embeddings that make the edited layers output what they did before (RECE).
+
+        argmin_E'  Σ |W' E' - W E|^2 + λ |E'|^2  (arXiv 2407.12383), n x width.
 
         Args:
             E: states before, n x width.
-            bound: λ, relative to the mean square that is read: how far from ordinary states is
-                still looked.
+            bound: λ, relative to the mean of the diagonal of G; a larger one allows smaller states.
         """
         ridge = bound * self.before.diagonal().mean()
         M = self.after + ridge * torch.eye(len(self.after), dtype=self.after.dtype)
-        answer: Tensor = torch.linalg.solve(M, self.across @ E.T).T
-        return answer
+        states: Tensor = torch.linalg.solve(M, self.across @ E.T).T
+        return states
 
-    def apart(self, E: Tensor, other: Tensor) -> float:
+    def relative_error(self, E: Tensor, other: Tensor) -> float:
         """Σ |W' E' - W E|^2 / Σ |W E|^2 for states E before and E' after."""
         gap = quadratic(other, self.after) - 2 * (other @ self.across * E).sum()
         return float((gap + quadratic(E, self.before)) / quadratic(E, self.before))

@@ -7,7 +7,7 @@ from diffusers_erase.errors import ErasureError
 
 
 def split(change: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor, float]:
-    """A (r x in) and B (out x r) with B A nearest to a change, and the share of energy kept.
+    """The best factors A (r x in), B (out x r) of a change, and the share of its energy they keep.
 
     argmin_{rank B A <= r}  |D - B A|_F^2;   kept = |B A|^2 / |D|^2
 
@@ -23,10 +23,10 @@ def split(change: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor, floa
 
 
 def compressed(A: Tensor, B: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor, float]:
-    """The same of a change that is there as B A already, by the SVD of a small core.
+    """`split` of a change B A that is given by its factors, by the SVD of a small core.
 
-    B = Q_b R_b and A^T = Q_a R_a, so B A = Q_b (R_b R_a^T) Q_a^T. Without a rank, columns that
-    several erasers share are taken together and nothing is lost.
+    B = Q_b R_b and A^T = Q_a R_a, so B A = Q_b (R_b R_a^T) Q_a^T. Without a rank the product stays
+    the same up to rounding, in as few columns as it has.
     """
     Qb, Rb = torch.linalg.qr(B.double())
     Qa, Ra = torch.linalg.qr(A.double().T)

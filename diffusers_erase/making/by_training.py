@@ -11,9 +11,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffusers_erase.concepts import prompts_naming
-from diffusers_erase.editing.prior import spared
+from diffusers_erase.editing.prior import kept_moments
 from diffusers_erase.editing.recipes import CLOSED_FORM
-from diffusers_erase.editing.solvers import Problem, Replace, reading_gram
+from diffusers_erase.editing.solvers import Problem, Replace, weights_gram
 from diffusers_erase.editing.token_pairs import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.lora import Lora
@@ -157,8 +157,10 @@ class _Editing:
     context: TargetContext
 
     def __call__(self, E: Tensor, V: Tensor) -> None:
-        spare, ridge = CLOSED_FORM.spare / len(self.request.concepts), CLOSED_FORM.ridge
-        problem = Problem.of(E, V, self._spared, spare=spare, ridge=ridge, hold=self._held)
+        weight, ridge = CLOSED_FORM.keep_weight / len(self.request.concepts), CLOSED_FORM.ridge
+        problem = Problem.of(
+            E, V, self._kept, keep_weight=weight, ridge=ridge, protect=self._protected
+        )
         T = Replace()(problem)
         best, _ = T.truncated(
             self.request.recipe.rank, second_moment=problem.second_moment, read=self._reading
@@ -173,20 +175,20 @@ class _Editing:
 
     @cached_property
     def _reading(self) -> Tensor:
-        return reading_gram(self._weights)
+        return weights_gram(self._weights)
 
     @cached_property
-    def _spared(self) -> Tensor:
+    def _kept(self) -> Tensor:
         texts, concepts = texts_of(self.model), self.request.concepts
         words = self.request.vocabulary.others(concepts) if self.request.vocabulary else ()
         near = near_words(self.context, words) if words else ()
         everything = ["", *self.request.keep, *prompts_naming(words, concepts[0].kind)]
-        return spared(
+        return kept_moments(
             texts, everything, prompts_naming(near, concepts[0].kind), general=CLOSED_FORM.general
         )
 
     @cached_property
-    def _held(self) -> Tensor | None:
+    def _protected(self) -> Tensor | None:
         states = self.request.protected_states(self.model)
         return None if states is None else row_space(states)
 

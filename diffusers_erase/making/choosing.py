@@ -21,7 +21,7 @@ def choose_recipe(
         training: whether an argument was given that only training uses.
         verbose: whether to print the recipe and the reason, to stderr.
     """
-    trained, reason = default_recipe(vocabulary), model.untrainable
+    trained, reason = default_recipe(model, vocabulary), model.untrainable
     recipe: Recipe | Edit = CLOSED_FORM
     if training:
         recipe, why = trained, "arguments were given that only training uses"

@@ -9,10 +9,10 @@ import torch
 
 from diffusers_erase.concepts import Concept, Vocabulary, prompts_naming
 from diffusers_erase.editing.blending import Blend
-from diffusers_erase.editing.prior import spared
+from diffusers_erase.editing.prior import kept_moments
 from diffusers_erase.editing.recipes import CLOSED_FORM, Edit
 from diffusers_erase.editing.solvers import Problem
-from diffusers_erase.editing.solving import reader
+from diffusers_erase.editing.solving import ridge_coefficients
 from diffusers_erase.editing.token_pairs import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import ErasedConcept
@@ -31,7 +31,7 @@ from diffusers_erase.models.architectures import text_weights
 from diffusers_erase.models.model import Model
 
 
-DEBIAS = replace(CLOSED_FORM, name="debias", choose="given", prompts=4, spare=0.3)
+DEBIAS = replace(CLOSED_FORM, name="debias", choose="given", prompts=4, keep_weight=0.3)
 """UCE's debiasing (arXiv 2308.14761) in context, with what nobody listed spared too."""
 
 Observe = Callable[[EraserAdapter | None], Sequence[float]]
@@ -115,10 +115,12 @@ def _erasers(
     blend = Blend.of(texts, concept, names, recipe.prompts)
     words = request.vocabulary.others([concept]) if request.vocabulary else ()
     listed = ["", *request.keep, *prompts_naming(words, concept.kind)]
-    S = spared(texts, listed, general=recipe.general)
-    hold = row_space(texts.encode([""])) if recipe.hold_null else None
-    problem = Problem.of(blend.E, blend.E, S, spare=recipe.spare, ridge=recipe.ridge, hold=hold)
-    A = reader(problem.E, problem.penalty, hold)
+    S = kept_moments(texts, listed, general=recipe.general)
+    hold = row_space(texts.encode([""])) if recipe.protect_null else None
+    problem = Problem.of(
+        blend.E, blend.E, S, keep_weight=recipe.keep_weight, ridge=recipe.ridge, protect=hold
+    )
+    A = ridge_coefficients(problem.E, problem.penalty, hold)
     weights = text_weights(model.denoiser)
 
     def at(amounts: Sequence[float]) -> EraserAdapter:

@@ -49,7 +49,7 @@ class Request:
 
     def protected_states(self, model: Model) -> Tensor | None:
         """Text states of the prompts that must not change, P x tokens x width; None for none."""
-        prompts = [*([""] if self.recipe.hold_null else []), *self.protect]
+        prompts = [*([""] if self.recipe.protect_null else []), *self.protect]
         return model.encode(prompts) if prompts else None
 
 

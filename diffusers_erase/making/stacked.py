@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusers_erase.concepts import Vocabulary, prompts_naming
-from diffusers_erase.editing.prior import gram, spared
+from diffusers_erase.editing.prior import gram, kept_moments
 from diffusers_erase.editing.token_pairs import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.stacking import SPARE, Rest, compact, fused, held, scaled, summed
@@ -66,7 +66,7 @@ def stack(
         second_moment = [gram(texts, eraser.config.example_prompts(16)) for eraser in several]
         erased = [erased.concept for eraser in several for erased in eraser.config.concepts]
         words = vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary(tuple(vocabulary))
-        S = spared(texts, prompts_naming(words.others(erased), "object"), general=True)
+        S = kept_moments(texts, prompts_naming(words.others(erased), "object"), general=True)
         together = fused(several, second_moment, S, rest=rest, hold=Q, spare=spare)
     else:
         together = summed(several)

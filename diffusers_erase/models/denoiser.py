@@ -1,4 +1,4 @@
-"""Noise predictions of the frozen base (teacher) and of the model with the eraser (student)."""
+"""Predictions of the frozen base (teacher) and of the model with the eraser (student)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -39,6 +39,12 @@ class NoiseSchedule:
                 f"'{type(scheduler).__name__}' says the model predicts {prediction!r}; "
                 "known: epsilon, v_prediction, sample."
             )
+        if prediction == "epsilon" and not alphas.all():
+            raise ErasureError(
+                f"The schedule of '{type(scheduler).__name__}' ends in noise alone, of which a "
+                "prediction of noise tells nothing; set its `rescale_betas_zero_snr` to False, or "
+                "its `prediction_type` to what the model predicts, such as 'v_prediction'."
+            )
         return cls(alphas.float().cpu(), prediction)
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -47,11 +53,12 @@ class NoiseSchedule:
         times = t.detach().double().cpu().clamp(0, len(sigmas) - 1)
         low = times.floor().long()
         high = (low + 1).clamp(max=len(sigmas) - 1)
-        sigma = torch.lerp(sigmas[low], sigmas[high], times - low)
+        between = torch.lerp(sigmas[low], sigmas[high], times - low)
+        sigma = torch.where(times == low, sigmas[low], between)  # ᾱ may end at 0, a sigma of inf
         return (1 / (sigma.square() + 1)).float().view(-1, 1, 1, 1).to(t.device)
 
     def epsilon(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        """Noise prediction from the network's output at z_t."""
+        """The noise in z_t according to the network's prediction there."""
         if self.prediction == "epsilon":
             return output
         alpha = self.alpha(t)
@@ -59,12 +66,20 @@ class NoiseSchedule:
             return (z - alpha.sqrt() * output) / (1 - alpha).sqrt()
         return alpha.sqrt() * output + (1 - alpha).sqrt() * z
 
+    def velocity(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """The v = √ᾱ ε - √(1-ᾱ) x_0 of a network that predicts v or x_0; defined at ᾱ = 0 too."""
+        if self.prediction == "v_prediction":
+            return output
+        alpha = self.alpha(t)
+        return (alpha.sqrt() * z - output) / (1 - alpha).sqrt()
+
 
 class Denoiser:
-    """Noise predictions eps*(z, t, c) without and eps(z, t, c) with the eraser, from one UNet.
+    """Scores eps*(z, t, c) without and eps(z, t, c) with the eraser, from one UNet.
 
-    Outputs of v- and sample-prediction networks are converted to noise. `evaluations` counts
-    forward passes of one latent, `backwards` those that may be followed by a backward pass.
+    They are the network's own predictions: noise, v or the clean latent. Noise says nothing of the
+    picture where ᾱ is 0, as at the first latent of a zero-terminal-SNR schedule. `evaluations`
+    counts forward passes of one latent, `backwards` those that a backward pass may follow.
     """
 
     def __init__(
@@ -98,6 +113,11 @@ class Denoiser:
         self.backwards += len(z) if torch.is_grad_enabled() else 0
         return self._score(z, t, states)
 
+    def noise(self, z: Tensor, t: Tensor, states: Tensor) -> Tensor:
+        """The noise in z according to the student, whatever the network predicts."""
+        score = self.student(z, t, states)
+        return self.schedule.epsilon(score, z.to(score), t.to(score.device))
+
     def _score(self, z: Tensor, t: Tensor, states: Tensor) -> Tensor:
         self.evaluations += len(z)
         weights = next(self.unet.parameters())
@@ -105,7 +125,7 @@ class Denoiser:
         seen, states = z.to(there, weights.dtype), states.to(there, weights.dtype)
         with torch.autocast(there.type, self.precision, enabled=self.precision is not None):
             output: Tensor = self.unet(seen, t, states, return_dict=False)[0]
-        return self.schedule.epsilon(output.float(), z.to(there).float(), t)
+        return output.float()
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def denoising_loss(
         noise: n, in the shape of `clean`.
         target: n if omitted; P4D takes noise predictions of the base model.
     """
-    predicted = denoiser.student(noised(denoiser, clean, t, noise), t, states)
+    predicted = denoiser.noise(noised(denoiser, clean, t, noise), t, states)
     goal = (noise if target is None else target).to(predicted)
     loss: Tensor = (predicted - goal).square().flatten(1).mean(1)
     return loss

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.linalg.subspace import free, row_space
+from diffusers_erase.linalg.subspace import project_out, row_space
 from diffusers_erase.models.architectures import PARTS, TEXT_PARTS, Factors, projections
 
 
@@ -117,7 +117,7 @@ class Orthogonal(nn.Module):
 
     def forward(self, A: Tensor) -> Tensor:
         """The part of A's rows outside the span of Q."""
-        return free(A, self.Q)
+        return project_out(A, self.Q)
 
 
 def _stored(layer: Any) -> nn.Parameter:

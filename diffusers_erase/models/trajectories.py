@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import DDIMScheduler
@@ -169,7 +169,10 @@ def sample_trajectories(
     Raises:
         ErasureError: the scheduler has no noise schedule of Stable Diffusion's kind.
     """
-    walk = _sampler(scheduler, sampler)
+    # all schedulers take noise, which is of no use where ᾱ is 0, and v; few take the clean latent
+    noise_alone = not NoiseSchedule.of(scheduler).alphas.all()
+    to_scheduler = denoiser.schedule.velocity if noise_alone else denoiser.schedule.epsilon
+    walk = _sampler(scheduler, sampler, "v_prediction" if noise_alone else "epsilon")
     score = denoiser.student if student else denoiser.teacher
     unet = denoiser.unet.config
     shape = (unet.in_channels, unet.sample_size, unet.sample_size)
@@ -189,18 +192,19 @@ def sample_trajectories(
             for name, value in zip(names, (scaled, times, rows, conditional, empty), strict=True):
                 kept[name].append(value)
             guided = empty + guidance * (conditional - empty)
+            guided = to_scheduler(guided, scaled, times)
             options = {"generator": chance} if takes_chance else {}
             z = walk.step(guided, t, z, **options).prev_sample
     found = Trajectories.of({k: torch.cat(values) for k, values in kept.items()}, states, null)
     return found.scoreless() if student else found
 
 
-def _sampler(scheduler: Any, sampler: Sampler) -> Any:
-    """A scheduler of our own that is given noise predictions."""
-    NoiseSchedule.of(scheduler)
+def _sampler(scheduler: Any, sampler: Sampler, prediction: str) -> Any:
+    """A copy of the scheduler, or DDIM with its schedule, that takes predictions of this type."""
+    require_choice("`sampler`", sampler, get_args(Sampler))
     kind = DDIMScheduler if sampler == "ddim" else type(scheduler)
-    # a config that says nothing of clipping means none; DDIM's own default would clip latents
-    config = {"clip_sample": False, **scheduler.config, "prediction_type": "epsilon"}
+    # a config without `clip_sample` does not clip; DDIM's own default would
+    config = {"clip_sample": False, **scheduler.config, "prediction_type": prediction}
     return kind.from_config(config)
 
 

@@ -1,56 +1,71 @@
-"""One equation each: what the student should say at a latent, given what the teacher says there."""
+"""Training objectives, one equation each: which score the student should have at a latent."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from diffusers_erase.errors import require_choice
 from diffusers_erase.models.trajectories import View
+from diffusers_erase.training.inner_loop import Views
 
 
-Space = Literal["eps", "x0", "min-snr"]
-"""Where errors are measured; see `error`."""
+Space = Literal["prediction", "x0", "min-snr"]
+"""In which units errors are measured; see `error`."""
+
+Roles = frozenset[tuple[str, str]]
+"""Pairs of a view and a role in it."""
 
 
 class Objective(Protocol):
-    """A scalar loss over the views of one step: `concept`, and what else the recipe samples."""
+    """A scalar loss over the views of one minibatch."""
 
-    def __call__(self, views: Mapping[str, View]) -> Tensor:
-        """The loss, with gradients to the student, and to a target that learns."""
+    def __call__(self, views: Views) -> Tensor:
+        """The loss, with gradients for the student, and for inner loops that learn."""
         ...
 
 
-def error(view: View, said: Tensor, wanted: Tensor, space: Space = "eps") -> Tensor:
-    """mean_t w_t | said - wanted |^2 over noise predictions.
+def error(view: View, score: Tensor, wanted: Tensor, space: Space = "prediction") -> Tensor:
+    """mean_t w_t | score - wanted |^2 over the network's own predictions.
 
-    `eps`: w = 1. `x0`: w = (1-ᾱ)/ᾱ, the same error seen on the clean picture, as AGE's released
-    code has it; most of the weight lies on the noisiest latents. `min-snr`: w = min(snr, 5)/snr,
-    snr = ᾱ/(1-ᾱ) (arXiv 2303.09556); the cleanest latents count less.
+    `prediction`: w = 1; in noise for a network that predicts noise. `x0`: the same error in the
+    clean picture, as in AGE's released code; w = 1/snr, snr = ᾱ/(1-ᾱ), for a network that predicts
+    noise, so that most of the weight lies on the noisiest latents. `min-snr`: the error in the
+    clean picture times min(snr, 5) (arXiv 2303.09556); the cleanest latents count less.
     """
-    each = (said - wanted).square().mean((1, 2, 3))
-    if space == "eps":
+    each = (score - wanted).square().mean((1, 2, 3))
+    if space == "prediction":
         return each.mean()
-    snr = (view.alpha / (1 - view.alpha)).flatten()
-    weight = 1 / snr if space == "x0" else snr.clamp(max=5) / snr
-    return (weight * each).mean()
+    alpha = view.alpha.flatten().to(each)
+    snr = alpha / (1 - alpha)
+    clean = {"epsilon": 1 / snr, "v_prediction": 1 - alpha, "sample": torch.ones_like(alpha)}
+    weight = clean[view.denoiser.schedule.prediction]
+    return (weight * (snr.clamp(max=5) if space == "min-snr" else 1) * each).mean()
 
 
 @dataclass(frozen=True)
 class Steer:
     """|| eps(z,c) - ( eps*(z,τ) - η [eps*(z,c) - eps*(z,τ)] ) ||^2
 
-    The concept is answered as its target would be, and `eta` times further away from itself. With τ
-    the prompt without the concept this is ESD's loss in context (arXiv 2303.07345, whose τ is the
-    empty prompt and η = 1); with a target that somebody chose it is the erase term of AGE (arXiv
-    2501.18950; published with η = 0, released with η = 1).
+    The concept's score becomes the target's, and `eta` times further away from its own. With τ the
+    prompt without the concept this is ESD's loss in context (arXiv 2303.07345, whose τ is the empty
+    prompt and η = 1); with a given target it is the erase term of AGE (arXiv 2501.18950; published
+    with η = 0, released with η = 1).
     """
 
     eta: float = 0.0
-    space: Space = "eps"
+    space: Space = "prediction"
 
-    def __call__(self, views: Mapping[str, View]) -> Tensor:
+    def __post_init__(self) -> None:
+        require_choice("`space`", self.space, get_args(Space))
+
+    @property
+    def roles(self) -> Roles:
+        """The roles it reads."""
+        return _roles("concept", "concept", "target")
+
+    def __call__(self, views: Views) -> Tensor:
         view = views["concept"]
         target = view.teacher("target")
         away = view.teacher("concept") - target
@@ -61,17 +76,25 @@ class Steer:
 class SteerGuidance:
     """|| [eps(z,c) - sg eps(z,"")] - ( g*(τ) - η [g*(c) - g*(τ)] ) ||^2
 
-    The surgical update, with g*(p) = eps*(z,p) - eps*(z,""): the guidance term absorbs the edit.
-    The student's own null score is held fixed (sg), so it is never pulled along, and
-    `Keep("null", at="concept")` holds it to the base's. Reconstructed from the abstract of
+    The surgical update, with g*(p) = eps*(z,p) - eps*(z,""): only the guidance changes. The
+    student's own null score has no gradient (sg), so it is not pulled along, and
+    `Keep("null", at="concept")` keeps it near the base's. Reconstructed from the abstract of
     All-but-One (arXiv 2312.12807); τ is its alternative concept, and the prompt without the concept
     where none is given.
     """
 
     eta: float = 1.0
-    space: Space = "eps"
+    space: Space = "prediction"
 
-    def __call__(self, views: Mapping[str, View]) -> Tensor:
+    def __post_init__(self) -> None:
+        require_choice("`space`", self.space, get_args(Space))
+
+    @property
+    def roles(self) -> Roles:
+        """The roles it reads."""
+        return _roles("concept", "concept", "target", "null")
+
+    def __call__(self, views: Views) -> Tensor:
         view = views["concept"]
         target = view.teacher("target")
         away = view.teacher("concept") - target
@@ -84,21 +107,33 @@ class ShiftGuidance:
     """|| [eps(z,p) - sg eps(z,"")] - ( g*(p) - η₋ g*(c) + η₊ g*(τ) ) ||^2
 
     The surgical update for a prompt p around the concept: its guidance minus that of the bare
-    concept plus that of the bare target, so that what else p says, and with it the layout, stays
-    (All-but-One, arXiv 2312.12807, reconstructed). Roles: `concept` is p, `bare` the concept by
-    itself, `bare target` the target by itself.
+    concept plus that of the bare target, so that the rest of p, and with it the layout, stays
+    (All-but-One, arXiv 2312.12807, reconstructed). Roles: `concept` is p, `bare` the concept alone,
+    `bare target` the target alone, which a loop of one's own has to supply.
     """
 
     minus: float = 1.0
     plus: float = 1.0
-    space: Space = "eps"
+    space: Space = "prediction"
 
-    def __call__(self, views: Mapping[str, View]) -> Tensor:
+    def __post_init__(self) -> None:
+        require_choice("`space`", self.space, get_args(Space))
+
+    @property
+    def roles(self) -> Roles:
+        """The roles it reads."""
+        return _roles("concept", "concept", "null", "bare", "bare target")
+
+    def __call__(self, views: Views) -> Tensor:
         view = views["concept"]
         null = view.teacher("null")
         concept, target = view.teacher("bare") - null, view.teacher("bare target") - null
         guidance = view.teacher("concept") - null - self.minus * concept + self.plus * target
         return error(view, view.student("concept"), _own_null(view) + guidance, self.space)
+
+
+def _roles(view: str, *roles: str) -> Roles:
+    return frozenset((view, role) for role in roles)
 
 
 def _own_null(view: View) -> Tensor:
@@ -108,13 +143,22 @@ def _own_null(view: View) -> Tensor:
 
 @dataclass(frozen=True)
 class Keep:
-    """|| eps(z,k) - eps*(z,k) ||^2 for the role k that must not move, at latents of view `at`."""
+    """|| eps(z,k) - eps*(z,k) ||^2 for the role k that should not change, at latents of a view."""
 
     role: str = "concept"
     at: str = "kept"
-    space: Space = "eps"
+    """The view."""
+    space: Space = "prediction"
 
-    def __call__(self, views: Mapping[str, View]) -> Tensor:
+    def __post_init__(self) -> None:
+        require_choice("`space`", self.space, get_args(Space))
+
+    @property
+    def roles(self) -> Roles:
+        """The role it reads."""
+        return _roles(self.at, self.role)
+
+    def __call__(self, views: Views) -> Tensor:
         view = views[self.at]
         return error(view, view.student(self.role), view.teacher(self.role), self.space)
 
@@ -125,6 +169,11 @@ class Sum:
 
     terms: tuple[tuple[float, Objective], ...]
 
-    def __call__(self, views: Mapping[str, View]) -> Tensor:
+    @property
+    def roles(self) -> Roles:
+        """The roles that its terms read, as far as these name them."""
+        return frozenset().union(*(getattr(term, "roles", ()) for _, term in self.terms))
+
+    def __call__(self, views: Views) -> Tensor:
         first, *rest = (weight * term(views) for weight, term in self.terms)
         return sum(rest, start=first)

@@ -1,12 +1,13 @@
-"""A paper is a row: the parts and the numbers an eraser is trained with."""
+"""Training recipes: one row per paper, with the parts and numbers an eraser is trained with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from diffusers_erase.concepts import Vocabulary
-from diffusers_erase.errors import ErasureError
+from diffusers_erase.errors import ErasureError, require_choice
 from diffusers_erase.models.architectures import PARTS, TEXT_PARTS
+from diffusers_erase.models.model import Model
 from diffusers_erase.models.trajectories import Sampler
 from diffusers_erase.training.adaptive import Adaptive
 from diffusers_erase.training.objectives import Keep, Objective, Steer, SteerGuidance, Sum
@@ -15,25 +16,35 @@ from diffusers_erase.training.trainer import Pace
 from diffusers_erase.training.trial import Trial
 
 
+Choose = Literal["given", "nearest", "trial", "table", "minimax"]
+"""Ways to choose a target: see `Recipe.target`."""
+
+VIEWS = {"concept": ("concept", "target", "null"), "kept": ("concept", "null")}
+"""View -> roles in it, as far as a recipe samples them."""
+
+REAL_WIDTH = 768
+"""Text width of Stable Diffusion 1, the smallest of the models that are not toys."""
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """How an eraser is trained: what is sampled, what is changed, how far and how fast."""
+    """How an eraser is trained: its losses, target, trained layers, samples and optimiser."""
 
     name: str
     erase: Objective = field(default_factory=Steer)
     """The term that erases, on the concept's own latents."""
-    hold: tuple[tuple[float, Objective], ...] = ()
-    """Weighted terms beside it on the same latents, which cost a student pass each."""
+    keep: tuple[tuple[float, Objective], ...] = ()
+    """Weighted terms that preserve something on the same latents; each costs a student pass."""
     keep_weight: float = 4.0
     """Weight of the kept prompts and the preservation pool, if there are any."""
-    hold_null: bool = False
-    """Whether the empty prompt's score is held exactly (see `attachment.attached`)."""
+    protect_null: bool = False
+    """Whether the empty prompt's score cannot change at all (see `models.lora.attached`)."""
     warm: bool = False
     """Whether training begins at the closed-form edit of the text (see `editing.solving`) instead
     of at the base."""
-    choose: Literal["given", "nearest", "trial", "table", "minimax"] = "given"
-    """How the target is chosen where none is named: from a vocabulary, or (`given`) not at all,
-    which means the prompt without the concept."""
+    choose: Choose = "given"
+    """How the target is chosen from a vocabulary where none is named; with `given` it is not, and
+    the target is the prompt without the concept."""
     pool: int = 0
     """Prompts of the preservation pool, about words of the vocabulary."""
     parts: tuple[str, ...] = TEXT_PARTS
@@ -67,12 +78,17 @@ class Recipe:
                 raise ErasureError(f"`{name}` must be positive; got {getattr(self, name)}.")
         if self.refresh < 0:
             raise ErasureError(f"`refresh` is a number of steps, or 0; got {self.refresh}.")
+        require_choice("`choose`", self.choose, get_args(Choose))
+        require_choice("`sampler`", self.sampler, get_args(Sampler))
+        for view, role in self.loss(keeps=True).roles:
+            require_choice("view in a recipe", view, VIEWS)
+            require_choice(f"role in the view `{view}`", role, VIEWS[view])
         if not self.parts or set(self.parts) - set(PARTS):
             raise ErasureError(f"`parts` are some of {', '.join(PARTS)}; got {self.parts!r}.")
-        if self.hold_null and set(self.parts) - set(TEXT_PARTS):
+        if self.protect_null and set(self.parts) - set(TEXT_PARTS):
             raise ErasureError(
-                f"`hold_null` is exact where only {' and '.join(TEXT_PARTS)} are trained; got "
-                f"{self.parts!r}. Leave it out and hold the null score by a term in `hold`."
+                f"`protect_null` needs that only {' and '.join(TEXT_PARTS)} are trained; got "
+                f"{self.parts!r}. Leave it out and preserve the null score by a term in `keep`."
             )
 
     @property
@@ -83,7 +99,7 @@ class Recipe:
     def loss(self, *, keeps: bool) -> Sum:
         """All terms; with `keeps` also the one on the view `kept`."""
         kept = ((self.keep_weight, Keep()),) if keeps else ()
-        return Sum(((1.0, self.erase), *self.hold, *kept))
+        return Sum(((1.0, self.erase), *self.keep, *kept))
 
     def target(self, vocabulary: Vocabulary | None) -> Target:
         """The way a target is chosen if the user names none.
@@ -110,7 +126,7 @@ class Recipe:
         return {
             **{name: value for name, value in plain.items() if name != "name"},
             "erase": repr(self.erase),
-            "hold": [[weight, repr(term)] for weight, term in self.hold],
+            "keep": [[weight, repr(term)] for weight, term in self.keep],
             "parts": list(self.parts),
         }
 
@@ -122,17 +138,17 @@ ESD = Recipe("esd", erase=Steer(eta=1.0))
 """ESD (arXiv 2303.07345): push away from the concept too; here in context and as a LoRA."""
 
 ALL_BUT_ONE = Recipe(
-    "all-but-one", erase=SteerGuidance(eta=1.0), hold=((1.0, Keep("null", at="concept")),)
+    "all-but-one", erase=SteerGuidance(eta=1.0), keep=((1.0, Keep("null", at="concept")),)
 )
 """All-but-One (arXiv 2312.12807, reconstructed): guidance moves, a term holds the null score."""
 
 AGE = Recipe(
-    "age", erase=Steer(eta=0.0), hold=((1.0, Keep("target", at="concept")),), choose="minimax"
+    "age", erase=Steer(eta=0.0), keep=((1.0, Keep("target", at="concept")),), choose="minimax"
 )
 """AGE (arXiv 2501.18950) as published: minimax over a learnt mixture of words."""
 
 AGE_TABLE = Recipe(
-    "age-table", erase=Steer(eta=0.0), hold=((1.0, Keep("target", at="concept")),), choose="table"
+    "age-table", erase=Steer(eta=0.0), keep=((1.0, Keep("target", at="concept")),), choose="table"
 )
 """AGE's choice without gradients: the word with the largest entry in a table of scores."""
 
@@ -140,7 +156,7 @@ SURGICAL_AGE = Recipe(
     "surgical-age",
     choose="trial",
     warm=True,
-    hold_null=True,
+    protect_null=True,
     pool=16,
     trajectories=8,
     sampling_steps=8,
@@ -148,8 +164,8 @@ SURGICAL_AGE = Recipe(
     batch=8,
     learning_rate=1e-3,
 )
-"""Ours: begins at the closed-form edit; adaptive target in context, the empty prompt held exactly,
-a preservation pool."""
+"""Ours: begins at the closed-form edit; adaptive target in context, the empty prompt protected, a
+preservation pool. The numbers are those of the playground."""
 
 SURGICAL_AGE_SD = replace(
     SURGICAL_AGE,
@@ -172,6 +188,12 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def default_recipe(vocabulary: Vocabulary | None) -> Recipe:
-    """`surgical-age`; without a vocabulary the target is the prompt without the concept."""
-    return SURGICAL_AGE if vocabulary else replace(SURGICAL_AGE, choose="given")
+def default_recipe(model: Model, vocabulary: Vocabulary | None) -> Recipe:
+    """`surgical-age` for toys and `surgical-age-sd` for models of Stable Diffusion's size.
+
+    Without a vocabulary the target is the prompt without the concept.
+    """
+    width = getattr(getattr(model.found, "config", None), "cross_attention_dim", None) or 0
+    widest = max(width) if isinstance(width, list | tuple) else width
+    recipe = SURGICAL_AGE_SD if widest >= REAL_WIDTH else SURGICAL_AGE
+    return recipe if vocabulary else replace(recipe, choose="given")

@@ -127,9 +127,9 @@ def main() -> None:
         recipe = replace(
             SURGICAL_AGE,
             name=title,
-            hold_null=held,
+            protect_null=held,
             pool=SURGICAL_AGE.pool if pool else 0,
-            hold=((1.0, Keep("target", at="concept")),) if keeps_target else (),
+            keep=((1.0, Keep("target", at="concept")),) if keeps_target else (),
         )
         started = time.perf_counter()
         with counted(pipe.unet) as cost:

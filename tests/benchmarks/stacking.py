@@ -27,7 +27,7 @@ from erasure import (
 from journal import write, written
 
 from diffusers_erase.concepts import prompts_naming
-from diffusers_erase.editing.prior import gram, spared
+from diffusers_erase.editing.prior import gram, kept_moments
 from diffusers_erase.editing.token_pairs import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.stacking import SPARE, Rest, fused, summed
@@ -64,7 +64,7 @@ def by_gram(names: Sequence[str], rest_as: Rest = "sum", spare: float = SPARE) -
     return fused(
         [alone(name) for name in names],
         [gram(texts, [p.text for p in concept_of(name).example_prompts(16)]) for name in names],
-        spared(texts, [*objects, *styles], general=True),
+        kept_moments(texts, [*objects, *styles], general=True),
         rest=rest_as,
         hold=row_space(texts.encode([""])),
         spare=spare,

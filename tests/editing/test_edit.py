@@ -6,6 +6,7 @@ import pytest
 from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.editing.edit import distances, edit, specific
 from diffusers_erase.editing.recipes import CLOSED_FORM, EDITS, UCE, Edit
+from diffusers_erase.editing.solvers import Regenerate
 from diffusers_erase.editing.token_pairs import texts_of
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.architectures import TEXT_PARTS, projections
@@ -152,7 +153,19 @@ def test_what_the_rank_cuts_off_is_told(texts):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"rank": 0}, "`rank` must be positive"), ({"spare": -1.0}, "`spare` must not be negative")],
+    [
+        ({"rank": 0}, "`rank` must be positive"),
+        ({"keep_weight": -1.0}, "`keep_weight` must not be negative"),
+        ({"cosine": (0.9, 0.7)}, "`cosine` is a range"),
+        (
+            {"choose": "neares"},
+            r"No `choose` 'neares'. Did you mean 'nearest'\? Known: given, near",
+        ),
+        ({"tokens": "first"}, r"No `tokens` 'first'.* Known: last, last_to_end, all, around"),
+        ({"aim": "tensors"}, r"No `aim` 'tensors'. Did you mean 'tensor'"),
+        ({"solver": "rece"}, "`solver` is a solver such as .*; got 'rece'"),
+        ({"solver": Regenerate}, "`solver` is a solver such as"),
+    ],
 )
 def test_numbers_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(ErasureError, match=message):
@@ -162,3 +175,13 @@ def test_numbers_that_make_no_sense_are_refused(changes, message):
 @pytest.mark.parametrize("name", EDITS)
 def test_settings_are_plain(name):
     assert json.loads(json.dumps(EDITS[name].numbers())) == EDITS[name].numbers()
+
+
+def test_choose_nearest_takes_the_nearest_word(texts):
+    recipe = replace(CLOSED_FORM, choose="nearest")
+    (choice,) = edit(texts, [CAR], recipe, vocabulary=WORDS).choices
+    near = distances(texts, CAR, WORDS.words)
+    assert choice.target == next(iter(near)) == min(choice.scores, key=choice.scores.__getitem__)
+    assert (choice.choice, choice.best) == ("nearest", "lowest")
+    (other,) = edit(texts, [CAR], CLOSED_FORM, vocabulary=WORDS).choices
+    assert choice.scores != other.scores

@@ -6,11 +6,11 @@ import torch
 from diffusers_erase.concepts import prompts_naming
 from diffusers_erase.editing.prior import (
     gram,
+    kept_moments,
     lower_gram,
     mirrored,
     own_prompts,
     own_words,
-    spared,
     thinned,
 )
 from diffusers_erase.editing.token_pairs import Texts, texts_of
@@ -82,12 +82,12 @@ def test_they_are_kept_for_this_text_encoder_and_these_prompts(untrained, tmp_pa
     def not_again(_):
         raise AssertionError("encoded anew")
 
-    first = spared(texts, ["a car"], cache=cache, encoder="one")
+    first = kept_moments(texts, ["a car"], cache=cache, encoder="one")
     kept = Texts(not_again, texts.tokenizer)
-    assert torch.equal(spared(kept, ["a car"], cache=cache, encoder="one"), first)
+    assert torch.equal(kept_moments(kept, ["a car"], cache=cache, encoder="one"), first)
     for prompts, encoder in ((["a car"], "two"), (["a van"], "one")):
         with pytest.raises(AssertionError, match="encoded anew"):
-            spared(kept, prompts, cache=cache, encoder=encoder)
+            kept_moments(kept, prompts, cache=cache, encoder=encoder)
 
 
 def test_a_tokenizer_knows_words_of_its_own(untrained):
@@ -106,10 +106,10 @@ def test_near_prompts_weigh_as_much_as_all_that_is_listed_and_general(untrained)
     texts = texts_of(untrained)
     listed, near, general = ["a car", "an oak"], ["a van"], own_prompts(untrained.tokenizer)
     L, N, G = (gram(texts, prompts) for prompts in (listed, near, general))
-    assert torch.allclose(spared(texts, listed), L)
-    assert torch.allclose(spared(texts, listed, near), (2 * N + L) / 3)
-    assert torch.allclose(spared(texts, listed, near, general=True), (2 * N + L + G) / 4)
-    assert torch.allclose(spared(texts, [], near, general=True), (2 * N + G) / 3)
+    assert torch.allclose(kept_moments(texts, listed), L)
+    assert torch.allclose(kept_moments(texts, listed, near), (2 * N + L) / 3)
+    assert torch.allclose(kept_moments(texts, listed, near, general=True), (2 * N + L + G) / 4)
+    assert torch.allclose(kept_moments(texts, [], near, general=True), (2 * N + G) / 3)
 
 
 def test_general_prompts_say_every_word_as_thing_and_style(untrained):

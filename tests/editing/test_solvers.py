@@ -8,9 +8,9 @@ from diffusers_erase.editing.solvers import (
     Remove,
     Replace,
     drift,
-    read_through,
-    reading_gram,
+    edited_layers,
     solved_within,
+    weights_gram,
 )
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
@@ -28,19 +28,19 @@ def states(count, seed):
 
 E, V, R = states(3, 0), states(3, 1), states(40, 2)
 WEIGHTS = {f"{k}.to_k": states(9, 10 + k) for k in range(4)}
-G = reading_gram(WEIGHTS)
+G = weights_gram(WEIGHTS)
 
 
 def regenerated(T, bound):
-    return read_through(T, G).regained(E, bound)
+    return edited_layers(T, G).regained(E, bound)
 
 
 def residual(T, bound):
-    return read_through(T, G).apart(E, regenerated(T, bound))
+    return edited_layers(T, G).relative_error(E, regenerated(T, bound))
 
 
 def problem(**changes):
-    options = {"spare": 1.0, "ridge": 1e-3, "G": G} | changes
+    options = {"keep_weight": 1.0, "ridge": 1e-3, "G": G} | changes
     spared = options.pop("spared", R.T @ R / len(R))
     return Problem.of(E, V, spared, **options)
 
@@ -55,7 +55,9 @@ def test_a_solution_within_a_rank_is_the_best_of_it(solver):
 
 
 def test_the_number_of_prompts_is_no_weight():
-    twice = Problem.of(torch.cat((E, E)), torch.cat((V, V)), R.T @ R / len(R), spare=1, ridge=1e-3)
+    twice = Problem.of(
+        torch.cat((E, E)), torch.cat((V, V)), R.T @ R / len(R), keep_weight=1, ridge=1e-3
+    )
     assert torch.allclose(Replace()(problem()).change, Replace()(twice).change, atol=1e-12)
 
 
@@ -86,7 +88,7 @@ def test_one_edit_alone_is_undone_as_published():
     alone = Replace()(Problem(c, v, zero, ridge=0.5))
     rho = (0.5 + c @ v.T) / (c @ c.T)
     assert torch.allclose(
-        read_through(alone, G).regained(c, 1e-13), (1 + 1 / rho) * c - v / rho, atol=1e-5
+        edited_layers(alone, G).regained(c, 1e-13), (1 + 1 / rho) * c - v / rho, atol=1e-5
     )
 
 
@@ -115,7 +117,7 @@ def test_in_the_null_space_nothing_that_was_spared_moves():
 def test_the_null_space_edit_is_the_limit_of_ever_dearer_directions():
     few = R[:5]
     spared = few.T @ few / 5
-    limit = Replace()(problem(spared=spared, spare=1e4, ridge=1e-10))
+    limit = Replace()(problem(spared=spared, keep_weight=1e4, ridge=1e-10))
     exact = NullSpace()(problem(spared=spared, ridge=1e-6))
     assert torch.allclose(limit(E), exact(E), atol=1e-2)
 
@@ -126,7 +128,7 @@ def test_no_room_is_refused():
 
 
 def test_removing_leaves_no_linear_trace():
-    T = Remove()(problem(ridge=1e-9, spare=0.0))
+    T = Remove()(problem(ridge=1e-9, keep_weight=0.0))
     assert (T(E).mean(0) - T(V).mean(0)).norm() < 1e-9 * (E.mean(0) - V.mean(0)).norm()
     assert T.rank == 1
 
@@ -135,5 +137,5 @@ def test_removing_leaves_no_linear_trace():
 def test_what_is_held_is_held_by_every_solver(solver):
     held = states(2, 7)
     few = R[:5]
-    T = solver(problem(spared=few.T @ few / 5, hold=row_space(held)))
+    T = solver(problem(spared=few.T @ few / 5, protect=row_space(held)))
     assert (T(held) - held).norm() < 1e-9

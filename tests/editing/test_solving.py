@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from diffusers_erase.editing.solving import reader, reader_beside, remove, solve, solve_within
+from diffusers_erase.editing.solving import (
+    remove,
+    ridge_coefficients,
+    ridge_coefficients_given,
+    solve,
+    solve_within,
+)
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.inverse import Inverse, inverted
 from diffusers_erase.linalg.subspace import row_space
@@ -53,7 +59,7 @@ def test_what_is_dear_moves_less():
 
 def test_what_is_held_does_not_move_and_the_rest_makes_the_best_of_it():
     held = states(3, 4)
-    T = solve(E, V, K, hold=row_space(held))
+    T = solve(E, V, K, protect=row_space(held))
     assert (T(held) - held).norm() < 1e-10
     Q = row_space(held)
     cut = solve(E, V, K).change @ (I - Q @ Q.T)
@@ -67,21 +73,23 @@ def test_what_is_held_does_not_move_and_the_rest_makes_the_best_of_it():
 def test_holding_is_the_limit_of_ever_dearer_directions():
     held = states(2, 4)
     limit = solve(E, V, K + 1e8 * held.T @ held)
-    assert torch.allclose(solve(E, V, K, hold=row_space(held)).change, limit.change, atol=1e-5)
+    assert torch.allclose(solve(E, V, K, protect=row_space(held)).change, limit.change, atol=1e-5)
 
 
 def test_one_recognition_serves_all_targets():
-    A = reader(E, K)
+    A = ridge_coefficients(E, K)
     for target in (V, states(9, 8)):
         assert torch.allclose(solve(E, target, K).change, (target - E).T @ A, atol=1e-12)
 
 
 @pytest.mark.parametrize("held", [0, 3])
 def test_one_factorisation_serves_all_that_is_recognised(held):
-    hold = row_space(states(held, 4)) if held else None
-    N = Inverse.of(K, hold)
+    protect = row_space(states(held, 4)) if held else None
+    N = Inverse.of(K, protect)
     for rows in (E, V, states(40, 8)):
-        assert torch.allclose(reader_beside(rows, N), reader(rows, K, hold), atol=1e-9)
+        assert torch.allclose(
+            ridge_coefficients_given(rows, N), ridge_coefficients(rows, K, protect), atol=1e-9
+        )
         half = N.half(rows)
         assert torch.allclose(half @ half.T, rows @ N(rows).T, atol=1e-9)
 
@@ -98,9 +106,9 @@ def test_an_inverse_is_that_of_what_is_free():
 @pytest.mark.parametrize("held", [0, 3])
 @pytest.mark.parametrize("count", [5, 9, 30])
 def test_what_is_cut_off_is_seen_before_the_solution_is_whole(count, held):
-    E, V, hold = states(count, 6), states(count, 7), row_space(states(3, 4)) if held else None
-    whole, kept = solve(E, V, K, hold=hold).truncated(4, second_moment=E.T @ E + K)
-    best, share = solve_within(E, V, K, 4, hold=hold)
+    E, V, protect = states(count, 6), states(count, 7), row_space(states(3, 4)) if held else None
+    whole, kept = solve(E, V, K, protect=protect).truncated(4, second_moment=E.T @ E + K)
+    best, share = solve_within(E, V, K, 4, protect=protect)
     assert torch.allclose(best.change, whole.change, atol=1e-9)
     assert share == pytest.approx(kept, abs=1e-9)
 
@@ -122,7 +130,7 @@ def test_what_is_removed_cannot_be_told_by_any_linear_reader():
 
 def test_removal_spares_what_is_held():
     held = states(2, 4)
-    T = remove(states(1, 5), K, hold=row_space(held))
+    T = remove(states(1, 5), K, protect=row_space(held))
     assert (T(held) - held).norm() < 1e-10
     assert T.rank == 1
 
@@ -135,4 +143,4 @@ def test_bad_systems_are_refused():
     with pytest.raises(ErasureError, match=r"ill-conditioned.*raise the ridge"):
         solve(E[:2], V[:2], 0 * I)
     with pytest.raises(ErasureError, match="among the prompts that are to be held"):
-        remove(E[:1], K, hold=row_space(E[:2]))
+        remove(E[:1], K, protect=row_space(E[:2]))

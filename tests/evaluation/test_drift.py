@@ -5,7 +5,7 @@ from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.drift import base_predictions, drift
-from diffusers_erase.linalg.subspace import free, row_space
+from diffusers_erase.linalg.subspace import project_out, row_space
 from diffusers_erase.making.api import erase
 from diffusers_erase.models.text_states import encode
 
@@ -54,7 +54,9 @@ def test_drift_of_the_empty_prompt_is_zero_where_the_lora_is_orthogonal_to_it(
 ):
     Q = row_space(encode(playground, [""]))
     eraser = make_eraser(playground.unet)
-    factors = {path: (free(A.double(), Q).float(), B) for path, (A, B) in eraser.factors.items()}
+    factors = {
+        path: (project_out(A.double(), Q).float(), B) for path, (A, B) in eraser.factors.items()
+    }
     playground.load_erasure(
         EraserAdapter((Lora(factors),), eraser.config), "car", strength=strength
     )

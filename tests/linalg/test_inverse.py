@@ -1,6 +1,6 @@
 import torch
 
-from diffusers_erase.linalg.inverse import EditedReading
+from diffusers_erase.linalg.inverse import EditedLayers
 
 
 WIDTH = 6
@@ -12,12 +12,12 @@ def rows(count, seed):
 
 
 W, CHANGED, E, OTHER = rows(9, 0), rows(9, 1), rows(3, 2), rows(3, 3)
-READING = EditedReading(W.T @ W, CHANGED.T @ CHANGED, CHANGED.T @ W)
+READING = EditedLayers(W.T @ W, CHANGED.T @ CHANGED, CHANGED.T @ W)
 
 
 def test_distances_are_those_of_what_the_layers_read():
     direct = (OTHER @ CHANGED.T - E @ W.T).square().sum() / (E @ W.T).square().sum()
-    assert abs(READING.apart(E, OTHER) - direct.item()) < 1e-12
+    assert abs(READING.relative_error(E, OTHER) - direct.item()) < 1e-12
 
 
 def test_what_is_regained_comes_nearest_within_its_bound():
@@ -29,5 +29,5 @@ def test_what_is_regained_comes_nearest_within_its_bound():
 
 
 def test_looking_further_regains_more():
-    far, near = (READING.apart(E, READING.regained(E, bound)) for bound in (1e-6, 1.0))
+    far, near = (READING.relative_error(E, READING.regained(E, bound)) for bound in (1e-6, 1.0))
     assert far < near

@@ -179,7 +179,7 @@ def test_every_recipe_makes_an_eraser_and_says_what_it_chose(untrained, name):
 def test_the_empty_prompt_is_held_where_the_recipe_says_so(untrained):
     null, oak = encode(untrained, [""])[0], encode(untrained, ["an oak"])[0]
     for hold, protect in ((True, ["a red car"]), (False, [])):
-        recipe = replace(QUICK, hold_null=hold)
+        recipe = replace(QUICK, protect_null=hold)
         eraser = erase(untrained, "oak", recipe=recipe, protect=protect, progress=False)
         car = encode(untrained, ["a red car"])[0]
         for A, B in eraser.factors.values():

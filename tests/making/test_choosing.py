@@ -12,9 +12,9 @@ WORDS = Vocabulary(("truck", "oak"))
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    def brief(words):
+    def brief(model, words):
         numbers = {"steps": 1, "sampling_steps": 1, "trajectories": 1, "batch": 2, "pool": 2}
-        return replace(default_recipe(words), **numbers)
+        return replace(default_recipe(model, words), **numbers)
 
     monkeypatch.setattr(choosing, "default_recipe", brief)
 

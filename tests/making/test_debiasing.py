@@ -10,7 +10,7 @@ from diffusers_erase.making.debiasing import DEBIAS
 from diffusers_erase.models.text_states import encode
 
 
-FREE = replace(DEBIAS, spare=1e-6, ridge=1e-9, rank=200, general=False)
+FREE = replace(DEBIAS, keep_weight=1e-6, ridge=1e-9, rank=200, general=False)
 """Where nothing is spared, the concept is read to the letter."""
 
 

@@ -125,3 +125,32 @@ def test_autocast_changes_precision_but_not_the_type_of_the_answer(untrained):
     assert rough.dtype == torch.float32
     assert not torch.equal(exact, rough)
     assert torch.allclose(exact, rough, atol=0.1)
+
+
+def zero_snr(prediction):
+    return DDIMScheduler(
+        beta_schedule="scaled_linear", rescale_betas_zero_snr=True, timestep_spacing="trailing",
+        prediction_type=prediction, clip_sample=False,
+    )  # fmt: skip
+
+
+def test_alpha_is_zero_where_the_schedule_ends_in_noise():
+    scheduler = zero_snr("v_prediction")
+    alpha = NoiseSchedule.of(scheduler).alpha(torch.arange(1000)).flatten()
+    assert torch.allclose(alpha, scheduler.alphas_cumprod, rtol=1e-4)
+    assert alpha[-1] == 0
+
+
+def test_noise_predictions_are_refused_where_the_schedule_ends_in_noise():
+    with pytest.raises(ErasureError, match=r"ends in noise alone.*`rescale_betas_zero_snr`"):
+        NoiseSchedule.of(zero_snr("epsilon"))
+
+
+def test_noise_is_that_of_the_students_prediction(untrained):
+    z, t, c = inputs()
+    schedule = NoiseSchedule.of(zero_snr("v_prediction"))
+    denoiser = Denoiser(untrained.unet, schedule)
+    a, v = schedule.alpha(t), denoiser.student(z, t, c)
+    assert torch.allclose(denoiser.noise(z, t, c), a.sqrt() * v + (1 - a).sqrt() * z)
+    last = torch.full((len(z),), 999)
+    assert torch.equal(denoiser.noise(z, last, c), z)

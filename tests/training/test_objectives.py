@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss
 
+from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.models.lora import attached
 from diffusers_erase.models.text_states import encode
@@ -114,7 +115,7 @@ def test_where_the_null_score_is_held_the_surgical_update_is_steer(untrained):
     states["null"] = encode(untrained, [""]).expand(2, -1, -1)
     schedule = NoiseSchedule.of(untrained.scheduler)
     with attached(
-        untrained.unet, parts=("to_k", "to_v"), rank=2, seed=0, hold=states["null"]
+        untrained.unet, parts=("to_k", "to_v"), rank=2, seed=0, protect=states["null"]
     ) as lora:
         for p in lora.parameters:
             torch.nn.init.normal_(p, std=0.2, generator=generator)
@@ -168,10 +169,32 @@ def test_spaces_weigh_the_same_error_by_time(view):
     zero, off = torch.zeros_like(v.z), torch.full_like(v.z, 2.0)
     alpha = v.denoiser.schedule.alphas[v.t]
     snr = alpha / (1 - alpha)
-    assert torch.allclose(error(v, zero, off, "eps"), torch.tensor(4.0))
+    assert torch.allclose(error(v, zero, off, "prediction"), torch.tensor(4.0))
     assert torch.allclose(error(v, zero, off, "x0"), 4 * ((1 - alpha) / alpha).mean(), rtol=1e-4)
     assert torch.allclose(
         error(v, zero, off, "min-snr"), 4 * (snr.clamp(max=5) / snr).mean(), rtol=1e-4
     )
     x0, moved = ((v.z - (1 - v.alpha).sqrt() * e) / v.alpha.sqrt() for e in (zero, off))
     assert torch.allclose(error(v, zero, off, "x0"), mse_loss(x0, moved), rtol=1e-4)
+
+
+def test_x0_and_min_snr_are_the_same_error_whatever_the_network_predicts(view):
+    """An error d of the clean picture, seen as noise, as v and as itself."""
+    v, d = view.view, 0.3
+    alpha = v.alpha
+    noise, velocity = -alpha.sqrt() / (1 - alpha).sqrt() * d, -d / (1 - alpha).sqrt()
+    for space, wanted in (
+        ("x0", d**2),
+        ("min-snr", d**2 * (alpha / (1 - alpha)).clamp(max=5).mean().item()),
+    ):
+        for prediction, off in (("epsilon", noise), ("v_prediction", velocity), ("sample", d)):
+            schedule = replace(v.denoiser.schedule, prediction=prediction)
+            seen = replace(v, denoiser=Denoiser(view.unet, schedule))
+            found = error(seen, torch.zeros_like(v.z), torch.ones_like(v.z) * off, space)
+            assert found.item() == pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.parametrize("objective", [Steer, SteerGuidance, ShiftGuidance, Keep])
+def test_objectives_refuse_unknown_spaces(objective):
+    with pytest.raises(ErasureError, match=r"No `space` .eps.\. Known: prediction, x0, min-snr"):
+        objective(space="eps")

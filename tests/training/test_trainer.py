@@ -3,15 +3,18 @@ from itertools import islice, pairwise
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
+from diffusers_erase.concepts import Vocabulary
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.models.lora import attached
+from diffusers_erase.models.model import Model
 from diffusers_erase.models.text_states import encode
 from diffusers_erase.models.trajectories import sample_trajectories
 from diffusers_erase.training.checkpoints import Checkpoints
-from diffusers_erase.training.objectives import Steer
-from diffusers_erase.training.recipes import ESD, RECIPES, Recipe
+from diffusers_erase.training.objectives import Keep, ShiftGuidance, Steer, Sum
+from diffusers_erase.training.recipes import ESD, RECIPES, Recipe, default_recipe
 from diffusers_erase.training.trainer import Pace, Renewal, train
 
 
@@ -99,13 +102,41 @@ def test_on_policy_latents_are_the_students_and_their_scores_are_asked_for(untra
     assert denoiser.evaluations - before == sampled + known + asked
 
 
-def test_recipes_know_their_names_and_refuse_nonsense():
+def test_recipes_know_their_names():
     assert all(name == recipe.name for name, recipe in RECIPES.items())
     assert ESD.erase == Steer(eta=1.0)
-    with pytest.raises(ErasureError, match="`steps` must be positive; got 0"):
-        Recipe("mine", steps=0)
-    with pytest.raises(ErasureError, match="`refresh` is a number of steps, or 0; got -1"):
-        Recipe("mine", refresh=-1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "`steps` must be positive; got 0"),
+        ({"refresh": -1}, "`refresh` is a number of steps, or 0; got -1"),
+        ({"choose": "neares"}, r"No `choose` 'neares'\. Did you mean 'nearest'"),
+        ({"sampler": "dpm"}, r"No `sampler` 'dpm'\. Known: ddim, own"),
+        (
+            {"erase": Keep("target", at="kept")},
+            r"No role in the view `kept` 'target'\. Known: conc",
+        ),
+        ({"erase": ShiftGuidance()}, "No role in the view `concept` 'bare"),
+        ({"keep": ((1.0, Keep("nul", at="concept")),)}, r"'nul'\. Did you mean 'null'"),
+        ({"keep": ((1.0, Sum(((1.0, Keep(at="keep")),))),)}, "No view in a recipe 'keep'"),
+    ],
+)
+def test_recipes_refuse_what_cannot_be_trained(changes, message):
+    with pytest.raises(ErasureError, match=message):
+        Recipe("mine", **changes)
+
+
+@pytest.mark.parametrize(
+    ("width", "name"),
+    [(128, "surgical-age"), (768, "surgical-age-sd"), ([1024], "surgical-age-sd")],
+)
+def test_default_recipe_goes_by_the_size_of_the_model(untrained, width, name):
+    untrained.unet.register_to_config(cross_attention_dim=width)
+    model = Model.of(untrained)
+    assert default_recipe(model, Vocabulary(("oak",))) == RECIPES[name]
+    assert default_recipe(model, None) == replace(RECIPES[name], choose="given")
 
 
 class Shift:
@@ -192,3 +223,29 @@ def test_a_half_precision_run_resumes_with_the_scale_of_its_gradients(setting, t
     for stop in (1, 8):
         run(tmp_path / str(stop), stop)
         assert torch.equal(run(tmp_path / str(stop))[-1], whole[-1])
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_training_lowers_the_loss_where_the_first_latent_is_noise_alone(untrained, prediction):
+    """Zero-terminal-SNR schedules, as fine-tunes of Stable Diffusion 2.1 have them."""
+    known = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    scheduler = DDIMScheduler.from_config(
+        untrained.scheduler.config, prediction_type=prediction, **known
+    )
+    with attached(untrained.unet, parts=("to_k", "to_v"), rank=2, seed=0) as lora:
+        denoiser = Denoiser(untrained.unet, NoiseSchedule.of(scheduler), lora.adapter_disabled)
+        states, null = encode(untrained, ["a car"]), encode(untrained, [""])
+        kept = sample_trajectories(denoiser, scheduler, states, null, steps=3)
+        assert NoiseSchedule.of(scheduler).alpha(kept.t[:1]) == 0
+        assert all(torch.isfinite(value).all() for value in kept.tensors().values())
+        kept = kept.remember(denoiser, "target", encode(untrained, ["an oak"]))
+        first = replace(kept, **{k: getattr(kept, k)[:1] for k in ("z", "t", "prompt")}, scores={})
+        pace = Pace(25, batch=2, learning_rate=1e-2)
+        for space in ("prediction", "x0", "min-snr"):
+            views = {"concept": kept.at(denoiser, torch.arange(3))}
+            assert torch.isfinite(Steer(space=space)(views))
+        losses = [
+            step.loss
+            for step in train(denoiser, lora.parameters, {"concept": first}, Steer(), pace=pace)
+        ]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
