@@ -178,7 +178,7 @@ def test_settings_are_plain(name):
 
 
 def test_choose_nearest_takes_the_nearest_word(texts):
-    recipe = replace(CLOSED_FORM, choose="nearest")
+    recipe = replace(CLOSED_FORM, choose="nearest", general=False)
     (choice,) = edit(texts, [CAR], recipe, vocabulary=WORDS).choices
     near = distances(texts, CAR, WORDS.words)
     assert choice.target == next(iter(near)) == min(choice.scores, key=choice.scores.__getitem__)

@@ -142,5 +142,5 @@ def test_bad_systems_are_refused():
         solve(nan, V, K)
     with pytest.raises(ErasureError, match=r"ill-conditioned.*raise the ridge"):
         solve(E[:2], V[:2], 0 * I)
-    with pytest.raises(ErasureError, match="among the prompts that are to be held"):
+    with pytest.raises(ErasureError, match="in the span of the protected prompts"):
         remove(E[:1], K, protect=row_space(E[:2]))
