@@ -200,7 +200,7 @@ class Concept:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Names of other concepts: where targets are looked for, and what is to be preserved."""
+    """Names of other concepts: candidates for targets, and what is to be preserved."""
 
     words: tuple[str, ...]
 
@@ -212,7 +212,7 @@ class Vocabulary:
 
     @classmethod
     def read(cls, path: str | Path) -> "Vocabulary":
-        """One word or phrase a line; empty lines and lines that begin with `#` do not count.
+        """Read one word or phrase per line; empty lines and lines that begin with `#` are skipped.
 
         Raises:
             ErasureError: there is no such text file, or no word in it.
@@ -227,11 +227,11 @@ class Vocabulary:
         return cls(words)
 
     def others(self, erased: Sequence[Concept]) -> tuple[str, ...]:
-        """Words that are no name of an erased concept: what must survive."""
+        """The words that are no name of an erased concept; these are preserved."""
         return tuple(w for w in self.words if not any(c.is_named_by(w) for c in erased))
 
     def candidates(self, erased: Sequence[Concept]) -> tuple[str, ...]:
-        """Words a concept may be answered as: those in which no erased concept is named at all.
+        """The words in which no erased concept is named at all; these can be targets.
 
         `fire truck` is preserved when `truck` is erased, but it is no target: it is a truck.
 

@@ -1,4 +1,4 @@
-"""A concept read with a share of attributes: the rows of debiasing."""
+"""Mixtures of a concept with attributes, for debiasing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,25 +13,25 @@ from diffusers_erase.errors import ErasureError
 
 @dataclass(frozen=True)
 class Blend:
-    """States of a concept, and what each attribute would add to them."""
+    """Text states of a concept, and the differences that attributes make to them."""
 
     E: Tensor
     """States of the concept's prompts, n x width."""
     toward: Tensor
-    """States of the same words with each attribute, less those; attributes x n x width."""
+    """States of the same words with each attribute, minus E; attributes x n x width."""
 
     @classmethod
     def of(cls, texts: Texts, concept: Concept, attributes: Sequence[str], prompts: int) -> "Blend":
-        """Read from the concept's plainest prompts: the first so many of its kind.
+        """Encode the first prompts of the concept, without and with each attribute.
 
         Args:
             texts: the text encoder.
-            concept: whose prompts say no attribute.
+            concept: its first prompts name no attribute.
             attributes: words before its name (`red`), or phrases with `{}` for it (`{} at night`).
-            prompts: how many.
+            prompts: number of prompts.
 
         Raises:
-            ErasureError: fewer than two attributes, or one that says nothing.
+            ErasureError: fewer than two attributes, or an empty one.
         """
         if len(attributes) < 2 or not all(a.replace("{}", "").strip() for a in attributes):
             raise ErasureError(
@@ -40,19 +40,21 @@ class Blend:
             )
         examples = plain_prompts(concept, prompts)
         phrases = [a if "{}" in a else f"{a} {{}}" for a in attributes]
-        told = [
+        with_attribute = [
             [prompt.about(phrase.replace("{}", concept.name)) for prompt in examples]
             for phrase in phrases
         ]
         plain = [prompt.text for prompt in examples]
         states = texts.encode(plain)
 
-        def places_in(prompt: str, other: str) -> dict[int, int]:
-            """Where each word of the prompt is in the other."""
+        def positions_in(prompt: str, other: str) -> dict[int, int]:
+            """Position of each token of the prompt -> its position in the other."""
             found = texts.aligned(prompt, other, states.shape[1])
             return {i: j for each in found for i, j in each.pairs("all")}
 
-        pairs = [[places_in(p, q) for p, q in zip(plain, w, strict=True)] for w in told]
+        pairs = [
+            [positions_in(p, q) for p, q in zip(plain, w, strict=True)] for w in with_attribute
+        ]
         rows = [
             (k, i)
             for k in range(len(plain))
@@ -61,8 +63,8 @@ class Blend:
         ]
         E = torch.stack([states[k, i] for k, i in rows]).double().cpu()
         toward = []
-        for several, places in zip(told, pairs, strict=True):
-            other = texts.encode(several)
+        for prompts_with, places in zip(with_attribute, pairs, strict=True):
+            other = texts.encode(prompts_with)
             V = torch.stack([other[k, places[k][i]] for k, i in rows]).double().cpu()
             toward.append(V - E)
         return cls(E, torch.stack(toward))

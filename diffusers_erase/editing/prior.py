@@ -1,4 +1,4 @@
-"""What nobody listed: the second moments of text states that any prompt may bring."""
+"""Second moments of the text states to be kept: listed, near, and general prompts."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from diffusers_erase.storage.tensor_cache import TensorCache
 
 
 WORDS = 2000
-"""So many of the tokenizer's own words make the prior of somebody who lists nothing."""
+"""Number of the tokenizer's own words that general prompts name."""
 
 GENERAL = (
     "a photo of {a}",
@@ -24,27 +24,27 @@ GENERAL = (
     "a red {} on the beach",
     "a painting by {}",
 )
-"""Prompts as anybody might write them, about things as well as styles."""
+"""Templates of general prompts, about objects and styles."""
 
 SEEN = 64
-"""A padded position is looked at in about so many prompts of a long list."""
+"""Approximate number of prompts of a long list in which each padding position is sampled."""
 
 GOLDEN = (5**0.5 - 1) / 2
 
 _CHUNK = 64
-"""Prompts that are encoded at once."""
+"""Prompts encoded at once."""
 
 _SUMMED = 512
-"""Prompts whose states are summed in float32."""
+"""Prompts whose states are summed in float32 before they are added in float64."""
 
 _BLOCK = 256
-"""Columns of a Gram that are taken at once."""
+"""Columns of a Gram matrix computed at once."""
 
 
 def gram(texts: Texts, prompts: Sequence[str]) -> Tensor:
     """E e e^T over all tokens of the prompts, width x width, float64 out of float32 sums.
 
-    Most states of a prompt are padding: of a long list's, a part stands for all (see `thinned`).
+    Most states of a prompt are padding, which is sampled in long lists (see `thinned`).
 
     Raises:
         ErasureError: there is no prompt.
@@ -54,7 +54,7 @@ def gram(texts: Texts, prompts: Sequence[str]) -> Tensor:
     every = max(1, len(prompts) // SEEN)
 
     def summed(start: int) -> tuple[Tensor, int]:
-        """Sums over a stretch of prompts, which are encoded in chunks."""
+        """The sum over `_SUMMED` prompts from `start` on, and the number of their states."""
         chunks = range(start, min(start + _SUMMED, len(prompts)), _CHUNK)
         rows, counts = zip(
             *(thinned(texts, prompts[i : i + _CHUNK], every, first=i) for i in chunks), strict=True
@@ -69,9 +69,9 @@ def gram(texts: Texts, prompts: Sequence[str]) -> Tensor:
 
 
 def lower_gram(rows: Tensor) -> Tensor:
-    """E^T E where the column is not beyond the row's block, float64 out of float32 sums.
+    """The lower block triangle of E^T E, float64 out of float32 sums: half the work.
 
-    The rest says the same again (see `mirrored`): half the work.
+    `mirrored` fills in the rest.
     """
     width = rows.shape[1]
     found = torch.zeros(width, width, dtype=torch.float64)
@@ -81,7 +81,7 @@ def lower_gram(rows: Tensor) -> Tensor:
 
 
 def mirrored(lower: Tensor) -> Tensor:
-    """What `lower_gram` leaves out is filled in, in place."""
+    """The whole symmetric matrix of a lower block triangle, in place."""
     for i in range(_BLOCK, len(lower), _BLOCK):
         lower[:i, i : i + _BLOCK] = lower[i : i + _BLOCK, :i].T
     return lower
@@ -90,13 +90,13 @@ def mirrored(lower: Tensor) -> Tensor:
 def thinned(
     texts: Texts, prompts: Sequence[str], every: int, *, first: int = 0
 ) -> tuple[Tensor, int]:
-    """Rows whose Gram is that of all states of the prompts, and how many states these are.
+    """Rows whose Gram matrix estimates that of all states of the prompts, and the states' number.
 
     Σ e e^T = Σ_t n_t a a^T + Σ_p n_p b b^T + Σ r r^T,  e = a_t + b_p + r
 
-    for padding: the mean of its position among these prompts, that of its prompt beyond it, and
-    the rest, of which every k-th position counts k times. The positions take turns by the golden
-    ratio, so that no rhythm of a list of templates meets theirs.
+    For padding: a_t is the mean of position t over these prompts, b_p that of prompt p beyond it,
+    and of the remainders r every k-th position counts k times. The sampled positions are shifted
+    from prompt to prompt by the golden ratio, out of phase with any period of a list of templates.
 
     Args:
         texts: the text encoder.
@@ -130,37 +130,36 @@ def kept_moments(
     cache: TensorCache | None = None,
     encoder: str = "",
 ) -> Tensor:
-    """Second moments of what must survive: near, listed and general prompts as 2 : 1 : 1.
+    """Second moments of near, listed and general prompts, weighted 2 : 1 : 1, width x width.
 
-    What is empty leaves its share to the rest. A list says what somebody cares for, and nobody
-    cares to list everything: without general prompts an edit that spares other objects ruins
-    styles.
+    An empty group leaves its weight to the others. Without general prompts an edit that keeps all
+    listed objects ruins styles.
 
     Args:
         texts: the text encoder.
-        listed: all that somebody asked to spare.
-        near: what an edit would hurt first.
-        general: whether to spare the tokenizer's own words, too (see `own_prompts`).
-        cache: where moments that were taken before are found.
+        listed: prompts to be kept.
+        near: prompts about the nearest words, which an edit damages first.
+        general: whether to keep the tokenizer's own words too (see `own_prompts`).
+        cache: where moments that were computed before are found.
         encoder: a name for the text encoder's exact weights, for the cache.
 
     Raises:
         ErasureError: there is no prompt at all.
     """
 
-    def moments(several: Sequence[str]) -> Tensor:
+    def moments(prompts: Sequence[str]) -> Tensor:
         if cache is None:
-            return gram(texts, several)
-        key = {"gram": list(several), "encoder": encoder, "seen": SEEN}
-        return cache.get(key, lambda: {"gram": gram(texts, several)})["gram"]
+            return gram(texts, prompts)
+        key = {"gram": list(prompts), "encoder": encoder, "seen": SEEN}
+        return cache.get(key, lambda: {"gram": gram(texts, prompts)})["gram"]
 
     own = own_prompts(texts.tokenizer) if general else []
     parts = [(2, near), (1, listed), (1, own)]
-    shares = [(share, several) for share, several in parts if several] or [(1, listed)]
+    shares = [(share, prompts) for share, prompts in parts if prompts] or [(1, listed)]
     total = sum(share for share, _ in shares)
     found = torch.zeros((), dtype=torch.float64)
-    for share, several in shares:
-        found = torch.add(found, moments(several), alpha=share / total)
+    for share, prompts in shares:
+        found = torch.add(found, moments(prompts), alpha=share / total)
     return found
 
 
@@ -171,9 +170,9 @@ def own_words(tokenizer: Any, count: int = WORDS) -> tuple[str, ...]:
 
 
 def own_prompts(tokenizer: Any) -> list[str]:
-    """The empty prompt, and the tokenizer's own words, which take turns in `GENERAL`.
+    """The empty prompt, and prompts that name the tokenizer's own words, in turns of `GENERAL`.
 
-    Every word is said once, few words several times, so that there are hundreds of prompts.
+    Each word is named once; a small tokenizer's are named up to five times.
     """
     words = own_words(tokenizer)
     rounds = max(1, min(len(GENERAL), 500 // max(1, len(words))))

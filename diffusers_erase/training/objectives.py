@@ -1,7 +1,7 @@
 """Training objectives, one equation each: which score the student should have at a latent."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ Space = Literal["prediction", "x0", "min-snr"]
 
 Roles = frozenset[tuple[str, str]]
 """Pairs of a view and a role in it."""
+
+
+def _roles(view: str, *roles: str) -> Roles:
+    return frozenset((view, role) for role in roles)
 
 
 class Objective(Protocol):
@@ -56,14 +60,10 @@ class Steer:
 
     eta: float = 0.0
     space: Space = "prediction"
+    roles: ClassVar[Roles] = _roles("concept", "concept", "target")
 
     def __post_init__(self) -> None:
         require_choice("`space`", self.space, get_args(Space))
-
-    @property
-    def roles(self) -> Roles:
-        """The roles it reads."""
-        return _roles("concept", "concept", "target")
 
     def __call__(self, views: Views) -> Tensor:
         view = views["concept"]
@@ -85,14 +85,10 @@ class SteerGuidance:
 
     eta: float = 1.0
     space: Space = "prediction"
+    roles: ClassVar[Roles] = _roles("concept", "concept", "target", "null")
 
     def __post_init__(self) -> None:
         require_choice("`space`", self.space, get_args(Space))
-
-    @property
-    def roles(self) -> Roles:
-        """The roles it reads."""
-        return _roles("concept", "concept", "target", "null")
 
     def __call__(self, views: Views) -> Tensor:
         view = views["concept"]
@@ -115,14 +111,10 @@ class ShiftGuidance:
     minus: float = 1.0
     plus: float = 1.0
     space: Space = "prediction"
+    roles: ClassVar[Roles] = _roles("concept", "concept", "null", "bare", "bare target")
 
     def __post_init__(self) -> None:
         require_choice("`space`", self.space, get_args(Space))
-
-    @property
-    def roles(self) -> Roles:
-        """The roles it reads."""
-        return _roles("concept", "concept", "null", "bare", "bare target")
 
     def __call__(self, views: Views) -> Tensor:
         view = views["concept"]
@@ -130,10 +122,6 @@ class ShiftGuidance:
         concept, target = view.teacher("bare") - null, view.teacher("bare target") - null
         guidance = view.teacher("concept") - null - self.minus * concept + self.plus * target
         return error(view, view.student("concept"), _own_null(view) + guidance, self.space)
-
-
-def _roles(view: str, *roles: str) -> Roles:
-    return frozenset((view, role) for role in roles)
 
 
 def _own_null(view: View) -> Tensor:

@@ -132,7 +132,7 @@ class Recipe:
 
 
 REPLACE = Recipe("replace")
-"""Answer the concept as its target: AGE's erase term as published (arXiv 2501.18950)."""
+"""Replace the concept by its target: AGE's erase term as published (arXiv 2501.18950)."""
 
 ESD = Recipe("esd", erase=Steer(eta=1.0))
 """ESD (arXiv 2303.07345): push away from the concept too; here in context and as a LoRA."""
@@ -140,7 +140,7 @@ ESD = Recipe("esd", erase=Steer(eta=1.0))
 ALL_BUT_ONE = Recipe(
     "all-but-one", erase=SteerGuidance(eta=1.0), keep=((1.0, Keep("null", at="concept")),)
 )
-"""All-but-One (arXiv 2312.12807, reconstructed): guidance moves, a term holds the null score."""
+"""All-but-One (arXiv 2312.12807, reconstructed): guidance changes, a term keeps the null score."""
 
 AGE = Recipe(
     "age", erase=Steer(eta=0.0), keep=((1.0, Keep("target", at="concept")),), choose="minimax"

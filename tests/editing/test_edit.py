@@ -33,7 +33,7 @@ def gap(texts, T, prompt, answer):
 
 
 @pytest.mark.parametrize("name", ["closed-form", "uce", "rece", "realera"])
-def test_the_concept_is_read_as_its_target_in_prompts_nobody_listed(texts, playground, name):
+def test_edit_maps_the_concept_to_its_target_in_unlisted_prompts(texts, playground, name):
     found = edit(
         texts, [CAR], EDITS[name], targets=["van"], vocabulary=WORDS, weights=weights(playground)
     )
@@ -45,7 +45,7 @@ def test_the_concept_is_read_as_its_target_in_prompts_nobody_listed(texts, playg
     assert (found.map(same) - same)[1].norm() < 0.1 * same[1].norm()
 
 
-def test_neighbours_that_nobody_spares_are_lost_and_listed_ones_are_kept(texts):
+def test_edit_keeps_listed_neighbours_and_loses_unlisted_ones(texts):
     far = Vocabulary(("oak", "castle", "cat", "daisy"))
 
     def moved(words):
@@ -59,7 +59,7 @@ def test_neighbours_that_nobody_spares_are_lost_and_listed_ones_are_kept(texts):
     assert truck_lost > 3 * oak_lost
 
 
-def test_the_target_is_the_one_that_would_hurt_its_rivals_least(texts):
+def test_least_damage_is_the_target_that_damages_its_rivals_least(texts):
     (choice,) = edit(texts, [CAR], CLOSED_FORM, vocabulary=WORDS).choices
     assert choice.choice == "least-damage"
     assert choice.target == min(choice.scores, key=choice.scores.__getitem__)
@@ -79,7 +79,7 @@ def test_the_target_is_the_one_that_would_hurt_its_rivals_least(texts):
     assert hurt(choice.target) < 0.7 * max(everyone)
 
 
-def test_synonyms_are_no_neighbours(texts):
+def test_distances_leave_out_synonyms(texts):
     found = distances(texts, Concept("car"), ("automobile", "sedan", "van", "oak"))
     assert list(found) == sorted(found, key=found.__getitem__)
     assert set(found) == {"van", "oak"}
@@ -87,7 +87,7 @@ def test_synonyms_are_no_neighbours(texts):
         edit(texts, [Concept("car")], CLOSED_FORM, vocabulary=Vocabulary(("automobile", "sedan")))
 
 
-def test_a_word_that_names_the_concept_is_a_rival_but_no_target(texts):
+def test_a_word_that_contains_the_concept_is_kept_but_no_target(texts):
     words = Vocabulary(("fire truck", "car", "van", "oak"))
     found = edit(texts, [Concept("truck")], CLOSED_FORM, vocabulary=words)
     assert "fire truck" not in found.choices[0].scores
@@ -96,7 +96,7 @@ def test_a_word_that_names_the_concept_is_a_rival_but_no_target(texts):
     assert moved[0] < 0.5 * moved[1]
 
 
-def test_who_lists_nothing_gets_the_tokenizers_own_words(texts):
+def test_edit_without_a_vocabulary_uses_the_tokenizers_words(texts):
     found = edit(texts, [CAR], CLOSED_FORM)
     assert found.choices[0].target not in (None, "car", "automobile")
     e = texts.encode(["a photo of a red castle", "a photo of a red car"]).double()
@@ -104,14 +104,14 @@ def test_who_lists_nothing_gets_the_tokenizers_own_words(texts):
     assert moved[0] < 0.3 * moved[1]
 
 
-def test_general_words_say_less_than_the_concept(playground):
+def test_specific_leaves_out_general_words(playground):
     texts = texts_of(playground)
     words = ["vehicle", "animal", "shape", "bus", "castle", "car"]
     assert specific(texts, Concept("truck"), words) == ["bus", "castle", "car"]
     assert specific(texts, Concept("truck"), words[:3]) == words[:3]
 
 
-def test_what_nobody_listed_is_spared_too(playground):
+def test_general_keeps_unlisted_words_and_styles(playground):
     texts, far = texts_of(playground), Vocabulary(("oak", "castle", "circle", "cat"))
     e = texts.encode(["a photo of a red bus", "a painting of a house by van gyre"]).double()
     moved = {}
@@ -122,26 +122,26 @@ def test_what_nobody_listed_is_spared_too(playground):
     assert (moved[True] < 0.3 * moved[False]).all()
 
 
-def test_protected_prompts_do_not_change_at_all(texts):
+def test_edit_leaves_protected_prompts_unchanged(texts):
     found = edit(texts, [CAR], CLOSED_FORM, vocabulary=WORDS, protect=["a red van"])
     e = texts.encode(["a red van"]).double()
     assert (found.map(e) - e).norm() < 1e-5 * e.norm()
 
 
-def test_several_concepts_have_targets_of_their_own(texts):
+def test_edit_maps_each_of_two_concepts_to_its_own_target(texts):
     both = edit(texts, [CAR, Concept("cat")], CLOSED_FORM, targets=["van", "dog"], vocabulary=WORDS)
     assert [c.target for c in both.choices] == ["van", "dog"]
     assert gap(texts, both.map, "a photo of a car", "a photo of a van") < 0.6
     assert gap(texts, both.map, "a photo of a cat", "a photo of a dog") < 0.6
 
 
-def test_without_a_target_the_concept_is_left_out(texts):
+def test_edit_without_a_target_leaves_the_concept_out(texts):
     found = edit(texts, [CAR], UCE, vocabulary=WORDS)
     assert found.choices[0].target is None
     assert gap(texts, found.map, "a photo of a red car", "a photo of a red") < 1
 
 
-def test_what_the_rank_cuts_off_is_told(texts):
+def test_edit_reports_the_energy_that_its_rank_keeps(texts):
     whole = edit(texts, [CAR], replace(CLOSED_FORM, rank=128), targets=["van"], vocabulary=WORDS)
     cut = edit(texts, [CAR], replace(CLOSED_FORM, rank=2), targets=["van"], vocabulary=WORDS)
     assert whole.kept == pytest.approx(1)
@@ -167,13 +167,13 @@ def test_what_the_rank_cuts_off_is_told(texts):
         ({"solver": Regenerate}, "`solver` is a solver such as"),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused(changes, message):
+def test_edit_refuses_bad_settings(changes, message):
     with pytest.raises(ErasureError, match=message):
         Edit("mine", **changes)
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_settings_are_plain(name):
+def test_edit_numbers_are_json(name):
     assert json.loads(json.dumps(EDITS[name].numbers())) == EDITS[name].numbers()
 
 

@@ -19,13 +19,13 @@ from diffusers_erase.playground import OBJECTS
 from diffusers_erase.storage.tensor_cache import TensorCache
 
 
-def test_second_moments_are_those_of_all_tokens(untrained):
+def test_gram_is_the_second_moment_of_all_tokens(untrained):
     texts, prompts = texts_of(untrained), ["a car", "a red van", ""]
     rows = texts.encode(prompts).flatten(0, 1).double()
     assert torch.allclose(gram(texts, prompts), rows.T @ rows / len(rows), rtol=1e-4, atol=1e-5)
 
 
-def test_long_lists_are_taken_in_pieces(untrained):
+def test_gram_encodes_long_lists_in_chunks(untrained):
     texts = texts_of(untrained)
     asked = []
 
@@ -43,7 +43,7 @@ def every_state(texts, prompts):
     return rows.T @ rows / len(rows)
 
 
-def test_of_a_long_lists_padding_a_part_stands_for_all(playground):
+def test_gram_of_a_long_list_samples_its_padding(playground):
     texts = texts_of(playground)
     for prompts in (own_prompts(texts.tokenizer), prompts_naming(OBJECTS, "object", 8)):
         whole = every_state(texts, prompts)
@@ -54,7 +54,7 @@ def test_of_a_long_lists_padding_a_part_stands_for_all(playground):
 
 
 @pytest.mark.parametrize("every", [1, 2, 5, 100])
-def test_nothing_is_lost_of_padding_that_goes_with_its_position_and_its_prompt(untrained, every):
+def test_thinned_is_exact_for_padding_of_position_plus_prompt(untrained, every):
     prompts, known = ["a car", "a van", "an oak", "a cat"], texts_of(untrained)
     generator = torch.Generator().manual_seed(0)
     own, places, rest = (
@@ -71,12 +71,12 @@ def test_nothing_is_lost_of_padding_that_goes_with_its_position_and_its_prompt(u
 
 
 @pytest.mark.parametrize("width", [5, 512, 1100])
-def test_half_of_a_gram_is_enough(width):
+def test_mirrored_lower_gram_is_the_gram(width):
     rows = torch.randn(30, width, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(mirrored(lower_gram(rows)), (rows.T @ rows).double(), atol=1e-4)
 
 
-def test_they_are_kept_for_this_text_encoder_and_these_prompts(untrained, tmp_path):
+def test_kept_moments_are_cached_by_encoder_and_prompts(untrained, tmp_path):
     texts, cache = texts_of(untrained), TensorCache(tmp_path)
 
     def not_again(_):
@@ -90,19 +90,19 @@ def test_they_are_kept_for_this_text_encoder_and_these_prompts(untrained, tmp_pa
             kept_moments(kept, prompts, cache=cache, encoder=encoder)
 
 
-def test_a_tokenizer_knows_words_of_its_own(untrained):
+def test_own_words_are_the_tokenizers_whole_words(untrained):
     words = own_words(untrained.tokenizer)
     assert {"car", "castle", "swirl", "red"} <= set(words)
     assert all(len(untrained.tokenizer.tokenize(word)) == 1 for word in words)
     assert own_words(untrained.tokenizer, 5) == words[:5]
 
 
-def test_no_prompts_have_no_moments(untrained):
+def test_gram_refuses_an_empty_list(untrained):
     with pytest.raises(ErasureError, match="list some captions"):
         gram(texts_of(untrained), [])
 
 
-def test_near_prompts_weigh_as_much_as_all_that_is_listed_and_general(untrained):
+def test_kept_moments_weigh_near_listed_and_general_two_to_one_to_one(untrained):
     texts = texts_of(untrained)
     listed, near, general = ["a car", "an oak"], ["a van"], own_prompts(untrained.tokenizer)
     L, N, G = (gram(texts, prompts) for prompts in (listed, near, general))
@@ -112,7 +112,7 @@ def test_near_prompts_weigh_as_much_as_all_that_is_listed_and_general(untrained)
     assert torch.allclose(kept_moments(texts, [], near, general=True), (2 * N + G) / 3)
 
 
-def test_general_prompts_say_every_word_as_thing_and_style(untrained):
+def test_own_prompts_name_every_word_as_object_and_style(untrained):
     prompts, words = own_prompts(untrained.tokenizer), own_words(untrained.tokenizer)
     assert prompts[0] == ""
     assert len(prompts) > 300

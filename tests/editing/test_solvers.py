@@ -46,7 +46,7 @@ def problem(**changes):
 
 
 @pytest.mark.parametrize("solver", [Replace(), Regenerate(), NullSpace(threshold=0.5), Remove()])
-def test_a_solution_within_a_rank_is_the_best_of_it(solver):
+def test_solved_within_is_the_best_map_of_a_rank(solver):
     whole = solver(problem())
     expected, kept = whole.truncated(2, second_moment=problem().second_moment)
     best, share, rank = solved_within(solver, problem(), 2)
@@ -54,14 +54,14 @@ def test_a_solution_within_a_rank_is_the_best_of_it(solver):
     assert (share, rank) == (pytest.approx(kept), whole.rank)
 
 
-def test_the_number_of_prompts_is_no_weight():
+def test_problem_does_not_depend_on_the_number_of_prompts():
     twice = Problem.of(
         torch.cat((E, E)), torch.cat((V, V)), R.T @ R / len(R), keep_weight=1, ridge=1e-3
     )
     assert torch.allclose(Replace()(problem()).change, Replace()(twice).change, atol=1e-12)
 
 
-def test_states_that_regain_the_concept_are_found_where_the_objective_is_flat():
+def test_regained_states_have_zero_gradient():
     T = Replace()(problem())
     again = regenerated(T, 0.1).requires_grad_()
     I, ridge = torch.eye(WIDTH, dtype=torch.float64), 0.1 * G.diagonal().mean()
@@ -72,17 +72,17 @@ def test_states_that_regain_the_concept_are_found_where_the_objective_is_flat():
     assert again.grad.abs().max() < 1e-9
 
 
-def test_an_untouched_model_regains_everything():
+def test_unedited_layers_regain_everything():
     assert residual(NOTHING, 1e-9) < 1e-9
     assert torch.allclose(regenerated(NOTHING, 1e-12), E, atol=1e-6)
 
 
-def test_every_ridge_edit_is_undone_by_its_inverse():
+def test_regained_states_undo_a_ridge_edit():
     T = Replace()(problem())
     assert residual(T, 1e-12) < 1e-9
 
 
-def test_one_edit_alone_is_undone_as_published():
+def test_regained_states_of_one_edit_are_the_published_ones():
     c, v = E[:1], V[:1]
     zero = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
     alone = Replace()(Problem(c, v, zero, ridge=0.5))
@@ -92,12 +92,12 @@ def test_one_edit_alone_is_undone_as_published():
     )
 
 
-def test_regenerating_makes_the_concept_harder_to_regain():
+def test_regenerate_makes_the_concept_harder_to_regain():
     plain, again = Replace()(problem()), Regenerate(budget=2.0)(problem())
     assert residual(again, 0.1) > residual(plain, 0.1) + 0.01
 
 
-def test_regenerating_stops_at_its_budget():
+def test_regenerate_stops_at_its_budget():
     K = problem().K
     plain = drift(Replace()(problem()), K)
     kept = Regenerate(budget=plain)(problem())
@@ -106,7 +106,7 @@ def test_regenerating_stops_at_its_budget():
         Regenerate()(problem(G=None))
 
 
-def test_in_the_null_space_nothing_that_was_spared_moves():
+def test_null_space_leaves_kept_states_unchanged():
     few = R[:5]
     T = NullSpace()(problem(spared=few.T @ few / 5))
     assert (T(few) - few).norm() < 1e-10
@@ -114,7 +114,7 @@ def test_in_the_null_space_nothing_that_was_spared_moves():
     assert (T(E) - V).norm() < (E - V).norm()
 
 
-def test_the_null_space_edit_is_the_limit_of_ever_dearer_directions():
+def test_null_space_is_the_limit_of_a_growing_penalty():
     few = R[:5]
     spared = few.T @ few / 5
     limit = Replace()(problem(spared=spared, keep_weight=1e4, ridge=1e-10))
@@ -122,19 +122,19 @@ def test_the_null_space_edit_is_the_limit_of_ever_dearer_directions():
     assert torch.allclose(limit(E), exact(E), atol=1e-2)
 
 
-def test_no_room_is_refused():
+def test_null_space_refuses_kept_states_that_span_the_width():
     with pytest.raises(ErasureError, match="span all 16 dimensions"):
         NullSpace()(problem())
 
 
-def test_removing_leaves_no_linear_trace():
+def test_remove_leaves_nothing_for_a_linear_classifier():
     T = Remove()(problem(ridge=1e-9, keep_weight=0.0))
     assert (T(E).mean(0) - T(V).mean(0)).norm() < 1e-9 * (E.mean(0) - V.mean(0)).norm()
     assert T.rank == 1
 
 
 @pytest.mark.parametrize("solver", [Replace(), Regenerate(budget=2.0), NullSpace(), Remove()])
-def test_what_is_held_is_held_by_every_solver(solver):
+def test_every_solver_leaves_protected_states_unchanged(solver):
     held = states(2, 7)
     few = R[:5]
     T = solver(problem(spared=few.T @ few / 5, protect=row_space(held)))

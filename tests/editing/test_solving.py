@@ -25,39 +25,39 @@ E, V, R = states(9, 0), states(9, 1), states(30, 2)
 K = R.T @ R + 0.5 * I
 
 
-def test_it_is_the_published_formula_for_every_layer():
+def test_solve_is_the_published_formula_for_every_layer():
     W = states(7, 3)
     published = (W @ V.T @ E + W @ R.T @ R + 0.5 * W) @ torch.linalg.inv(E.T @ E + K)
     ours = W @ (I + solve(E, V, K).change)
     assert torch.allclose(ours, published, atol=1e-10)
 
 
-def test_it_is_where_the_objective_is_flat():
+def test_solve_has_zero_gradient():
     P = solve(E, V, K).change.requires_grad_()
     ((E + E @ P.T - V).square().sum() + torch.trace(P @ K @ P.T)).backward()
     assert P.grad.abs().max() < 1e-10
 
 
 @pytest.mark.parametrize("count", [1, 4, 12, 40])
-def test_its_rank_is_the_number_of_rows_and_no_more_than_the_width(count):
+def test_solve_has_at_most_as_many_columns_as_rows_or_width(count):
     assert solve(states(count, 5), states(count, 6), K).rank == min(count, WIDTH)
 
 
-def test_few_states_are_answered_exactly():
+def test_solve_maps_few_states_exactly():
     P = solve(E[:4], V[:4], 1e-12 * I)
     assert torch.allclose(P(E[:4]), V[:4], atol=1e-6)
 
 
-def test_states_that_are_to_be_read_as_themselves_change_nothing():
+def test_solve_with_equal_targets_is_the_identity():
     assert solve(E, E, K).change.norm() == 0
 
 
-def test_what_is_dear_moves_less():
+def test_solve_changes_penalised_directions_less():
     moved = [(solve(E, V, weight * R.T @ R + I)(R) - R).norm() for weight in (0.1, 1.0, 10.0)]
     assert moved[0] > moved[1] > moved[2]
 
 
-def test_what_is_held_does_not_move_and_the_rest_makes_the_best_of_it():
+def test_solve_leaves_protected_states_and_is_optimal_elsewhere():
     held = states(3, 4)
     T = solve(E, V, K, protect=row_space(held))
     assert (T(held) - held).norm() < 1e-10
@@ -70,20 +70,20 @@ def test_what_is_held_does_not_move_and_the_rest_makes_the_best_of_it():
     assert error(T.change) < error(cut)
 
 
-def test_holding_is_the_limit_of_ever_dearer_directions():
+def test_protection_is_the_limit_of_a_growing_penalty():
     held = states(2, 4)
     limit = solve(E, V, K + 1e8 * held.T @ held)
     assert torch.allclose(solve(E, V, K, protect=row_space(held)).change, limit.change, atol=1e-5)
 
 
-def test_one_recognition_serves_all_targets():
+def test_ridge_coefficients_do_not_depend_on_the_targets():
     A = ridge_coefficients(E, K)
     for target in (V, states(9, 8)):
         assert torch.allclose(solve(E, target, K).change, (target - E).T @ A, atol=1e-12)
 
 
 @pytest.mark.parametrize("held", [0, 3])
-def test_one_factorisation_serves_all_that_is_recognised(held):
+def test_one_inverse_serves_all_ridge_coefficients(held):
     protect = row_space(states(held, 4)) if held else None
     N = Inverse.of(K, protect)
     for rows in (E, V, states(40, 8)):
@@ -94,7 +94,7 @@ def test_one_factorisation_serves_all_that_is_recognised(held):
         assert torch.allclose(half @ half.T, rows @ N(rows).T, atol=1e-9)
 
 
-def test_an_inverse_is_that_of_what_is_free():
+def test_inverse_acts_on_the_complement_of_protected_directions():
     Q = row_space(states(3, 4))
     F = torch.linalg.svd(I - Q @ Q.T)[0][:, : WIDTH - 3]
     expected = E @ F @ torch.linalg.inv(F.T @ K @ F) @ F.T
@@ -105,7 +105,7 @@ def test_an_inverse_is_that_of_what_is_free():
 
 @pytest.mark.parametrize("held", [0, 3])
 @pytest.mark.parametrize("count", [5, 9, 30])
-def test_what_is_cut_off_is_seen_before_the_solution_is_whole(count, held):
+def test_solve_within_is_the_truncated_solution(count, held):
     E, V, protect = states(count, 6), states(count, 7), row_space(states(3, 4)) if held else None
     whole, kept = solve(E, V, K, protect=protect).truncated(4, second_moment=E.T @ E + K)
     best, share = solve_within(E, V, K, 4, protect=protect)
@@ -113,7 +113,7 @@ def test_what_is_cut_off_is_seen_before_the_solution_is_whole(count, held):
     assert share == pytest.approx(kept, abs=1e-9)
 
 
-def test_what_is_removed_cannot_be_told_by_any_linear_reader():
+def test_remove_hides_a_label_from_linear_classifiers():
     X = states(400, 0) @ (states(WIDTH, 9) / 3)
     label = (torch.arange(400) % 2).double()
     X = X + label[:, None] * states(1, 7)
@@ -128,14 +128,14 @@ def test_what_is_removed_cannot_be_told_by_any_linear_reader():
     assert oblique <= torch.trace((straight - X).T @ (straight - X)).item()
 
 
-def test_removal_spares_what_is_held():
+def test_remove_leaves_protected_states_unchanged():
     held = states(2, 4)
     T = remove(states(1, 5), K, protect=row_space(held))
     assert (T(held) - held).norm() < 1e-10
     assert T.rank == 1
 
 
-def test_bad_systems_are_refused():
+def test_solve_refuses_bad_systems():
     nan = E.clone()
     nan[0, 0] = float("nan")
     with pytest.raises(ErasureError, match="not finite"):

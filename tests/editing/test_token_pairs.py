@@ -20,32 +20,32 @@ def tokens(*words):
     return [START, *words, END]
 
 
-def test_the_same_words_are_paired_wherever_they_stand():
+def test_aligned_pairs_the_same_words():
     found = aligned(tokens(1, 2, 3, 4), tokens(1, 2, 7, 8, 4), 10)
     assert found.before == [(0, 0), (1, 1), (2, 2)]
     assert found.own == [(3, 4)]
     assert found.after == [(4, 5), (5, 6), (6, 7), (7, 8), (8, 9)]
 
 
-def test_a_concept_of_many_tokens_ends_where_its_answer_ends():
+def test_aligned_pairs_the_last_tokens_of_concept_and_target():
     found = aligned(tokens(1, 5, 6, 7), tokens(1, 9), 8)
     assert found.own == [(2, 2), (3, 2), (4, 2)]
     found = aligned(tokens(1, 5), tokens(1, 7, 8, 9), 8)
     assert found.own == [(2, 4)]
 
 
-def test_a_concept_that_is_taken_out_is_read_as_the_word_before_it():
+def test_aligned_pairs_a_removed_concept_with_the_word_before_it():
     found = aligned(tokens(1, 2, 5, 3), tokens(1, 2, 3), 8)
     assert found.own == [(3, 2)]
     assert found.after[0] == (4, 3)
 
 
-def test_an_answer_that_only_adds_a_word_still_has_something_to_erase():
+def test_aligned_replaces_a_word_where_the_target_only_adds_one():
     found = aligned(tokens(1, 5), tokens(1, 4, 5), 6)
     assert found.own == [(2, 3)]
 
 
-def test_every_position_is_paired_once_and_inside():
+def test_aligned_pairs_every_position_once():
     for prompt, answer in [
         (tokens(1, 2, 3), tokens(1, 4, 3)),
         (tokens(5), tokens(6, 7, 8)),
@@ -61,7 +61,7 @@ def test_every_position_is_paired_once_and_inside():
 @pytest.mark.parametrize(
     ("kind", "count"), [("last", 1), ("last_to_end", 21), ("all", 24), ("around", 20)]
 )
-def test_states_are_those_of_the_tokens_asked_for(untrained, kind, count):
+def test_paired_states_are_those_of_the_tokens_asked_for(untrained, kind, count):
     texts = texts_of(untrained)
     E, V = paired_states(texts, ["a red car"], ["a red van"], kind)
     assert E.shape == V.shape == (count, 128)
@@ -71,18 +71,18 @@ def test_states_are_those_of_the_tokens_asked_for(untrained, kind, count):
         assert torch.equal(V[0], states[1, 3])
 
 
-def test_words_before_the_concept_are_read_as_before(untrained):
+def test_paired_states_before_the_concept_are_equal(untrained):
     E, V = paired_states(texts_of(untrained), ["a red car at night"], ["a red van at night"])
     assert torch.equal(E[:3], V[:3])  # the encoder reads from left to right
     assert not torch.allclose(E[3:], V[3:])
 
 
-def test_a_prompt_that_is_its_own_answer_is_refused(untrained):
+def test_paired_states_refuse_equal_prompts(untrained):
     with pytest.raises(ErasureError, match="nothing to erase"):
         paired_states(texts_of(untrained), ["a car"], ["a car"])
 
 
-def test_the_shell_lies_around_its_rows():
+def test_shell_lies_around_its_rows():
     rows = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)).double()
     around = shell(rows, 50, cosine=(0.7, 0.9), generator=torch.Generator().manual_seed(1))
     each = around.view(3, 50, 16)
@@ -93,7 +93,7 @@ def test_the_shell_lies_around_its_rows():
     assert cosines.std() > 0.02
 
 
-def test_what_is_not_shared_is_read_orthogonally_by_all_layers_together():
+def test_without_shared_part_is_orthogonal_over_all_layers():
     generator = torch.Generator().manual_seed(3)
     E, V = (torch.randn(4, 12, generator=generator).double() for _ in range(2))
     layers = torch.randn(5, 7, 12, generator=generator).double()
@@ -105,7 +105,7 @@ def test_what_is_not_shared_is_read_orthogonally_by_all_layers_together():
         without_shared_part(E, V, None)
 
 
-def test_padding_is_what_follows_a_prompts_own_tokens_in_every_text(untrained):
+def test_padded_marks_what_follows_the_tokens_of_each_encoder(untrained):
     texts = texts_of(untrained)
     assert texts.padded(["a car", ""], 6).tolist() == [
         [False] * 4 + [True] * 2,
@@ -116,7 +116,7 @@ def test_padding_is_what_follows_a_prompts_own_tokens_in_every_text(untrained):
     assert found == [False] * 4 + [True] + [False] * 2 + [False] * 4 + [True]
 
 
-def test_what_is_recalled_is_what_would_be_encoded(untrained):
+def test_recalling_encodes_each_prompt_once(untrained):
     texts, calls = texts_of(untrained), []
 
     def encode(prompts):

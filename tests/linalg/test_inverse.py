@@ -15,12 +15,12 @@ W, CHANGED, E, OTHER = rows(9, 0), rows(9, 1), rows(3, 2), rows(3, 3)
 READING = EditedLayers(W.T @ W, CHANGED.T @ CHANGED, CHANGED.T @ W)
 
 
-def test_distances_are_those_of_what_the_layers_read():
+def test_relative_error_is_that_of_the_layers_outputs():
     direct = (OTHER @ CHANGED.T - E @ W.T).square().sum() / (E @ W.T).square().sum()
     assert abs(READING.relative_error(E, OTHER) - direct.item()) < 1e-12
 
 
-def test_what_is_regained_comes_nearest_within_its_bound():
+def test_regained_states_are_a_ridge_solution():
     again = READING.regained(E, 0.2).requires_grad_()
     ridge = 0.2 * (W.T @ W).diagonal().mean()
     loss = (again @ CHANGED.T - E @ W.T).square().sum() + ridge * again.square().sum()
@@ -28,6 +28,6 @@ def test_what_is_regained_comes_nearest_within_its_bound():
     assert again.grad.abs().max() < 1e-10
 
 
-def test_looking_further_regains_more():
+def test_a_smaller_bound_regains_more():
     far, near = (READING.relative_error(E, READING.regained(E, bound)) for bound in (1e-6, 1.0))
     assert far < near

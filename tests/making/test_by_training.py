@@ -3,6 +3,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from diffusers_erase import Concept, ErasedConcept, EraserAdapter, ErasureError, Recipe, erase
 from diffusers_erase.making import by_training
@@ -278,3 +279,23 @@ def test_more_bad_requests_are_refused(untrained, options, message):
     with pytest.raises(ErasureError, match=message):
         erase(untrained, "car", progress=False, **options)
     assert not getattr(untrained.unet, "peft_config", None)
+
+
+@pytest.mark.parametrize("name", ["surgical-age", "age", "all-but-one"])
+def test_models_whose_schedule_ends_in_noise_alone_are_trained(untrained, name):
+    config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    untrained.scheduler = DDIMScheduler.from_config(
+        untrained.scheduler.config, prediction_type="v_prediction", **config
+    )
+    numbers = {"sampling_steps": 2, "steps": 3, "batch": 4, "trajectories": 2, "pool": 2}
+    recipe, losses = replace(RECIPES[name], **numbers), []
+    erase(
+        untrained,
+        "oak",
+        vocabulary=WORDS,
+        recipe=recipe,
+        progress=False,
+        callback_on_step_end=lambda step: losses.append(step.loss),
+    )
+    assert len(losses) == 3
+    assert all(0 < loss < 1e3 for loss in losses)

@@ -96,7 +96,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path):
     assert "seed" not in str(refused.value)
 
 
-def test_a_full_disk_is_said_and_leaves_the_former_checkpoints(tmp_path):
+def test_a_full_disk_is_reported_and_leaves_the_former_checkpoints(tmp_path):
     checkpoints = Checkpoints(tmp_path, {})
     checkpoints.save(1, {"w": torch.ones(1)})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -108,7 +108,7 @@ def test_the_surgical_update_pulls_the_concept_and_not_the_null_score(view):
     assert not torch.allclose(ours, pulled, atol=1e-3 * pulled.abs().max())
 
 
-def test_where_the_null_score_is_held_the_surgical_update_is_steer(untrained):
+def test_with_a_protected_null_score_the_surgical_update_is_steer(untrained):
     """Value and gradient: the constraint makes two papers one."""
     generator = torch.Generator().manual_seed(0)
     states = {r: torch.randn(2, 24, 128, generator=generator) for r in ("concept", "target")}
@@ -164,7 +164,7 @@ def test_shifting_the_guidance_of_the_bare_concept_replaces_it(view):
     assert not torch.allclose(loss, SteerGuidance(0.0)({"concept": other}), rtol=1e-4)
 
 
-def test_spaces_weigh_the_same_error_by_time(view):
+def test_error_weighs_times_by_its_space(view):
     v = view.view
     zero, off = torch.zeros_like(v.z), torch.full_like(v.z, 2.0)
     alpha = v.denoiser.schedule.alphas[v.t]

@@ -8,7 +8,7 @@ from diffusers_erase.training import pool as module
 from diffusers_erase.training.pool import apportioned, pool
 
 
-def test_seats_are_apportioned_as_the_weights_are():
+def test_apportioned_indices_follow_the_weights():
     weights = torch.tensor([4.0, 1.0, 2.0])
     assert Counter(apportioned(weights, 7)) == {0: 4, 2: 2, 1: 1}
     assert apportioned(weights, 1) == [0]

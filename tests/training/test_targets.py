@@ -79,7 +79,7 @@ def test_a_whole_target_is_the_whole_prompt(context):
     assert torch.equal(view.states["target"], encode(context.pipe, [""]).expand(4, -1, -1))
 
 
-def test_only_the_concept_itself_is_at_no_distance(context):
+def test_distances_are_zero_for_the_concept_alone(context):
     s = context.context
     itself = distances(s, ["car", "oak"], probe=6)
     assert itself[1, 1] < 1e-8  # every prompt about the oak calls it that
@@ -87,7 +87,7 @@ def test_only_the_concept_itself_is_at_no_distance(context):
     assert itself[1, 0] > 1e-6
 
 
-def test_a_word_is_measured_once(context):
+def test_distances_measure_a_word_once(context):
     s = context.context
     distances(s, ["cat", "fish"], probe=3)
     before = s.denoiser.evaluations
