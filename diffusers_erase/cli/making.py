@@ -17,7 +17,7 @@ from diffusers_erase.cli.options import (
     own_words,
     without_denoiser,
 )
-from diffusers_erase.errors import ErasureError
+from diffusers_erase.errors import ErasureError, require_choice
 
 
 def train(
@@ -34,7 +34,8 @@ def train(
     concepts_file: Annotated[
         Path | None,
         typer.Option(
-            help="One eraser a line: 'concept, synonym -> target'; spread over processes."
+            help="One eraser a line: 'concept, synonym -> target', a name with a comma in double "
+            "quotes; spread over processes."
         ),
     ] = None,
     model: Model = "playground",
@@ -85,9 +86,17 @@ def train(
 ) -> None:
     """Train an eraser, or a file of them, and save it."""
     from accelerate import Accelerator
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    from diffusers_erase.cli.training_runs import Run, carry_out, runs_of, with_numbers
+    from diffusers_erase.cli.training_runs import (
+        TrainingRun,
+        read_runs,
+        refuse_unused,
+        run_all,
+        with_numbers,
+    )
     from diffusers_erase.concepts import Concept, Vocabulary
+    from diffusers_erase.editing.recipes import Edit
     from diffusers_erase.making.request import as_recipe
     from diffusers_erase.models.model import Model
     from diffusers_erase.training.recipes import default_recipe
@@ -113,13 +122,23 @@ def train(
         "seed": seed,
         "target": target,
     }
+    require_choice("mixed precision", mixed_precision, ("no", "bf16", "fp16"))
+    if isinstance(numbers, Edit):
+        given = {
+            "mixed_precision": mixed_precision != "no",
+            "gradient_checkpointing": gradient_checkpointing,
+            "report_to": report_to,
+        }
+        refuse_unused(numbers, [name for name, value in given.items() if value])
+    if report_to is not None:
+        require_choice("tracker", report_to, LOGGER_TYPE_TO_CLASS)
     if concepts_file is not None:
-        runs = runs_of(concepts_file, output, kind, options)  # type: ignore[arg-type]
+        runs = read_runs(concepts_file, output, kind, options)  # type: ignore[arg-type]
     else:
         first, *more = concept or []
         named = [Concept(first, kind, tuple(synonym or ()))]  # type: ignore[arg-type]
         named += [Concept(name, kind) for name in more]  # type: ignore[arg-type]
-        runs = [Run(tuple(named), output, options)]
+        runs = [TrainingRun(tuple(named), output, options)]
     if resume and concepts_file is not None:
         runs = [run for run in runs if not run.done]
     for run in runs:
@@ -136,7 +155,7 @@ def train(
         pipe.unet.enable_gradient_checkpointing()
     if report_to:
         accelerator.init_trackers("diffusers-erase")
-    carry_out(
+    run_all(
         runs,
         pipe,
         overwrite=overwrite,
@@ -181,7 +200,7 @@ def edit(
     """Solve for an eraser in closed form: seconds, no pictures, no UNet."""
     from huggingface_hub.constants import HF_HOME
 
-    from diffusers_erase.cli.training_runs import told, with_numbers
+    from diffusers_erase.cli.training_runs import summary_of, with_numbers
     from diffusers_erase.concepts import Concept, Vocabulary
     from diffusers_erase.eraser.adapter import check_output
     from diffusers_erase.making.by_algebra import solve_eraser
@@ -209,7 +228,7 @@ def edit(
     cache = Path(HF_HOME) / "diffusers-erase"
     eraser = solve_eraser(ModelOf.of(pipe), request, weights=weights, cache=cache)
     (eraser.portable if portable else eraser).save_pretrained(output, overwrite=overwrite)
-    typer.echo(told(output, eraser))
+    typer.echo(summary_of(output, eraser))
 
 
 def stack(

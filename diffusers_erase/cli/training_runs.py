@@ -1,7 +1,9 @@
-"""Training runs of the command line: one eraser or a file of them, resumable, in a work folder."""
+"""Training runs of the command line: one eraser, or one for each line of a file."""
 
+import csv
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,95 +17,124 @@ from diffusers_erase.eraser.config import CONFIG_NAME
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.making.api import erase
 from diffusers_erase.training.recipes import Recipe
+from diffusers_erase.training.targets import as_target
 
 
 @dataclass(frozen=True)
-class Run:
-    """One eraser to make."""
+class TrainingRun:
+    """One eraser to make, and the folder it is saved in."""
 
     concepts: tuple[Concept, ...]
     output: Path
     options: dict[str, Any]
-    """What else `erase` is told."""
+    """Further arguments of `erase`."""
 
     @property
     def work(self) -> Path:
-        """Where an unfinished run leaves what it has."""
+        """The folder of trajectories and checkpoints, there until the eraser is saved."""
         return self.output.with_name(f"{self.output.name}.run")
 
     @property
     def done(self) -> bool:
-        """Whether the eraser is there and nothing is left to do for it."""
+        """Whether the eraser is saved and the work folder is gone."""
         return (self.output / CONFIG_NAME).is_file() and not self.work.exists()
 
     def check(self, *, overwrite: bool, resume: bool) -> None:
-        """Refuse before work is spent.
+        """Refuse, before anything is computed, a target or a folder that cannot be taken.
 
         Raises:
-            ErasureError: the output exists, or an unfinished run that nobody said to go on with, or
-                something else where such a run would be.
+            ErasureError: the target does not fit the concepts; the output exists; or the work
+                folder does, without `resume` or `overwrite` or with other things in it.
         """
+        if self.options.get("target") is not None:
+            as_target(self.options["target"]).check(self.concepts)
         check_output(self.output, overwrite=overwrite)
         inside = {path.name for path in self.work.iterdir()} if self.work.is_dir() else set()
         if inside - {"cache", "checkpoints"} or self.work.is_file():
             raise ErasureError(
-                f"'{self.work}' is where the run would keep its work, and holds something else; "
-                "choose another output."
+                f"'{self.work}' is the folder for checkpoints of this run, and holds something "
+                "else; choose another output."
             )
         if self.work.exists() and not (resume or overwrite):
             raise ErasureError(
-                f"'{self.work}' holds an unfinished run; go on with it by `--resume`, or start "
-                "anew by `--overwrite`."
+                f"'{self.work}' holds an unfinished run; continue it with `--resume`, or start "
+                "again with `--overwrite`."
             )
 
-    def make(
+    def run(
         self, pipe: Any, *, overwrite: bool, resume: bool, accelerator: Accelerator | None
     ) -> EraserAdapter:
-        """Train, save, and clear the work folder away."""
+        """Make the eraser, save it, and delete the work folder."""
         main = accelerator is None or accelerator.is_main_process
         if main and self.work.exists() and not resume:
             shutil.rmtree(self.work)
         if accelerator is not None:
             accelerator.wait_for_everyone()
-        eraser = erase(pipe, self.concepts, work=self.work, accelerator=accelerator, **self.options)
+        solved = isinstance(self.options.get("recipe"), Edit)
+        used: dict[str, Any] = {} if solved else {"accelerator": accelerator}
+        eraser = erase(pipe, self.concepts, work=self.work, **used, **self.options)
         if accelerator is not None:
             accelerator.wait_for_everyone()  # nobody reads the work folder any more
         if main:
             eraser.save_pretrained(self.output, overwrite=overwrite)
-            shutil.rmtree(self.work)
+            shutil.rmtree(self.work, ignore_errors=True)
         return eraser
 
 
-def runs_of(path: Path, output: Path, kind: Kind, options: dict[str, Any]) -> list[Run]:
-    """One run per line of a file: `concept, synonym, synonym -> target`, or without the target.
+def read_runs(path: Path, output: Path, kind: Kind, options: dict[str, Any]) -> list[TrainingRun]:
+    """One run for each line of a file: `concept, synonym, synonym -> target`, or without a target.
 
-    Empty lines and lines that begin with `#` do not count.
+    A name with a comma stands in double quotes: `"Paris, Texas" -> oak`. Empty lines and lines that
+    begin with `#` are skipped. Each eraser gets a folder in `output`, named by its concept.
 
     Raises:
-        ErasureError: there is no such file, no concept in it, or one twice.
+        ErasureError: there is no such file, no concept in it, a line that cannot be read, or two
+            concepts whose erasers would get the same folder.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ErasureError(f"Cannot read the concepts '{path}': {error}.") from error
-    runs = []
-    for line in (line for line in lines if line and not line.startswith("#")):
-        names, arrow, target = line.partition("->")
-        name, *synonyms = (part.strip() for part in names.split(","))
-        own = {**options, "target": target.strip()} if arrow else options
-        concept = Concept(name, kind, tuple(synonyms))
-        runs.append(Run((concept,), output / name.replace(" ", "-"), own))
+    runs: dict[str, TrainingRun] = {}
+    for number, line in enumerate(lines, 1):
+        if not line or line.startswith("#"):
+            continue
+        try:
+            (name, *synonyms), target = _read_line(line)
+            concept = Concept(name, kind, tuple(synonyms))
+            folder = re.sub(r"\W+", "-", name).strip("-")
+            if not folder:
+                raise ErasureError(f"{name!r} has no letter or digit to name a folder by.")
+            if folder.casefold() in runs:
+                raise ErasureError(f"This names '{folder}' twice; erase it in a run of its own.")
+        except ErasureError as error:
+            raise ErasureError(f"'{path}', line {number}: {error}") from error
+        own = options if target is None else {**options, "target": target}
+        runs[folder.casefold()] = TrainingRun((concept,), output / folder, own)
     if not runs:
         raise ErasureError(f"'{path}' names no concept; write one a line.")
-    places = [run.output for run in runs]
-    twice = next((place for place in places if places.count(place) > 1), None)
-    if twice is not None:
-        raise ErasureError(f"'{path}' names '{twice.name}' twice.")
-    return runs
+    return list(runs.values())
 
 
-def carry_out(
-    runs: Sequence[Run],
+def _read_line(line: str) -> tuple[list[str], str | None]:
+    """The names on a line, and the target if there is one."""
+    parts = re.split(r"->(?=(?:[^\"]*\"[^\"]*\")*[^\"]*$)", line)  # outside of quotes
+    try:
+        names, *targets = (
+            next(csv.reader([part.strip()], skipinitialspace=True, strict=True), [""])
+            for part in parts
+        )
+    except csv.Error as error:
+        raise ErasureError(f"{line!r} cannot be read: {error}.") from error
+    if len(targets) > 1 or any(len(target) != 1 for target in targets):
+        raise ErasureError(
+            f"{line!r} names several targets; write one, in double quotes if it has a comma."
+        )
+    return [name.strip() for name in names], targets[0][0].strip() if targets else None
+
+
+def run_all(
+    runs: Sequence[TrainingRun],
     pipe: Any,
     *,
     overwrite: bool,
@@ -111,39 +142,41 @@ def carry_out(
     accelerator: Accelerator,
     say: Callable[[str], None],
 ) -> None:
-    """Checked runs; several are spread over accelerate's processes, one is shared by them all."""
+    """Make the erasers; several are spread over the processes, one is trained by all of them."""
     alone = len(runs) == 1
     rank, world = accelerator.process_index, accelerator.num_processes
     own = runs if alone else runs[rank::world]
     for run in own:
         shared = accelerator if alone or world == 1 else None
-        eraser = run.make(pipe, overwrite=overwrite, resume=resume, accelerator=shared)
+        eraser = run.run(pipe, overwrite=overwrite, resume=resume, accelerator=shared)
         if not alone or accelerator.is_main_process:
-            say(told(run.output, eraser))
+            say(summary_of(run.output, eraser))
 
 
-def told(output: Path, eraser: EraserAdapter) -> str:
-    """What was erased, as what it is answered, and why that was chosen."""
+def summary_of(output: Path, eraser: EraserAdapter) -> str:
+    """The erased concepts with their targets and the scores these were chosen by, for people."""
     lines = []
     for erased in eraser.config.concepts:
-        answer = erased.target or "the same prompt without it"
+        answer = "the same prompt without it" if erased.target is None else f"'{erased.target}'"
         rivals = ", ".join(f"{word} {score:.2g}" for word, score in erased.ranked[:5])
         why = f" ({erased.choice}; {rivals})" if rivals else ""
-        lines.append(f"Erased '{erased.name}', answered as '{answer}'{why}.")
+        lines.append(f"Erased '{erased.name}', answered as {answer}{why}.")
     return "\n".join([*lines, f"pipe.load_erasure('{output}')"])
 
 
 def with_numbers(recipe: Recipe | Edit, **numbers: float | None) -> Recipe | Edit:
-    """The recipe with the numbers that are not None.
+    """The recipe with those numbers that are not None.
 
     Raises:
         ErasureError: the recipe has no such number.
     """
     given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
-    foreign = given.keys() - {f.name for f in fields(recipe)}
-    if foreign:
-        raise ErasureError(
-            f"Recipe '{recipe.name}' is solved and not trained; leave out "
-            f"{', '.join(sorted(foreign))}."
-        )
+    refuse_unused(recipe, sorted(given.keys() - {f.name for f in fields(recipe)}))
     return replace(recipe, **given)
+
+
+def refuse_unused(recipe: Recipe | Edit, names: Iterable[str]) -> None:
+    """Raise if there are any options that the recipe does not use."""
+    if unused := ", ".join(names):
+        way = "is solved and not trained" if isinstance(recipe, Edit) else "does not use them"
+        raise ErasureError(f"Recipe '{recipe.name}' {way}; leave out {unused}.")

@@ -4,7 +4,8 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
 from diffusers_erase import Concept, ErasureError, Recipe
-from diffusers_erase.cli.training_runs import Run, carry_out, runs_of
+from diffusers_erase.cli.training_runs import TrainingRun, read_runs, run_all
+from diffusers_erase.editing.recipes import EDITS
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.making import api as making
 from diffusers_erase.making import by_training
@@ -19,7 +20,7 @@ def made(pipe, runs, *, overwrite=False, resume=False):
     for run in runs:
         run.check(overwrite=overwrite, resume=resume)
     options = {"overwrite": overwrite, "resume": resume, "accelerator": Accelerator(cpu=True)}
-    carry_out(runs, pipe, say=said.append, **options)
+    run_all(runs, pipe, say=said.append, **options)
     return said
 
 
@@ -31,7 +32,7 @@ def factors(folder):
 def test_a_file_of_concepts_becomes_runs(tmp_path):
     file = tmp_path / "concepts.txt"
     file.write_text("# vehicles\ncar, automobile , sedan -> truck\n\nfire truck\n")
-    car, fire = runs_of(file, tmp_path / "out", "object", {"target": None, "seed": 3})
+    car, fire = read_runs(file, tmp_path / "out", "object", {"target": None, "seed": 3})
     assert car.concepts == (Concept("car", synonyms=("automobile", "sedan")),)
     assert car.options == {"target": "truck", "seed": 3}
     assert fire.concepts == (Concept("fire truck"),)
@@ -44,7 +45,11 @@ def test_a_file_of_concepts_becomes_runs(tmp_path):
     [
         (None, "Cannot read the concepts"),
         ("# nothing\n\n", "names no concept"),
-        ("fire truck\nfire-truck\n", "names 'fire-truck' twice"),
+        ("fire truck\nfire-truck\n", "line 2: This names 'fire-truck' twice"),
+        ("car\nCAR\n", "line 2: This names 'CAR' twice"),
+        ('car\n"oak\n', "line 2: .* cannot be read"),
+        ("car -> oak, pine\n", "line 1: .* names several targets"),
+        ("car -> oak -> pine\n", "line 1: .* names several targets"),
         (", automobile\n", "empty"),
     ],
 )
@@ -52,12 +57,55 @@ def test_a_file_that_says_nothing_useful_is_refused(tmp_path, text, message):
     if text is not None:
         (tmp_path / "concepts.txt").write_text(text)
     with pytest.raises(ErasureError, match=message):
-        runs_of(tmp_path / "concepts.txt", tmp_path, "object", {})
+        read_runs(tmp_path / "concepts.txt", tmp_path, "object", {})
+
+
+HOSTILE = ("../../x", "/etc/passwd", "~/x", "..\\..\\x", "a/../../b", "car.run", "./.", "NUL:x")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_read_runs_puts_every_eraser_into_the_output_folder(tmp_path, name):
+    (tmp_path / "concepts.txt").write_text(f"x1\n{name}\n" if name != "./." else "./.\n")
+    if name == "./.":
+        with pytest.raises(ErasureError, match=r"line 1: './.' has no letter or digit"):
+            read_runs(tmp_path / "concepts.txt", tmp_path / "out", "object", {})
+        return
+    runs = read_runs(tmp_path / "concepts.txt", tmp_path / "out", "object", {})
+    folders = [folder for run in runs for folder in (run.output, run.work)]
+    assert {folder.resolve().parent for folder in folders} == {(tmp_path / "out").resolve()}
+    assert len({folder.name.casefold() for folder in folders}) == 4
+    assert runs[1].concepts == (Concept(name),)
+
+
+def test_read_runs_takes_names_with_a_comma_in_double_quotes(tmp_path):
+    (tmp_path / "concepts.txt").write_text(
+        '"Paris, Texas", Paris TX -> "Rome, Georgia"\n"a -> b" -> oak\nplain name\n'
+    )
+    paris, arrow, plain = read_runs(tmp_path / "concepts.txt", tmp_path, "object", {"seed": 1})
+    assert paris.concepts == (Concept("Paris, Texas", synonyms=("Paris TX",)),)
+    assert paris.options == {"seed": 1, "target": "Rome, Georgia"}
+    assert paris.output.name == "Paris-Texas"
+    assert (arrow.concepts, arrow.options["target"]) == ((Concept("a -> b"),), "oak")
+    assert plain.options == {"seed": 1}
+
+
+def test_check_refuses_a_target_before_any_eraser_of_the_file_is_made(tmp_path):
+    for target, message in (("Car", "is the concept itself"), (" ", "target is empty")):
+        run = TrainingRun((Concept("car"),), tmp_path / "car", {"target": target})
+        with pytest.raises(ErasureError, match=message):
+            run.check(overwrite=False, resume=False)
+
+
+def test_a_solved_recipe_is_run_without_an_accelerator(untrained, tmp_path):
+    run = TrainingRun((Concept("car"),), tmp_path / "car", {"recipe": EDITS["uce"]})
+    (text,) = made(untrained, [run])
+    assert text.startswith("Erased 'car', answered as the same prompt without it.")
+    assert [path.name for path in tmp_path.iterdir()] == ["car"]
 
 
 def test_several_erasers_are_made_one_after_the_other(untrained, tmp_path):
     runs = [
-        Run((Concept(name),), tmp_path / name, {**OPTIONS, "target": "oak"})
+        TrainingRun((Concept(name),), tmp_path / name, {**OPTIONS, "target": "oak"})
         for name in ("car", "cat")
     ]
     said = made(untrained, runs)
@@ -69,7 +117,7 @@ def test_several_erasers_are_made_one_after_the_other(untrained, tmp_path):
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_eraser(untrained, tmp_path, monkeypatch):
     straight, stopped = (
-        Run((Concept("car"),), tmp_path / name, OPTIONS) for name in ("straight", "stopped")
+        TrainingRun((Concept("car"),), tmp_path / name, OPTIONS) for name in ("straight", "stopped")
     )
     made(untrained, [straight])
     real = by_training.train
@@ -86,7 +134,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_eraser(untrained, tmp_path, 
             made(untrained, [stopped])
     assert stopped.work.is_dir()
     assert not stopped.output.exists()
-    with pytest.raises(ErasureError, match=r"unfinished run; go on with it by `--resume`"):
+    with pytest.raises(ErasureError, match=r"unfinished run; continue it with `--resume`"):
         made(untrained, [stopped])
 
     def taken_up(*arguments, **options):
@@ -101,21 +149,21 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_eraser(untrained, tmp_path, 
 
 
 def test_what_is_there_is_kept_without_overwrite_and_replaced_with_it(untrained, tmp_path):
-    run = Run((Concept("car"),), tmp_path / "car", OPTIONS)
+    run = TrainingRun((Concept("car"),), tmp_path / "car", OPTIONS)
     made(untrained, [run])
     before = factors(run.output)
     with pytest.raises(ErasureError, match="exists already"):
         made(untrained, [run])
-    other = Run((Concept("car"),), tmp_path / "car", {**OPTIONS, "seed": 1})
+    other = TrainingRun((Concept("car"),), tmp_path / "car", {**OPTIONS, "seed": 1})
     made(untrained, [other], overwrite=True)
     assert not torch.equal(before, factors(run.output))
 
 
 def test_a_folder_of_somebody_else_is_never_cleared(untrained, tmp_path):
-    run = Run((Concept("car"),), tmp_path / "car", OPTIONS)
+    run = TrainingRun((Concept("car"),), tmp_path / "car", OPTIONS)
     run.work.mkdir()
     (run.work / "diary.txt").write_text("dear diary")
-    with pytest.raises(ErasureError, match=r"car\.run' is where .* holds something else"):
+    with pytest.raises(ErasureError, match=r"car\.run' is the folder for .* holds something else"):
         made(untrained, [run], overwrite=True)
     assert (run.work / "diary.txt").read_text() == "dear diary"
 
