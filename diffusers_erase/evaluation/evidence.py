@@ -233,7 +233,7 @@ def _attack_results(
     for attack, side in bar:
         bar.set_description(f"{attack.name}, {side}")
         cases = replace(targets[0], pictures=attempts).cases(seed + ATTACK_SEEDS)
-        key = key_of(identity=runner.identity(side), attack=repr(attack), asked=cases)
+        key = key_of(identity=runner.identity(side), attack=repr(attack), cases=cases)
         if key not in log and runner.main:
             with erasers_off_for_base(runner.sampler.pipe, side):
                 found = attack(runner.sampler, cases)
