@@ -210,7 +210,7 @@ class EraserAdapter:
             ErasureError: nothing there, or not an eraser; safetensors only, nothing is executed.
         """
         check_options("from_pretrained", hub)
-        return cls(*read(source, **hub))
+        return cls(*read(source, **hub)[:2])
 
     @classmethod
     def from_checkpoint(

@@ -19,7 +19,7 @@ from diffusers_erase.eraser.safetensors_io import header_of, shapes_in
 from diffusers_erase.eraser.schema import BYTES, problem_of, read_json
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.storage.atomic import read_text
-from diffusers_erase.storage.hub import HubOptions, MissingFileError, fetch, files_of, pinned
+from diffusers_erase.storage.hub import HubOptions, Snapshot, files_of, local_folder, snapshot
 
 
 CARD_NAME = "README.md"
@@ -66,38 +66,45 @@ def written(
     return files
 
 
-def read(source: str | Path, **hub: Unpack[HubOptions]) -> tuple[tuple[Payload, ...], EraserConfig]:
-    """Weights and config of an eraser: a folder, one file of it, or a repository on the Hub.
+Eraser = tuple[tuple[Payload, ...], EraserConfig, str | None]
+"""Weights, config, and the commit they come from if they come from the Hub."""
+
+
+def read(source: str | Path, **hub: Unpack[HubOptions]) -> Eraser:
+    """Read an eraser from a folder, one file of it, or a repository on the Hub.
 
     Raises:
         ErasureError: nothing there, not an eraser, damaged, larger than any eraser, or of a newer
             format; safetensors and JSON only, nothing is executed.
     """
-    if Path(source).is_file():
-        return _read_file(Path(source))
-    content = read_config(source, **hub)
-    hub = pinned(source, CONFIG_NAME, **hub)
-    if content is None:
-        content = _header_in(source, hub)
-    config = EraserConfig.from_dict(content)
+    path = local_folder(source)
+    if path is not None and path.is_file():
+        return _read_file(path)
+    return content_of(snapshot(source, (CONFIG_NAME, *_weight_files()), **hub))
+
+
+def content_of(files: Snapshot) -> Eraser:
+    """Read an eraser from the files of its source.
+
+    Raises:
+        ErasureError: as for `read`.
+    """
+    content = config_in(files)
+    config = EraserConfig.from_dict(_header_in(files) if content is None else content)
     kinds = [payload_named(name) for name in dict.fromkeys(config.payloads)]
-    payloads = tuple(kind.read(fetch(source, kind.file, **hub)) for kind in kinds)
+    payloads = tuple(kind.read(files.path(kind.file)) for kind in kinds)
     check_copies(payloads)
-    return payloads, config
+    return payloads, config, files.commit
 
 
-def read_config(source: str | Path, **hub: Unpack[HubOptions]) -> Any:
+def config_in(files: Snapshot) -> Any:
     """The content of `erasure_config.json`, unchecked; None if there is none.
 
     Raises:
-        ErasureError: it is no JSON, or larger or deeper than any eraser's; or there is no such
-            folder or repository.
+        ErasureError: it is no JSON, or larger or deeper than any eraser's.
     """
-    try:
-        path = fetch(source, CONFIG_NAME, **hub)
-    except MissingFileError:
-        return None
-    return read_json(read_text(path, 4 * BYTES), f"{source}/{CONFIG_NAME}")
+    path = files.folder / CONFIG_NAME
+    return read_json(read_text(path, 4 * BYTES), path) if path.is_file() else None
 
 
 _PICTURE = rf"{IMAGES}/[\w-]+\.png"
@@ -106,18 +113,18 @@ _FILES = rf"{CONFIG_NAME}|{CARD_NAME}|[\w-][\w.-]*\.safetensors|{_PICTURE}"
 
 
 def copied(source: str, folder: Path, **hub: Unpack[HubOptions]) -> None:
-    """An eraser's files as they are, from a repository into an empty folder.
+    """Copy an eraser's files as they are, from a repository into an empty folder.
 
     Raises:
         ErasureError: it is no eraser, or a file of it cannot be had.
     """
-    read(source, **hub)
-    hub = pinned(source, CONFIG_NAME, **hub)
-    for name in files_of(source, **hub):
-        if re.fullmatch(_FILES, name):
-            path = fetch(source, name, **hub)
-            (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, folder / name)
+    hub["revision"] = snapshot(source, [CONFIG_NAME], **hub).commit
+    names = [name for name in files_of(source, **hub) if re.fullmatch(_FILES, name)]
+    files = snapshot(source, names, **hub)
+    content_of(files)
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(files.path(name), folder / name)
 
 
 def images_in(folder: Path) -> dict[str, Image.Image]:
@@ -147,13 +154,12 @@ def ours_in(folder: Path) -> set[str]:
     pictures = (folder / IMAGES).rglob("*") if (folder / IMAGES).is_dir() else ()
     if all(re.fullmatch(r"\d\d\.png", path.name) for path in pictures):
         names.add(IMAGES)
-    return names | {kind.file for kind in PAYLOADS.values()} | {CARD_NAME}
+    return names | {*_weight_files(), CARD_NAME}
 
 
 def ours_on(repo_id: str) -> Sequence[str]:
     """Patterns of paths that a former eraser may have left in a repository."""
-    files = [kind.file for kind in PAYLOADS.values()]
-    return [*files, kohya_name(repo_id), f"{IMAGES}/[0-9][0-9].png"]
+    return [*_weight_files(), kohya_name(repo_id), f"{IMAGES}/[0-9][0-9].png"]
 
 
 def _png(picture: Image.Image) -> bytes:
@@ -162,27 +168,32 @@ def _png(picture: Image.Image) -> bytes:
     return into.getvalue()
 
 
-def _read_file(path: Path) -> tuple[tuple[Payload, ...], EraserConfig]:
+def _weight_files() -> list[str]:
+    return [kind.file for kind in PAYLOADS.values()]
+
+
+def _read_file(path: Path) -> Eraser:
     names = shapes_in(path)[0]
     kind = next((kind for kind in PAYLOADS.values() if kind.is_in(names)), None)
     content = _header_of(path)
     if kind is None or content is None:
         what = NO_ERASER if kind is Lora else "it is no eraser's."
         raise ErasureError(f"The header of '{path}' has no config of an eraser: {what}")
-    return (kind.read(path),), EraserConfig.from_dict({**content, "payloads": [kind.name]})
+    return (kind.read(path),), EraserConfig.from_dict({**content, "payloads": [kind.name]}), None
 
 
-def _header_in(source: str | Path, hub: HubOptions) -> Any:
+def _header_in(files: Snapshot) -> Any:
     """The config in the header of the first file with weights."""
-    for kind in PAYLOADS.values():
-        try:
-            content = _header_of(fetch(source, kind.file, **hub))
-        except MissingFileError:
-            continue
-        if content is None:
-            raise ErasureError(f"'{source}' holds no {CONFIG_NAME}: {NO_ERASER}")
-        return content
-    raise ErasureError(f"'{source}' holds neither {CONFIG_NAME} nor weights of an eraser.")
+    paths = (files.folder / name for name in _weight_files())
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise ErasureError(
+            f"'{files.source}' holds neither {CONFIG_NAME} nor weights of an eraser."
+        )
+    content = _header_of(path)
+    if content is None:
+        raise ErasureError(f"'{files.source}' holds no {CONFIG_NAME}: {NO_ERASER}")
+    return content
 
 
 def _header_of(path: Path) -> Any:

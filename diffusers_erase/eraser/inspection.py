@@ -1,6 +1,5 @@
 """What an eraser is without reading its weights, and every check of it short of drawing."""
 
-import re
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,14 +10,14 @@ from torch import nn
 
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import CONFIG_NAME, EraserConfig
-from diffusers_erase.eraser.files import NO_ERASER, read_config
+from diffusers_erase.eraser.files import NO_ERASER, config_in, content_of
 from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.eraser.payloads import COPY, payload_named
 from diffusers_erase.eraser.safetensors_io import shapes_in
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.architectures import text_weights
 from diffusers_erase.models.model import Model
-from diffusers_erase.storage.hub import HubOptions, commit_of, fetch, files_of, header_on, pinned
+from diffusers_erase.storage.hub import HubOptions, files_of, header_on, snapshot
 
 
 @dataclass(frozen=True)
@@ -44,25 +43,25 @@ def inspect_eraser(source: str | Path, **hub: Unpack[HubOptions]) -> Inspection:
     Raises:
         ErasureError: nothing there, or not an eraser.
     """
-    content = read_config(source, **hub)
+    files = snapshot(source, [CONFIG_NAME], **hub)
+    content = config_in(files)
     if content is None:
         raise ErasureError(f"'{source}' holds no {CONFIG_NAME}: {NO_ERASER}")
     config = EraserConfig.from_dict(content)
-    hub = pinned(source, CONFIG_NAME, **hub)
-    local = Path(source).exists()
-    folder = Path(source) / (hub.get("subfolder") or "")
+    hub["revision"] = files.commit
     keys: list[str] = []
     dtypes: set[str] = set()
     numbers = 0
     for file in (payload_named(name).file for name in config.payloads):
-        found = shapes_in(folder / file) if local else header_on(str(source), file, **hub)
+        remote = files.commit is not None
+        found = header_on(str(source), file, **hub) if remote else shapes_in(files.path(file))
         keys += found[0]
         dtypes |= found[1]
         numbers += sum(map(prod, found[0].values()))
     return Inspection(
         source=str(source),
         config=config,
-        commit=commit_of(source, CONFIG_NAME, **hub),
+        commit=files.commit,
         layers=sum(key.endswith(".lora_A.weight") for key in keys),
         numbers=numbers,
         dtypes=tuple(sorted(dtypes)),
@@ -81,15 +80,15 @@ def verify_eraser(source: str | Path, model: Any = None, **hub: Unpack[HubOption
     Raises:
         ErasureError: what does not hold, and then nothing is said of the rest.
     """
-    eraser = EraserAdapter.from_pretrained(source, **hub)
-    hub = pinned(source, CONFIG_NAME, **hub)
+    files = snapshot(source, (CONFIG_NAME, "*.safetensors"), **hub)
+    eraser = EraserAdapter(*content_of(files)[:2])
     lines = [f"{source}: format {eraser.config.format}"]
     lines += [f"{payload}, all of finite numbers" for payload in eraser.payloads]
     own = {payload.file for payload in eraser.payloads}
-    for name in files_of(source, **hub):
-        if re.fullmatch(r"[\w.-]+\.safetensors", name) and name not in own:
-            _same_change(eraser, EraserAdapter.from_pretrained(fetch(source, name, **hub)), name)
-            lines.append(f"{name} changes the same layers by the same")
+    for path in sorted(files.folder.glob("*.safetensors")):
+        if path.name not in own:
+            _same_change(eraser, EraserAdapter.from_pretrained(path), path.name)
+            lines.append(f"{path.name} changes the same layers by the same")
     if model is not None:
         denoiser = Model.of(model).denoiser
         eraser.check(denoiser)

@@ -3,13 +3,15 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.architectures import COMPONENTS, architecture
-from diffusers_erase.storage.hub import fetch
+from diffusers_erase.storage.atomic import read_text
+from diffusers_erase.storage.hub import snapshot
 
 
 _WHOLE = "diffusion_pytorch_model.safetensors"
@@ -26,11 +28,14 @@ def read_weights(model: str | Path) -> dict[str, Tensor]:
         ErasureError: the model has no denoiser of a known class, or no safetensors.
     """
     part = denoiser_name(model)
-    config = json.loads(fetch(model, "config.json", subfolder=part).read_text(encoding="utf-8"))
-    text = architecture(str(config.get("_class_name"))).text
+    files = snapshot(model, ("config.json", _INDEX), subfolder=part)
+    text = architecture(str(_json(files.path("config.json")).get("_class_name"))).text
     pattern = re.compile(rf"({text})\.weight")
+    sharded = (files.folder / _INDEX).is_file()
+    names = sorted(set(_json(files.path(_INDEX))["weight_map"].values())) if sharded else [_WHOLE]
+    files = snapshot(model, names, subfolder=part, revision=files.commit)
     found: dict[str, Tensor] = {}
-    for path in _files(model, part):
+    for path in map(files.path, names):
         try:
             with safe_open(path, "pt") as file:
                 keys = list(file.keys())
@@ -44,15 +49,14 @@ def read_weights(model: str | Path) -> dict[str, Tensor]:
 
 
 def denoiser_name(model: str | Path) -> str:
-    """What a model on disk or on the Hub calls its denoiser: `unet` or `transformer`."""
-    index = json.loads(fetch(model, "model_index.json").read_text(encoding="utf-8"))
+    """The name of the denoiser in a model on disk or on the Hub: `unet` or `transformer`."""
+    index = _json(snapshot(model, ["model_index.json"]).path("model_index.json"))
     return next((name for name in COMPONENTS if name in index), COMPONENTS[0])
 
 
-def _files(model: str | Path, folder: str) -> list[Path]:
+def _json(path: Path) -> dict[str, Any]:
     try:
-        index = fetch(model, _INDEX, subfolder=folder)
-    except ErasureError:
-        return [fetch(model, _WHOLE, subfolder=folder)]
-    parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    return [fetch(model, part, subfolder=folder) for part in parts]
+        content = json.loads(read_text(path, 64 * 2**20))
+    except ValueError as error:
+        raise ErasureError(f"'{path}' is no readable JSON: {error}.") from error
+    return content if isinstance(content, dict) else {}

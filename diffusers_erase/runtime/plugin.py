@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from diffusers_erase.eraser.adapter import EraserAdapter
-from diffusers_erase.eraser.config import CONFIG_NAME, ErasedConcept
+from diffusers_erase.eraser.config import ErasedConcept
+from diffusers_erase.eraser.files import read
 from diffusers_erase.eraser.products import LARGEST
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.architectures import linear
@@ -25,7 +26,7 @@ from diffusers_erase.runtime.fused_projections import require_unfused_projection
 from diffusers_erase.runtime.interference import conflicts, interferences
 from diffusers_erase.runtime.loaded_eraser import Keep, LoadedEraser, Mode, content
 from diffusers_erase.storage.atomic import check_folder, whole_folder
-from diffusers_erase.storage.hub import HubOptions, check_options, commit_of
+from diffusers_erase.storage.hub import HubOptions, check_options
 
 
 _ATTRIBUTE = "_erasures"
@@ -308,7 +309,8 @@ def _read(source: Source, hub: HubOptions) -> tuple[EraserAdapter, str | None]:
     """An eraser, and the commit it was read from."""
     if isinstance(source, EraserAdapter):
         return source, None
-    return EraserAdapter.from_pretrained(source, **hub), commit_of(source, CONFIG_NAME, **hub)
+    payloads, config, commit = read(source, **hub)
+    return EraserAdapter(payloads, config), commit
 
 
 def _silenced(mode: str, names: Sequence[str]) -> list[str]:

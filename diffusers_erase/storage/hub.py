@@ -1,12 +1,13 @@
 """Files of a folder or of a repository on the Hub, there and back; what went wrong, in words."""
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from glob import escape
+from hashlib import file_digest, sha1, sha256
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -14,8 +15,7 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
-    hf_hub_download,
-    try_to_load_from_cache,
+    snapshot_download,
 )
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -57,69 +57,89 @@ def check_options(call: str, given: Mapping[str, Any]) -> None:
             raise TypeError(f"{call}() got an unexpected keyword argument {name!r}{meant}")
 
 
-class MissingFileError(ErasureError):
-    """A folder or repository is there, and a file of it is not."""
+@dataclass(frozen=True)
+class Snapshot:
+    """A folder with files of a source."""
+
+    source: str
+    folder: Path
+    commit: str | None = None
+    """The repository's commit, if they come from the Hub."""
+
+    def path(self, name: str) -> Path:
+        """The path of a file.
+
+        Raises:
+            ErasureError: the source has no such file.
+        """
+        if not (self.folder / name).is_file():  # also for devices, pipes, and links to them
+            raise ErasureError(
+                f"'{self.source}' holds no {name}; is it a folder written by `save_pretrained`?"
+            )
+        return self.folder / name
 
 
-def fetch(source: str | Path, name: str, **hub: Unpack[HubOptions]) -> Path:
-    """A file of a folder or of a repository on the Hub.
+def snapshot(source: str | Path, names: Sequence[str], **hub: Unpack[HubOptions]) -> Snapshot:
+    """Files of a local folder, or of one commit of a repository on the Hub.
 
-    What the cache holds is compared with the hash the Hub names it by, and fetched again if it is
-    not the same.
+    Files of the cache are compared with the hashes by which the Hub names them, and fetched again
+    where they differ. A file that the source does not have is missing in the folder too.
 
     Args:
         source: a folder, or a Hub id.
-        name: of the file.
+        names: names of the files, or patterns such as `*.safetensors`.
         **hub: as for `from_pretrained`.
 
     Raises:
-        MissingFileError: there is no such file.
         ErasureError: there is no such folder or repository, or the Hub cannot be reached.
     """
-    folder = Path(source)
-    if folder.exists():
-        path: Path = folder / (hub.get("subfolder") or "") / name
-        if path.is_file():
-            return path
-        raise MissingFileError(
-            f"'{folder}' holds no {name}; is it a folder written by `save_pretrained`?"
-        )
-    _check_id(source)
-    try:
-        path = Path(hf_hub_download(str(source), name, **hub))
-        if _damaged(path):
+    subfolder, revision = hub.get("subfolder") or "", hub.get("revision")
+    options: dict[str, Any] = {key: value for key, value in hub.items() if key != "subfolder"}
+    if revision is not None and not re.fullmatch(r"[^\x00-\x20\x7f~^:?*\[\\]+", revision):
+        raise ErasureError(f"{revision!r:.99} is no revision; pass a branch, a tag or a commit.")
+    folder = local_folder(source)
+    if folder is not None:
+        return Snapshot(str(source), folder / subfolder)
+    prefix = f"{escape(subfolder)}/" if subfolder else ""
+    wanted = [prefix + name for name in names]
+    for _ in range(2):
+        with _hub_errors(f"There is no folder '{source}', and it cannot be had from the Hub"):
+            if hub.get("force_download") and not hub.get("local_files_only"):
+                # the client answers a refusal from its cache; this raises
+                HfApi(token=hub.get("token")).model_info(str(source), revision=revision)
+            top = Path(snapshot_download(str(source), allow_patterns=wanted, **options))
+        damaged = [path for name in wanted for path in top.glob(name) if _is_damaged(path)]
+        if not damaged:
+            return Snapshot(str(source), top / subfolder, top.name)
+        for path in damaged:
             path.resolve().unlink()
-            hub["force_download"] = True
-            path = Path(hf_hub_download(str(source), name, **hub))
-    except Exception as error:  # the Hub's errors have no common base but this one
-        reason, kind = _reason(error)
-        raise (MissingFileError if kind is EntryNotFoundError else ErasureError)(
-            f"There is no folder '{source}', and {name} cannot be had from the Hub: {reason}."
-        ) from error
-    if _damaged(path):
-        path.resolve().unlink()
-        raise ErasureError(
-            f"{name} of '{source}' arrived with other content than the Hub announced, twice; it "
-            "was not kept."
-        )
-    return path
-
-
-def commit_of(source: str | Path, name: str, **hub: Unpack[HubOptions]) -> str | None:
-    """The commit that a file was fetched from; None for a folder, or a file that is not cached."""
-    if Path(source).exists():
-        return None
-    inside = "/".join(part for part in (hub.get("subfolder"), name) if part)
-    cached = try_to_load_from_cache(
-        str(source), inside, cache_dir=hub.get("cache_dir"), revision=hub.get("revision")
+            path.unlink()
+    raise ErasureError(
+        f"{damaged[0].name} of '{source}' arrived with other content than the Hub announced, "
+        "twice; it was not kept."
     )
-    return Path(cached).parents[inside.count("/")].name if isinstance(cached, str) else None
 
 
-def pinned(source: str | Path, name: str, **hub: Unpack[HubOptions]) -> HubOptions:
-    """The options that fetch from the commit which a file came from, whatever is pushed since."""
-    commit = commit_of(source, name, **hub)
-    return {**hub, "revision": commit} if commit else hub
+def local_folder(source: str | Path) -> Path | None:
+    """The folder or file that a source names; None if it is a Hub id.
+
+    Raises:
+        ErasureError: it is neither.
+    """
+    path = Path(source).expanduser()
+    if str(source).strip() and path.exists():
+        return path
+    address = re.match(r"https?://[^/]+/([\w.-]+/[\w.-]+)", str(source))
+    if address:
+        raise ErasureError(
+            f"'{source}' is an address; pass the repository's id, '{address[1]}', and a branch or "
+            "commit as `revision`."
+        )
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
+        raise ErasureError(
+            f"There is no folder {str(source)!r:.300}, and it is no Hub id (user/name) either."
+        )
+    return None
 
 
 def publish(
@@ -152,7 +172,7 @@ def publish(
             nothing was published then.
     """
     api = HfApi(token=token)
-    with _in_words(f"'{repo_id}' cannot be published"):
+    with _hub_errors(f"'{repo_id}' cannot be published"):
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         there = set(api.list_repo_files(repo))
         if there - {".gitattributes", "README.md"} and marker not in there:
@@ -208,7 +228,7 @@ def find_erasers(
     tags = ["diffusers-erase"]
     tags += [f"base_model:adapter:{base_model}"] if base_model else []
     tags += [tag_of(concept)] if concept else []
-    with _in_words("Erasers cannot be looked for"):
+    with _hub_errors("Erasers cannot be looked for"):
         models = HfApi(token=token).list_models(
             filter=tags, author=author, limit=limit, cardData=True
         )
@@ -226,16 +246,16 @@ def files_of(source: str | Path, **hub: Unpack[HubOptions]) -> list[str]:
     Raises:
         ErasureError: there is no such folder or repository, or the Hub cannot be reached.
     """
-    folder = Path(source) / (hub.get("subfolder") or "")
-    if Path(source).exists():
-        found = (path for path in folder.rglob("*") if path.is_file())
-        return [path.relative_to(folder).as_posix() for path in found]
-    _check_id(source)
-    with _in_words(f"The files of '{source}' cannot be listed"):
+    subfolder = hub.get("subfolder") or ""
+    folder = local_folder(source)
+    if folder is not None:
+        found = (path for path in (folder / subfolder).rglob("*") if path.is_file())
+        return [path.relative_to(folder / subfolder).as_posix() for path in found]
+    with _hub_errors(f"The files of '{source}' cannot be listed"):
         listed = HfApi(token=hub.get("token")).list_repo_files(
             str(source), revision=hub.get("revision")
         )
-        within = f"{hub.get('subfolder')}/" if hub.get("subfolder") else ""
+        within = f"{subfolder}/" if subfolder else ""
         return [path.removeprefix(within) for path in listed if path.startswith(within)]
 
 
@@ -248,7 +268,7 @@ def header_on(
         ErasureError: there is no such file, or the Hub cannot be reached.
     """
     inside = "/".join(part for part in (hub.get("subfolder"), name) if part)
-    with _in_words(f"The header of {name} of '{repo_id}' cannot be read"):
+    with _hub_errors(f"The header of {name} of '{repo_id}' cannot be read"):
         found = HfApi(token=hub.get("token")).parse_safetensors_file_metadata(
             repo_id, inside, revision=hub.get("revision")
         )
@@ -257,13 +277,13 @@ def header_on(
 
 
 @contextmanager
-def _in_words(what: str) -> Iterator[None]:
+def _hub_errors(what: str) -> Iterator[None]:
     try:
         yield
     except ErasureError:
         raise
     except Exception as error:  # the Hub's errors have no common base but this one
-        raise ErasureError(f"{what}: {_reason(error)[0]}.") from error
+        raise ErasureError(f"{what}: {_reason(error)}.") from error
 
 
 def _found(model: Any) -> Found:
@@ -280,30 +300,20 @@ def _found(model: Any) -> Found:
     )
 
 
-def _check_id(source: str | Path) -> None:
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
-        raise ErasureError(
-            f"There is no folder '{source}', and it is no Hub id (user/name) either."
-        )
-
-
-def _damaged(path: Path) -> bool:
-    """Whether a file of the cache is not what its name there, a hash of its content, says."""
+def _is_damaged(path: Path) -> bool:
+    """Whether the cache names a file by a hash that is not the hash of its content."""
     blob = path.resolve()
-    if re.fullmatch(r"[0-9a-f]{64}", blob.name):
-        return hashlib.sha256(blob.read_bytes()).hexdigest() != blob.name
-    if re.fullmatch(r"[0-9a-f]{40}", blob.name):
-        content = blob.read_bytes()
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() != blob.name
-    return False
+    kinds = {64: sha256, 40: lambda: sha1(b"blob %d\0" % blob.stat().st_size)}
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
+        return False
+    with blob.open("rb") as file:
+        return file_digest(file, kinds[len(blob.name)]).hexdigest() != blob.name
 
 
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (GatedRepoError, "the repository is gated; accept its terms and log in (`hf auth login`)"),
     (RepositoryNotFoundError, "the repository does not exist, or is private"),
     (RevisionNotFoundError, "the repository has no such revision"),
-    (LocalEntryNotFoundError, "the Hub cannot be reached, and the file is not in the cache"),
-    (EntryNotFoundError, "the repository has no such file"),
 )
 
 _STATUS = {
@@ -314,17 +324,20 @@ _STATUS = {
 }
 
 
-def _reason(error: BaseException) -> tuple[str, type[BaseException]]:
-    """What went wrong in the user's words, and its kind; a forced download wraps the real error."""
+def _reason(error: BaseException) -> str:
+    """What went wrong, in the user's words; the client wraps some errors in others."""
     causes = [error, *([error.__cause__] if error.__cause__ else [])]
     for kind, reason in _REASONS:
         if any(isinstance(cause, kind) for cause in causes):
-            return reason, kind
+            return reason
     for cause in causes:
         status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else 0
         if status in _STATUS:
-            return _STATUS[status], type(cause)
+            return _STATUS[status]
         if status >= 500:
-            own = f"the Hub answers with an error of its own ({status}); try again later"
-            return own, type(cause)
-    return first_line(causes[-1]), type(causes[-1])
+            return f"the Hub answers with an error of its own ({status}); try again later"
+    if isinstance(error, LocalEntryNotFoundError):
+        return "the Hub cannot be reached, and the files are not in the cache"
+    if isinstance(error, EntryNotFoundError):
+        return "the repository has no such file"
+    return first_line(causes[-1])

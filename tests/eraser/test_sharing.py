@@ -142,7 +142,7 @@ def test_from_the_cache_it_loads_with_the_server_gone(hub, untrained, make_erase
     untrained.load_erasure(REPO)
     assert untrained.list_erasures()["car"].commit == hub.repos[REPO].commits[-1][0]
     assert len(hub.log) == asked
-    with pytest.raises(ErasureError, match="cannot be reached, and the file is not in the cache"):
+    with pytest.raises(ErasureError, match="cannot be reached, and the files are not in the cache"):
         EraserAdapter.from_pretrained("user/unknown")
 
 
@@ -272,21 +272,23 @@ def patient(monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
 
 
-@pytest.mark.parametrize("name", [CONFIG_NAME, Lora.file])
 @pytest.mark.parametrize(
-    ("method", "kind"),
+    ("path", "kind"),
     [
-        *(("HEAD", kind) for kind in ("hang up", "429", "503")),
-        *(("GET", kind) for kind in ("cut", "hang up", "429", "503", "other bytes", "short")),
+        *product(("/revision/", "/tree/"), ("cut", "hang up", "429", "503")),
+        *product(
+            (rf"/resolve/[^/]+/{CONFIG_NAME}", rf"/resolve/[^/]+/{Lora.file}"),
+            ("cut", "hang up", "429", "503", "other bytes", "short"),
+        ),
     ],
 )
 def test_a_download_that_fails_once_succeeds_or_is_refused(
-    hub, patient, untrained, make_eraser, name, kind, method
+    hub, patient, untrained, make_eraser, kind, path
 ):
     eraser = make_eraser(untrained.unet)
     eraser.push_to_hub(REPO)
     headers = {"Retry_After": 0} if kind == "429" else {}
-    hub.fail(method, rf"resolve/[^/]+/{name}", kind, **headers)
+    hub.fail("GET", path, kind, **headers)
     with suppress(ErasureError):
         assert same(EraserAdapter.from_pretrained(REPO), eraser)
     assert not hub.faults[0].times
@@ -297,10 +299,10 @@ def test_a_download_that_fails_once_succeeds_or_is_refused(
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("cut", "cannot be had from the Hub"),
+        ("cut", "it cannot be had from the Hub"),
         ("500", r"an error of its own \(500\); try again later"),
         ("429", "too many requests"),
-        ("short", "cannot be had from the Hub"),
+        ("short", "it cannot be had from the Hub"),
         ("other bytes", "other content than the Hub announced, twice; it was not kept"),
     ],
 )
@@ -341,8 +343,8 @@ def test_a_push_that_fails_is_whole_or_nothing(
         there = two
     except ErasureError:
         there = one
-    assert same(EraserAdapter.from_pretrained(REPO), there)
     hub.faults.clear()
+    assert same(EraserAdapter.from_pretrained(REPO), there)
     two.push_to_hub(REPO)
     assert same(EraserAdapter.from_pretrained(REPO), two)
 
