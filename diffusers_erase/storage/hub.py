@@ -95,7 +95,8 @@ def snapshot(source: str | Path, names: Sequence[str], **hub: Unpack[HubOptions]
     """
     subfolder, revision = hub.get("subfolder") or "", hub.get("revision")
     options: dict[str, Any] = {key: value for key, value in hub.items() if key != "subfolder"}
-    if revision is not None and not re.fullmatch(r"[^\x00-\x20\x7f~^:?*\[\\]+", revision):
+    known = re.fullmatch(r"[^\s~^:?*\[\\]{1,250}", revision or "main")
+    if revision == "" or not known or not known[0].isprintable():
         raise ErasureError(f"{revision!r:.99} is no revision; pass a branch, a tag or a commit.")
     folder = local_folder(source)
     if folder is not None:

@@ -1,4 +1,5 @@
 import os
+import tracemalloc
 
 import pytest
 import torch
@@ -65,3 +66,13 @@ def test_a_digest_knows_values_shapes_and_types():
     assert digest(one) != digest(two)
     two.load_state_dict(one.state_dict())
     assert digest(one) == digest(two)
+
+
+def test_digest_copies_no_tensor():
+    network = torch.nn.Linear(2048, 2048)
+    tracemalloc.start()
+    try:
+        digest(network, network.weight.bfloat16(), torch.zeros(0))
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
