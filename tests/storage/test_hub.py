@@ -14,7 +14,10 @@ from diffusers_erase.storage.hub import _is_damaged, files_of, local_folder, sna
     [
         ("", "There is no folder '', and it is no Hub id"),
         ("  ", "There is no folder '  ', and it is no Hub id"),
-        ("https://huggingface.co/user/name", "is an address; pass the repository's id, 'user/name'"),
+        (
+            "https://huggingface.co/user/name",
+            "is an address; pass the repository's id, 'user/name'",
+        ),
         ("http://hub.example/user/name/tree/main", "pass the repository's id, 'user/name'"),
         ("https://huggingface.co/name", "it is no Hub id"),
         ("no\nsuch/one", r"There is no folder 'no\\nsuch/one'"),
