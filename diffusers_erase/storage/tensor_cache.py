@@ -83,5 +83,5 @@ def digest(*content: Tensor | nn.Module) -> str:
         for name, tensor in tensors.items():
             hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             plain = tensor.detach().cpu().contiguous().reshape(-1)
-            hashed.update(plain.view(torch.uint8).numpy())
+            hashed.update(plain.view(torch.uint8).numpy().data)
     return hashed.hexdigest()
