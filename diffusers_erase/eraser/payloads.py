@@ -29,22 +29,18 @@ class Payload(Protocol):
     @property
     def rank(self) -> int:
         """The largest rank of a layer's change."""
-        ...
 
     def __str__(self) -> str:
         """What it is and how large, in a few words."""
-        ...
 
     def tensors(self) -> list[Tensor]:
         """All its numbers; the same weights in the same order."""
-        ...
 
     # --- files
 
     @classmethod
     def is_in(cls, names: Collection[str]) -> bool:
         """Whether a file with tensors of these names holds this kind of weights."""
-        ...
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -53,11 +49,9 @@ class Payload(Protocol):
         Raises:
             ErasureError: it is damaged, or exceeds the limits.
         """
-        ...
 
     def files(self, config: EraserConfig, repo_id: str) -> dict[str, bytes]:
         """Path in the repository -> content, of its own file and of copies for other programs."""
-        ...
 
     def usage(self, repo_id: str, files: Sequence[str]) -> list[str]:
         """Lines of the card that say what can be done with these files, in Markdown.
@@ -66,7 +60,6 @@ class Payload(Protocol):
             repo_id: name of the repository.
             files: paths of the repository's files.
         """
-        ...
 
     # --- the change of a denoiser
 
@@ -76,37 +69,30 @@ class Payload(Protocol):
         Raises:
             ErasureError: names the layer.
         """
-        ...
 
     def paths(self, denoiser: nn.Module) -> tuple[str, ...]:
         """The layers of a denoiser that it changes."""
-        ...
 
     def pair(self, path: str, product: Product) -> Factors:
         """A (rank x in) and B (out x rank) of one layer; `product` multiplies with its weight."""
-        ...
 
     # --- algebra
 
     @classmethod
     def summed(cls, several: Sequence[Self]) -> Self:
         """Σ_i D_i, with the sum of the ranks."""
-        ...
 
     def scaled(self, strength: float) -> Self:
         """D -> s D."""
-        ...
 
     def through(self, N: Tensor) -> Self:
         """D -> D N in the layers that read the text, N width x width."""
-        ...
 
     def compact(self, rank: int | None) -> tuple[Self, float]:
         """The same change with as few columns as it has, or its best form of a rank.
 
         argmin_{rank D' <= r} |D - D'|, and the share of the change's energy that is kept.
         """
-        ...
 
 
 PAYLOADS: dict[str, type[Payload]] = {kind.name: kind for kind in (Lora, TextMap)}

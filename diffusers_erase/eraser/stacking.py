@@ -1,4 +1,4 @@
-"""Several erasers as one: their exact sum, or the sum after each has been told of the others."""
+"""Several erasers as one: their exact sum, or a fusion that keeps each from the others' texts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -95,10 +95,10 @@ def fused(
     M = together + spare * spared.double().cpu()
     M = M + ridge * M.diagonal().mean() * torch.eye(len(M), dtype=M.dtype)
     if rest == "sum":
-        told = [torch.eye(len(M), dtype=M.dtype) - inverted(together - G, M, hold) for G in own]
+        reading = [torch.eye(len(M), dtype=M.dtype) - inverted(together - G, M, hold) for G in own]
     else:
-        told = [inverted(G, M, hold) for G in own]
-    fusion = summed([_through(eraser, N) for eraser, N in zip(erasers, told, strict=True)])
+        reading = [inverted(G, M, hold) for G in own]
+    fusion = summed([_through(eraser, N) for eraser, N in zip(erasers, reading, strict=True)])
     return replace(fusion, config=replace(fusion.config, recipe="gram fusion"))
 
 
