@@ -35,7 +35,7 @@ _DISABLED: WeakSet[nn.Module] = WeakSet()
 """Denoisers inside `erasures_disabled`: their erasers must not change, those of copies may."""
 
 ACTS = 0.99
-"""An eraser of which the weights hold this much acts; the rest is rounding in half precision."""
+"""Share of an eraser's change from which on it acts in full; half precision rounds the rest."""
 
 
 Source = str | Path | EraserAdapter
@@ -47,7 +47,7 @@ AnyMode = Literal["auto", "bake", "hook", "adapter"]
 
 @dataclass(frozen=True)
 class ErasureInfo:
-    """An eraser in force."""
+    """A loaded eraser, as `list_erasures` describes it."""
 
     concepts: tuple[ErasedConcept, ...]
     """What it erases, and what each is answered as."""
@@ -56,9 +56,9 @@ class ErasureInfo:
     source: str | None
     """The folder or Hub id it came from; None for an `EraserAdapter`."""
     commit: str | None
-    """Of the repository, where it came from the Hub."""
+    """The commit of the repository, if it came from the Hub."""
     interference: Mapping[str, float]
-    """Other eraser -> how much it does to this one's concept, as a share of what this one does."""
+    """Other eraser -> how much it changes this one's concept, as a share of what this one does."""
 
 
 @overload
@@ -100,7 +100,7 @@ def load_erasure(
     """Erase from now on what the eraser erases; returns the name it goes by.
 
     Erasers add up, in any order, and stay on whatever other adapters come and go. Of several in one
-    call all are loaded, or none. A warning tells where erasers disturb one another.
+    call all are loaded, or none. A warning names erasers that change one another's concepts.
 
     Args:
         pipe: a pipeline with a denoiser, or the denoiser.
@@ -115,9 +115,9 @@ def load_erasure(
             the calls for other adapters switch off.
         keep_base: whether the original weights are kept while erasers are in them: True beside the
             weights, "cpu" where a graphics card is short of memory, False not at all. Without them
-            the last unload gives the original weights up to rounding only, and
-            `verify_erasures` has nothing to compare with. For all erasers of the denoiser; as it
-            was if omitted, and True at first.
+            the last unload gives the original weights up to rounding only, and `verify_erasures`
+            knows only whether the weights are those that were written. For all erasers of the
+            denoiser; as it was if omitted, and True at first.
         **hub: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`, `force_download`.
 
     Raises:
@@ -125,7 +125,7 @@ def load_erasure(
             nothing is changed.
     """
     check_options("load_erasure", hub)
-    unet = _plain(Model.of(pipe).denoiser)
+    unet = _require_editable(Model.of(pipe).denoiser)
     if keep_base not in (True, False, "cpu", None):
         raise ErasureError(f'`keep_base` is True, False or "cpu"; got {keep_base!r}.')
     alone = isinstance(source, Source)
@@ -148,7 +148,10 @@ def load_erasure(
         came_from = None if isinstance(one, EraserAdapter) else str(one)
         loaded[key] = LoadedEraser(adapter, s, _mode(mode, unet, adapter), came_from, commit)
         found.append(key)
-    warnings = [*conflicts(Model.of(pipe), erasures, loaded, found), *_silenced(mode, found)]
+    warnings = [
+        *conflicts(Model.of(pipe), erasures, loaded, found),
+        *(f"{one!r}: {SWITCHED_OFF_BY}." for one in found if mode == "adapter"),
+    ]
     erasures.become(unet, loaded, keep_base)
     setattr(unet, _ATTRIBUTE, erasures)
     for warning in warnings:
@@ -157,23 +160,23 @@ def load_erasure(
 
 
 def unload_erasure(pipe: Any, name: str) -> None:
-    """Take one eraser off; after the last one the weights are the original ones bit for bit."""
-    unet = _plain(Model.of(pipe).denoiser)
+    """Unload one eraser; after the last one the weights are the original ones bit for bit."""
+    unet = _require_editable(Model.of(pipe).denoiser)
     erasures = _named(unet, name)
     erasures.become(unet, {k: v for k, v in erasures.loaded.items() if k != name})
 
 
 def unload_erasures(pipe: Any) -> None:
-    """Take all erasers off."""
-    unet = _plain(Model.of(pipe).denoiser)
+    """Unload all erasers."""
+    unet = _require_editable(Model.of(pipe).denoiser)
     _erasures(unet).become(unet, {})
 
 
 def list_erasures(pipe: Any) -> dict[str, ErasureInfo]:
     """Name -> what is erased, in the order of loading.
 
-    Interference is measured on text states, without sampling; it is empty where there is no text
-    encoder to ask.
+    Interference is measured on text states, without sampling; it is empty where the pipeline cannot
+    encode prompts.
     """
     model = Model.of(pipe)
     unet = model.denoiser
@@ -195,8 +198,8 @@ def list_erasures(pipe: Any) -> dict[str, ErasureInfo]:
 def set_erasure_strength(
     pipe: Any, name: str | Sequence[str], strength: float | Sequence[float]
 ) -> None:
-    """Change how strongly an eraser acts, or several: 0 is off, 1 as made."""
-    unet = _plain(Model.of(pipe).denoiser)
+    """Change the strength of one eraser or of several: 0 is off, 1 as made."""
+    unet = _require_editable(Model.of(pipe).denoiser)
     names = [name] if isinstance(name, str) else list(name)
     strengths = _each("strength", strength, len(names))
     loaded = dict(_erasures(unet).loaded)
@@ -217,16 +220,16 @@ def erasure_names(pipe: Any) -> tuple[str, ...]:
 def verify_erasures(pipe: Any) -> dict[str, float]:
     """Name -> how much of an eraser's change the weights hold now: 1 where it acts in full.
 
-    The weights' distance from the originals is told apart into the erasers' changes, so that what
-    others added (a fused style) does not count. Less than 1 means that somebody else wrote the
-    weights since, the base's own for example; to load the eraser anew puts it back.
+    The change of the weights is fitted by those of the erasers, so that what others added (a fused
+    style) does not count. Less than 1 means that somebody else wrote the weights since, the base's
+    own for example; loading the eraser anew restores it. nan means that it cannot be known.
     """
     unet = Model.of(pipe).denoiser
     return _erasures(unet).acting(unet)
 
 
 def export_erased(pipe: Any, folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Save the pipeline with its erasures in the weights for good; it is opened without us.
+    """Save the pipeline with its erasures in the weights, as a model that needs no diffusers_erase.
 
     Args:
         pipe: a pipeline.
@@ -237,10 +240,12 @@ def export_erased(pipe: Any, folder: str | Path, *, overwrite: bool = False) -> 
         ErasureError: nothing is erased, an eraser does not act in full, ordinary adapters are
             loaded (fuse and unload them first), or the folder cannot be written.
     """
-    denoiser = _plain(Model.of(pipe).denoiser)
-    there = Path(folder).absolute()
+    denoiser = _require_editable(Model.of(pipe).denoiser)
+    target = Path(folder).absolute()
     parts = tuple(name for name in getattr(pipe, "components", {}))
-    check_folder(there, overwrite=overwrite, marker="model_index.json", known=(*parts, "README.md"))
+    check_folder(
+        target, overwrite=overwrite, marker="model_index.json", known=(*parts, "README.md")
+    )
     if not _erasures(denoiser).loaded:
         raise ErasureError("No erasure is loaded: there is nothing to export but the base.")
     beside = [name for name, x in _erasures(denoiser).loaded.items() if x.mode != "bake"]
@@ -265,15 +270,15 @@ def export_erased(pipe: Any, folder: str | Path, *, overwrite: bool = False) -> 
             "Ordinary adapters are loaded, and would be saved apart from the weights; call "
             "`pipe.fuse_lora()` and `pipe.unload_lora_weights()`, or only the latter, first."
         )
-    with whole_folder(there) as draft:
+    with whole_folder(target) as draft:
         pipe.save_pretrained(draft, safe_serialization=True)
-    return there
+    return target
 
 
 def erasures_key(pipe: Any) -> list[list[str | float]]:
-    """The content of all erasers with their strengths, whatever they are called and in any order.
+    """Digests and strengths of all erasers, sorted; empty while they are disabled.
 
-    Empty while they are disabled: two pipelines with the same base and the same key draw alike.
+    Two pipelines with the same base and the same key draw alike, whatever the erasers are called.
     """
     return sorted(content(eraser) for eraser in _erasures(Model.of(pipe).denoiser).loaded.values())
 
@@ -284,7 +289,7 @@ def erasures_disabled(pipe: Any) -> Iterator[None]:
 
     Erasers cannot be loaded, unloaded or changed inside.
     """
-    unet = _plain(Model.of(pipe).denoiser)
+    unet = _require_editable(Model.of(pipe).denoiser)
     erasures = _erasures(unet)
     loaded = erasures.loaded
     erasures.become(unet, {})
@@ -313,10 +318,6 @@ def _read(source: Source, hub: HubOptions) -> tuple[EraserAdapter, str | None]:
     return EraserAdapter(payloads, config), commit
 
 
-def _silenced(mode: str, names: Sequence[str]) -> list[str]:
-    return [f"{name!r}: {SWITCHED_OFF_BY}." for name in names if mode == "adapter"]
-
-
 def _erasures(unet: nn.Module) -> Erasures:
     found: Erasures | None = getattr(unet, _ATTRIBUTE, None)
     return found or Erasures()
@@ -325,8 +326,8 @@ def _erasures(unet: nn.Module) -> Erasures:
 def _named(unet: nn.Module, name: str) -> Erasures:
     erasures = _erasures(unet)
     if name not in erasures.loaded:
-        there = ", ".join(map(repr, erasures.loaded)) or "none"
-        raise ErasureError(f"No erasure named {name!r} is loaded. Loaded: {there}.")
+        known = ", ".join(map(repr, erasures.loaded)) or "none"
+        raise ErasureError(f"No erasure named {name!r} is loaded. Loaded: {known}.")
     return erasures
 
 
@@ -336,7 +337,7 @@ def _require_same_text_encoder(model: Model, adapter: EraserAdapter) -> None:
     if not known or model.textless:
         return
     try:
-        there = torch.tensor(model.text_fingerprint(known["prompt"]))
+        found = torch.tensor(model.text_fingerprint(known["prompt"]))
     except Exception as error:
         warn(
             f"The eraser of '{adapter.config.title}' is loaded without a check that it was made "
@@ -344,19 +345,19 @@ def _require_same_text_encoder(model: Model, adapter: EraserAdapter) -> None:
             stacklevel=3,
         )
         return
-    then = torch.tensor(known["state"])
-    if len(there) != len(then) or (there - then).norm() > 0.1 * then.norm():
+    expected = torch.tensor(known["state"])
+    if len(found) != len(expected) or (found - expected).norm() > 0.1 * expected.norm():
         raise ErasureError(
             f"The text encoder reads {known['prompt']!r} otherwise than the one this eraser was "
-            "made for; it would erase something else here."
+            "made for, so that it would erase something else; load it on a model with that one."
         )
 
 
-def _plain(unet: nn.Module) -> nn.Module:
-    """The denoiser, unless its weights must not be touched now.
+def _require_editable(unet: nn.Module) -> nn.Module:
+    """The denoiser; raises if its erasers must not change now.
 
-    Erasures may be disabled for a while, or copies of the projections be in use, which no
-    eraser would reach.
+    Raises:
+        ErasureError: they are disabled, or fused copies of the projections are in use.
     """
     if unet in _DISABLED:
         raise ErasureError(
@@ -377,13 +378,13 @@ def _mode(mode: str, unet: nn.Module, adapter: EraserAdapter) -> Mode:
 
 
 def _each(what: str, given: Any, count: int) -> list[Any]:
-    """One for each of `count` erasers; a single number is for all."""
+    """A value for each of `count` erasers; a single number is for all."""
     if given is None or isinstance(given, float | int):
         return [given] * count
-    several = [given] if isinstance(given, str) else list(given)
-    if len(several) != count:
-        raise ErasureError(f"{count} erasers need {count} values for `{what}`; got {several!r}.")
-    return several
+    values = [given] if isinstance(given, str) else list(given)
+    if len(values) != count:
+        raise ErasureError(f"{count} erasers need {count} values for `{what}`; got {values!r}.")
+    return values
 
 
 def _finite(strength: float) -> float:

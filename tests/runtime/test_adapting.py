@@ -1,4 +1,4 @@
-"""Erasers as ordinary adapters: what they draw, what silences them, and how they are taken off."""
+"""Erasers as ordinary adapters: what they draw, what switches them off, how they are unloaded."""
 
 import pytest
 import torch
@@ -31,7 +31,9 @@ def same(unet, before):
     return after.keys() == before.keys() and all(torch.equal(after[k], before[k]) for k in after)
 
 
-def test_it_draws_what_the_weights_would_and_leaves_no_trace(untrained, make_eraser, picture):
+def test_adapter_mode_draws_what_bake_mode_draws_and_leaves_no_trace(
+    untrained, make_eraser, picture
+):
     before = state(untrained.unet)
     several = [
         make_eraser(untrained.unet, seed=1, scale=0.4, parts=("to_q", "to_k", "to_out.0")),
@@ -58,7 +60,7 @@ def test_it_draws_what_the_weights_would_and_leaves_no_trace(untrained, make_era
     assert not getattr(untrained.unet, "peft_config", {})
 
 
-def test_a_text_map_is_worn_as_the_lora_it_amounts_to(untrained, picture):
+def test_a_text_map_in_adapter_mode_is_the_lora_it_amounts_to(untrained, picture):
     eraser = erase(untrained, "car", vocabulary=Vocabulary(("oak", "cat", "van")), recipe="uce")
     untrained.load_erasure(eraser)
     baked = picture(untrained)
@@ -70,24 +72,26 @@ def test_a_text_map_is_worn_as_the_lora_it_amounts_to(untrained, picture):
     assert abs(both - baked).max() > 1e-4
 
 
-def test_what_silences_it_is_verified_and_the_next_change_puts_it_back(
+def test_verify_erasures_sees_an_adapter_switched_off_and_the_next_change_restores_it(
     untrained, make_eraser, picture, style
 ):
     untrained.load_erasure(make_eraser(untrained.unet, scale=0.4), mode="adapter")
-    for silence in (
+    for switch_off in (
         lambda: untrained.load_lora_weights(style, adapter_name="S"),
         lambda: untrained.set_adapters("S"),
         lambda: untrained.unload_lora_weights(),
     ):
         assert untrained.verify_erasures() == pytest.approx({"car": 1})
-        silence()
+        switch_off()
         assert untrained.verify_erasures() == {"car": 0}
         untrained.set_erasure_strength("car", 1.0)
     untrained.disable_lora()
     assert untrained.verify_erasures() == {"car": 0}
 
 
-def test_adapters_of_others_stay_as_they_are(untrained, make_eraser, picture, style):
+def test_adapter_mode_leaves_the_adapters_of_others_as_they_are(
+    untrained, make_eraser, picture, style
+):
     untrained.load_lora_weights(style, adapter_name="S")
     untrained.load_lora_weights(style, adapter_name="idle")
     untrained.set_adapters("S", 0.3)
@@ -102,12 +106,12 @@ def test_adapters_of_others_stay_as_they_are(untrained, make_eraser, picture, st
     assert abs(both - styled).max() > 1e-3
 
 
-def test_if_it_cannot_be_put_on_everything_is_as_it_was(
+def test_if_an_adapter_cannot_be_added_everything_is_as_it_was(
     untrained, make_eraser, picture, monkeypatch
 ):
     unet = untrained.unet
     untrained.load_erasure(make_eraser(unet, seed=1, concept="baked"))
-    untrained.load_erasure(make_eraser(unet, seed=2, concept="worn"), mode="adapter")
+    untrained.load_erasure(make_eraser(unet, seed=2, concept="adapted"), mode="adapter")
     before, drawn = state(unet), picture(untrained)
     load = type(unet).load_lora_adapter
 
@@ -119,9 +123,9 @@ def test_if_it_cannot_be_put_on_everything_is_as_it_was(
     monkeypatch.setattr(type(unet), "load_lora_adapter", failing)
     with pytest.raises(MemoryError):
         untrained.load_erasure(make_eraser(unet, seed=3), mode="adapter")
-    assert list(untrained.list_erasures()) == ["baked", "worn"]
+    assert list(untrained.list_erasures()) == ["baked", "adapted"]
     assert same(unet, before)
-    assert untrained.verify_erasures() == pytest.approx({"baked": 1, "worn": 1}, abs=1e-3)
+    assert untrained.verify_erasures() == pytest.approx({"baked": 1, "adapted": 1}, abs=1e-3)
     assert abs(picture(untrained) - drawn).max() == 0
 
 
@@ -129,7 +133,7 @@ def test_if_a_hook_refuses_adapters_and_weights_are_as_they_were(
     untrained, make_eraser, monkeypatch
 ):
     unet = untrained.unet
-    untrained.load_erasure(make_eraser(unet, seed=1, concept="worn"), mode="adapter")
+    untrained.load_erasure(make_eraser(unet, seed=1, concept="adapted"), mode="adapter")
     before = state(unet)
 
     def refuse(*_, **__):
@@ -139,15 +143,15 @@ def test_if_a_hook_refuses_adapters_and_weights_are_as_they_were(
     with pytest.raises(MemoryError):
         untrained.load_erasure(make_eraser(unet, seed=2), mode="hook")
     assert same(unet, before)
-    assert untrained.verify_erasures() == pytest.approx({"worn": 1})
+    assert untrained.verify_erasures() == pytest.approx({"adapted": 1})
 
 
-def test_modes_are_named(untrained, make_eraser):
+def test_load_erasure_lists_the_modes_for_an_unknown_one(untrained, make_eraser):
     with pytest.raises(ErasureError, match=r"No mode 'peft'.*auto, bake, hook, adapter"):
         untrained.load_erasure(make_eraser(untrained.unet), mode="peft")
 
 
-def test_names_that_peft_would_not_take_are_taken(untrained, make_eraser):
+def test_adapter_name_takes_names_that_peft_does_not(untrained, make_eraser):
     layers = projections(untrained.unet, ("to_k",))
     path, layer = next(iter(layers.items()))
     factors = {path: (torch.ones(1, layer.in_features), torch.ones(layer.out_features, 1))}

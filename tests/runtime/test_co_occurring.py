@@ -1,4 +1,4 @@
-"""What else people do to a model, before an eraser is loaded and after: the eraser acts."""
+"""Erasers beside other changes of a model, made before they are loaded or after."""
 
 import copy
 
@@ -41,10 +41,10 @@ def with_a_learnt_word(pipe):
 
 
 def with_an_image_prompt(pipe):
-    zoo.load_image_prompt(pipe.unet)  # the picture's embedding is handed in below
+    zoo.load_image_prompt(pipe.unet)  # the test passes the embedding of the picture
 
 
-HAPPENINGS = [
+CHANGES = [
     compiled_in_place,
     compiled_around,
     offloaded_in_groups,
@@ -62,32 +62,34 @@ def own(untrained, untrained_parts):
     return untrained
 
 
-@pytest.mark.parametrize("happening", HAPPENINGS)
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize("mode", ["auto", "hook"])
-def test_it_acts_whatever_else_was_or_is_done(own, make_eraser, picture, happening, before, mode):
+def test_an_eraser_acts_beside_other_changes_of_the_model(
+    own, make_eraser, picture, change, before, mode
+):
     pipe, other = own, copy.deepcopy(own)
     eraser = make_eraser(pipe.unet, parts=("to_q", "to_k", "to_v", "to_out.0"), scale=0.4, seed=1)
     options = {}
     prompt = "a photo of a red car"
-    if happening is with_an_image_prompt:
+    if change is with_an_image_prompt:
         options = {"ip_adapter_image_embeds": [torch.ones(2, 1, 16)]}
-    if happening is with_a_learnt_word:
+    if change is with_a_learnt_word:
         prompt = "a photo of a <thing> car"
     for path in eraser.factors:
         linear(other.unet, path).weight.data += eraser.delta(path)
-    happening(other)
+    change(other)
     expected = picture(other, prompt, **options)
     if before:
-        happening(pipe)
+        change(pipe)
         plain = picture(pipe, prompt, **options)
         assert abs(plain - expected).max() > 1e-3
         pipe.load_erasure(eraser, mode=mode)
     else:
         pipe.load_erasure(eraser, mode=mode)
-        happening(pipe)
+        change(pipe)
     assert abs(picture(pipe, prompt, **options) - expected).max() < 1e-4
-    if mode == "hook" or (before and happening is offloaded_to_nowhere):
+    if mode == "hook" or (before and change is offloaded_to_nowhere):
         assert pipe.list_erasures()["car"].mode == "hook"
     if before:
         pipe.unload_erasures()

@@ -1,4 +1,4 @@
-"""Erasers beside the weights: the same pictures, and nothing written."""
+"""Erasers in hooks: the same pictures as in the weights, and no weight is written."""
 
 import copy
 
@@ -11,7 +11,7 @@ from diffusers_erase.models.architectures import projections
 from diffusers_erase.runtime import hooking
 
 
-# random erasers disturb one another, and loading them says so
+# random erasers interfere, and loading warns of it
 pytestmark = pytest.mark.filterwarnings("ignore:The eraser")
 
 
@@ -19,7 +19,7 @@ def hooks(unet):
     return sum(len(layer._forward_hooks) for layer in projections(unet).values())
 
 
-def test_a_hook_draws_what_the_weights_would_and_writes_none(untrained, make_eraser, picture):
+def test_hook_mode_draws_what_bake_mode_draws_and_writes_no_weight(untrained, make_eraser, picture):
     unet = untrained.unet
     before = {k: v.clone() for k, v in unet.state_dict().items()}
     base = picture(untrained)
@@ -45,7 +45,7 @@ def test_a_hook_draws_what_the_weights_would_and_writes_none(untrained, make_era
     assert abs(picture(untrained) - base).max() == 0
 
 
-def test_a_map_of_the_text_is_hooked_by_asking_the_layers(untrained, picture):
+def test_a_text_map_in_hook_mode_draws_what_it_draws_in_bake_mode(untrained, picture):
     words = Vocabulary(("truck", "oak", "cat"))
     eraser = erase(untrained, "car", target="truck", vocabulary=words, recipe="uce")
     untrained.load_erasure(eraser)
@@ -56,7 +56,7 @@ def test_a_map_of_the_text_is_hooked_by_asking_the_layers(untrained, picture):
 
 
 @pytest.mark.parametrize("modes", [("hook", "hook"), ("bake", "hook"), ("hook", "bake")])
-def test_maps_add_up_whichever_way_each_is_put_on(untrained, picture, modes):
+def test_text_maps_add_up_in_whatever_modes(untrained, picture, modes):
     words = Vocabulary(("truck", "oak", "fish"))
     several = [
         erase(untrained, name, target="truck", vocabulary=words, recipe="uce").portable
@@ -72,7 +72,7 @@ def test_maps_add_up_whichever_way_each_is_put_on(untrained, picture, modes):
     assert abs(picture(untrained, "a car and a cat") - baked).max() < 1e-5
 
 
-def test_a_map_with_factors_of_another_model_is_hooked_by_the_map(untrained, picture):
+def test_a_text_map_with_a_lora_of_another_model_acts_by_the_map_in_hook_mode(untrained, picture):
     words = Vocabulary(("truck", "oak", "fish"))
     eraser = erase(untrained, "car", target="truck", vocabulary=words, recipe="uce")
     for layer in projections(untrained.unet, ("to_k", "to_v")).values():
@@ -85,7 +85,7 @@ def test_a_map_with_factors_of_another_model_is_hooked_by_the_map(untrained, pic
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_weights_in_eight_bits_are_hooked_by_themselves(untrained, make_eraser, picture):
+def test_auto_mode_hooks_weights_in_eight_bits(untrained, make_eraser, picture):
     """Real layerwise casting: stored in float8, computed in float32."""
     eraser = make_eraser(untrained.unet, scale=0.4)
     for parameter in untrained.unet.parameters():
@@ -107,7 +107,7 @@ def test_weights_in_eight_bits_are_hooked_by_themselves(untrained, make_eraser, 
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_it_moves_to_another_precision_with_the_model(untrained, make_eraser, half):
+def test_a_hook_follows_the_model_to_another_precision(untrained, make_eraser, half):
     layer = next(iter(projections(untrained.unet, ("to_v",)).values()))
     x = torch.randn(3, layer.in_features)
     untrained.load_erasure(make_eraser(untrained.unet, scale=0.4), mode="hook")
@@ -118,7 +118,7 @@ def test_it_moves_to_another_precision_with_the_model(untrained, make_eraser, ha
     assert torch.allclose(said.float(), exact, atol=0.1, rtol=0.05)
 
 
-def test_a_copy_has_hooks_of_its_own(untrained, make_eraser, picture):
+def test_a_copy_of_the_denoiser_has_hooks_of_its_own(untrained, make_eraser, picture):
     untrained.load_erasure(make_eraser(untrained.unet, scale=0.4), mode="hook")
     erased, mine = picture(untrained), untrained.unet
     other = copy.deepcopy(mine)
@@ -129,7 +129,7 @@ def test_a_copy_has_hooks_of_its_own(untrained, make_eraser, picture):
     assert hooks(other) == 0
 
 
-def test_a_compiled_model_hears_of_the_first_hook(untrained, make_eraser, picture):
+def test_a_compiled_model_is_compiled_anew_for_the_first_hook(untrained, make_eraser, picture):
     untrained.unet.compile(backend="eager")
     base = picture(untrained)
     untrained.load_erasure(make_eraser(untrained.unet, scale=0.4), mode="bake")
@@ -143,7 +143,9 @@ def test_a_compiled_model_hears_of_the_first_hook(untrained, make_eraser, pictur
     assert abs(picture(untrained) - base).max() < 1e-6
 
 
-def test_what_hooks_cannot_reach_is_said(untrained, make_eraser, tmp_path):
+def test_export_erased_refuses_hooks_and_verify_erasures_counts_missing_ones(
+    untrained, make_eraser, tmp_path
+):
     untrained.load_erasure(make_eraser(untrained.unet), mode="hook")
     with pytest.raises(ErasureError, match="In hooks and not in the weights"):
         untrained.export_erased(tmp_path / "erased")

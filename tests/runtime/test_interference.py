@@ -1,4 +1,4 @@
-"""Where erasers get in each other's way: said from text states, before any picture."""
+"""Interference between erasers, measured on text states before any picture is drawn."""
 
 import math
 from dataclasses import replace
@@ -83,7 +83,7 @@ def test_maps_and_the_loras_they_amount_to_interfere_alike(untrained):
         assert found[0][name] == pytest.approx(found[1][name], rel=1e-4)
 
 
-def test_one_alone_is_disturbed_by_nothing_and_one_that_is_off_disturbs_nothing(
+def test_interference_is_empty_for_one_eraser_and_beside_one_of_strength_zero(
     untrained, make_eraser
 ):
     untrained.load_erasure(make_eraser(untrained.unet))
@@ -94,8 +94,8 @@ def test_one_alone_is_disturbed_by_nothing_and_one_that_is_off_disturbs_nothing(
 
 
 @pytest.mark.filterwarnings("ignore:The eraser")
-def test_it_is_told_that_an_answer_is_itself_erased(untrained, make_eraser):
-    untrained.load_erasure(make_eraser(untrained.unet))  # answered as `truck`
+def test_loading_warns_of_a_target_that_another_eraser_erases(untrained, make_eraser):
+    untrained.load_erasure(make_eraser(untrained.unet))  # its target is `truck`
     truck = make_eraser(untrained.unet, seed=3, concept="lorry")
     erased = ErasedConcept("lorry", synonyms=("truck",))
     truck = replace(truck, config=replace(truck.config, concepts=(erased,)))
@@ -103,7 +103,7 @@ def test_it_is_told_that_an_answer_is_itself_erased(untrained, make_eraser):
         untrained.load_erasure(truck)
 
 
-def test_without_a_text_encoder_nothing_is_said(untrained, make_eraser):
+def test_interference_is_empty_without_a_text_encoder(untrained, make_eraser):
     from diffusers_erase import list_erasures, load_erasure
 
     load_erasure(untrained.unet, make_eraser(untrained.unet))
@@ -112,7 +112,9 @@ def test_without_a_text_encoder_nothing_is_said(untrained, make_eraser):
 
 
 @pytest.mark.filterwarnings("ignore:The eraser")
-def test_another_concept_under_the_same_name_is_measured_anew(untrained, make_eraser):
+def test_interference_of_another_concept_under_the_same_name_is_measured_anew(
+    untrained, make_eraser
+):
     several = [make_eraser(untrained.unet, seed=k, concept=c) for k, c in enumerate("xyz")]
     several = [
         replace(e, config=replace(e.config, concepts=(ErasedConcept(c),)))
@@ -130,7 +132,7 @@ def test_another_concept_under_the_same_name_is_measured_anew(untrained, make_er
 
 
 @pytest.mark.filterwarnings("ignore:The eraser")
-def test_what_is_offloaded_is_listed_and_not_verified(untrained, make_eraser):
+def test_offloaded_erasers_are_listed_and_verified_as_unknown(untrained, make_eraser):
     untrained.load_erasure([make_eraser(untrained.unet, seed=k) for k in (1, 2)], ["a", "b"])
     known = untrained.list_erasures()
     cpu_offload(untrained.unet, execution_device=torch.device("cpu"))
@@ -195,7 +197,7 @@ def test_a_latent_upscaler_reads_other_states_of_the_same_encoder_and_has_eraser
     assert pipe.verify_erasures() == pytest.approx({"car": 1}, abs=1e-4)
 
 
-def test_it_is_known_where_an_eraser_came_from(untrained, make_eraser, tmp_path):
+def test_list_erasures_names_the_folder_an_eraser_came_from(untrained, make_eraser, tmp_path):
     folder = make_eraser(untrained.unet).save_pretrained(tmp_path / "car")
     untrained.load_erasure(folder)
     (found,) = untrained.list_erasures().values()

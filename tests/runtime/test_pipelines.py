@@ -1,4 +1,4 @@
-"""Every pipeline of Stable Diffusion 1, 2 and XL: erased as its weights say, and back."""
+"""Erasers on the pipelines of Stable Diffusion 1, 2 and XL draw as the added weights do."""
 
 import copy
 
@@ -105,7 +105,9 @@ def made(request, untrained):
 
 
 @pytest.mark.parametrize("mode", ["bake", "hook"])
-def test_erased_as_the_weights_say_and_back_bit_for_bit(made, make_eraser, mode):
+def test_load_erasure_draws_as_added_weights_do_and_unloading_restores_all_bits(
+    made, make_eraser, mode
+):
     pipe, options, unet = made
     one = make_eraser(unet, seed=1, parts=("to_q", "to_k", "to_v", "to_out.0"), scale=0.3)
     two = make_eraser(unet, seed=2, concept="cat", scale=0.3)

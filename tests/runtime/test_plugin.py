@@ -10,7 +10,7 @@ from diffusers_erase import ErasureError, erase, list_erasures, load_erasure
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.evaluation.graph import require_no_erasers
-from diffusers_erase.making.request import check_bare
+from diffusers_erase.making.request import require_erasable
 from diffusers_erase.models.architectures import projections
 from diffusers_erase.models.model import Model
 from diffusers_erase.runtime import loaded_eraser
@@ -18,7 +18,7 @@ from diffusers_erase.runtime.plugin import erasure_names
 from tests import zoo
 
 
-# random erasers disturb one another, and loading them says so
+# random erasers interfere, and loading warns of it
 pytestmark = pytest.mark.filterwarnings("ignore:The eraser")
 
 
@@ -224,7 +224,7 @@ def test_erasure_names_are_known_without_encoding_or_hashing(untrained, make_era
     monkeypatch.setattr(loaded_eraser, "digest", fail)
     assert erasure_names(untrained) == ("b", "a")
     with pytest.raises(ErasureError, match=r"erasures loaded \(b, a\)"):
-        check_bare(Model.of(untrained))
+        require_erasable(Model.of(untrained))
     with pytest.raises(ErasureError, match="has erasers loaded"):
         require_no_erasers(untrained)
     with untrained.erasures_disabled():
@@ -368,7 +368,7 @@ def test_fused_projections_are_refused_until_they_are_unfused(untrained, make_er
     assert abs(picture(untrained) - erased).max() < 1e-4
 
 
-def test_nothing_changes_while_erasures_are_disabled(untrained, make_eraser):
+def test_erasers_cannot_be_loaded_inside_erasures_disabled(untrained, make_eraser):
     untrained.load_erasure(make_eraser(untrained.unet))
     with untrained.erasures_disabled(), pytest.raises(ErasureError, match="after the `with` block"):
         untrained.load_erasure(make_eraser(untrained.unet, seed=1), name="second")
@@ -384,7 +384,7 @@ def test_a_trip_through_half_precision_is_no_foreign_change(untrained, make_eras
     assert equal(untrained.unet, wanted)
 
 
-def test_several_are_loaded_at_once_or_none(untrained, make_eraser):
+def test_load_erasure_loads_all_of_several_or_none(untrained, make_eraser):
     unet, before = untrained.unet, weights(untrained.unet)
     one, two = (make_eraser(unet, seed=k, concept=name) for k, name in enumerate(("car", "cat")))
     assert untrained.load_erasure([one, two], strength=[1.0, 0.5]) == ["car", "cat"]
@@ -416,7 +416,7 @@ def exact_from(before, unet, *erasers):
     return exact(clean, *erasers)
 
 
-def test_it_is_verified_that_erasers_act_on_the_weights_as_they_are(untrained, make_eraser):
+def test_verify_erasures_measures_the_weights_as_they_are(untrained, make_eraser):
     unet = untrained.unet
     base = {k: v.clone() for k, v in unet.state_dict().items()}
     several = [make_eraser(unet, seed=k, concept=str(k)) for k in range(3)]
@@ -433,13 +433,13 @@ def test_it_is_verified_that_erasers_act_on_the_weights_as_they_are(untrained, m
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_rounding_to_half_precision_is_no_missing_force(untrained, make_eraser, half):
+def test_verify_erasures_is_one_after_rounding_to_half_precision(untrained, make_eraser, half):
     untrained.load_erasure(make_eraser(untrained.unet))
     untrained.unet.to(half)
     assert untrained.verify_erasures()["car"] == pytest.approx(1, abs=0.01)
 
 
-def test_an_exported_model_is_erased_for_good_and_opened_without_us(
+def test_export_erased_saves_a_plain_model_with_the_erasure_in_its_weights(
     untrained, make_eraser, picture, tmp_path
 ):
     with pytest.raises(ErasureError, match="nothing to export"):
@@ -475,7 +475,7 @@ def test_export_erased_without_the_originals_wants_the_weights_as_they_were_writ
     assert not (tmp_path / "broken").exists()
 
 
-def test_ordinary_adapters_are_not_exported_by_accident(untrained, make_eraser, tmp_path):
+def test_export_erased_refuses_ordinary_adapters(untrained, make_eraser, tmp_path):
     style = make_eraser(untrained.unet, seed=2, concept="style").save_pretrained(tmp_path / "style")
     untrained.load_erasure(make_eraser(untrained.unet))
     untrained.load_lora_weights(style, adapter_name="S")
@@ -485,7 +485,9 @@ def test_ordinary_adapters_are_not_exported_by_accident(untrained, make_eraser, 
     assert untrained.export_erased(tmp_path / "erased").is_dir()
 
 
-def test_a_slip_of_the_pen_is_no_option_of_the_hub(untrained, make_eraser, tmp_path):
+def test_load_erasure_refuses_unknown_options_and_suggests_near_ones(
+    untrained, make_eraser, tmp_path
+):
     folder = make_eraser(untrained.unet).save_pretrained(tmp_path / "car")
     with pytest.raises(TypeError, match="'strengths'; did you mean 'strength'"):
         untrained.load_erasure(folder, strengths=0.5)

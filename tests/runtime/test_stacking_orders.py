@@ -1,7 +1,7 @@
-"""In whatever order others load, scale, fuse and drop their adapters: the eraser is in force.
+"""An eraser acts in whatever order others load, scale, fuse and unload their adapters.
 
 Every call is made on two models: on one with `load_erasure`, on the other the weights are added up
-by hand. After each call both must say the same.
+by hand. After each call both must predict the same noise.
 """
 
 import copy
@@ -75,7 +75,7 @@ def style_folder(tmp_path_factory):
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(calls=orders())
-def test_it_is_as_if_the_weights_had_been_added_up(
+def test_an_eraser_among_adapters_acts_as_if_added_to_the_weights_by_hand(
     mode, calls, untrained, make_eraser, style_folder
 ):
     if not style_folder.exists():

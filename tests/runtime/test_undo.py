@@ -1,4 +1,4 @@
-"""Whatever was loaded, changed and unloaded: in the end the weights are the original ones."""
+"""After any sequence of loading, changing and unloading the weights are the original ones."""
 
 import copy
 import math
@@ -96,7 +96,7 @@ def test_the_last_unload_gives_back_the_original_weights_bit_for_bit(
     check()
 
 
-def test_without_the_originals_they_come_back_up_to_rounding(untrained, make_eraser):
+def test_keep_base_false_gives_the_original_weights_back_up_to_rounding(untrained, make_eraser):
     unet = untrained.unet
     before = {k: v.clone() for k, v in unet.state_dict().items()}
     T = TextMap(*(torch.randn(128, 2).double() * 0.1 for _ in "UV"))
@@ -120,7 +120,7 @@ def test_without_the_originals_they_come_back_up_to_rounding(untrained, make_era
         assert torch.allclose(found, before[key] + apart, atol=2e-6), key
 
 
-def test_originals_may_stay_on_the_cpu_and_be_given_up_later(untrained, make_eraser):
+def test_keep_base_keeps_the_originals_on_the_cpu_or_not_at_all(untrained, make_eraser):
     unet = untrained.unet
     load_erasure(unet, make_eraser(unet, seed=1), name="a", keep_base="cpu")
     load_erasure(unet, make_eraser(unet, seed=2), name="b")
@@ -132,7 +132,7 @@ def test_originals_may_stay_on_the_cpu_and_be_given_up_later(untrained, make_era
         load_erasure(unet, make_eraser(unet, seed=4), name="d", keep_base="disk")
 
 
-def test_what_is_kept_is_as_large_as_the_touched_layers(untrained, make_eraser):
+def test_kept_weights_are_as_large_as_the_changed_layers(untrained, make_eraser):
     unet = untrained.unet
     load_erasure(unet, make_eraser(unet))
     for path, known in unet._erasures.backends["bake"].layers.items():
