@@ -1,4 +1,4 @@
-"""Every benchmark script is imported, so that a renamed symbol is found before somebody runs one."""
+"""Every benchmark script is imported, so that none is left behind when a symbol is renamed."""
 
 import importlib
 import sys

@@ -64,9 +64,11 @@ def train(
         int | None,
         typer.Option("--steps", "--max-train-steps", help="If not the recipe's, as all below."),
     ] = None,
-    batch: Annotated[int | None, typer.Option("--train-batch-size", help="Latents a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of Adam.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Of the LoRA.")] = None,
+    batch: Annotated[
+        int | None, typer.Option("--train-batch-size", help="Latents in a training step.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Learning rate of Adam.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the LoRA.")] = None,
     gradient_accumulation_steps: Annotated[
         int | None, typer.Option(help="Minibatches a step, where memory is short.")
     ] = None,
@@ -81,7 +83,7 @@ def train(
     report_to: Annotated[str | None, typer.Option(help="A tracker, such as tensorboard.")] = None,
     logging_dir: Annotated[Path, typer.Option(help="Folder for the tracker.")] = Path("logs"),
     seed: Seed = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Train an eraser, or a file of them, and save it."""
@@ -189,7 +191,9 @@ def edit(
         str,
         typer.Option(help="closed-form, uce, uce-tensor, rece, speed, mace-cfr, realera or leace."),
     ] = "closed-form",
-    rank: Annotated[int | None, typer.Option(help="Of the eraser, if not the recipe's.")] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Rank of the eraser, if not the recipe's.")
+    ] = None,
     portable: Annotated[
         bool,
         typer.Option("--portable", help="A text map alone, for all models with this text encoder."),
@@ -197,7 +201,7 @@ def edit(
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Solve for an eraser in closed form: seconds, no pictures, no UNet."""
+    """Solve for an eraser in closed form: it takes seconds and needs no UNet."""
     from huggingface_hub.constants import HF_HOME
 
     from diffusers_erase.cli.training_runs import summary_of, with_numbers
@@ -234,10 +238,10 @@ def edit(
 def stack(
     erasers: Annotated[list[str], typer.Argument(help="Folders or Hub ids.")],
     output: Annotated[
-        Path, typer.Option("--output", "--output-dir", "-o", help="Folder for the one of all.")
+        Path, typer.Option("--output", "--output-dir", "-o", help="Folder for the stacked eraser.")
     ],
     fusion: Annotated[
-        str, typer.Option(help="'sum', exactly, or 'gram', in which they know of one another.")
+        str, typer.Option(help="'sum', which is exact, or 'gram', in which they interfere less.")
     ] = "sum",
     strength: Annotated[
         list[float] | None, typer.Option(help="One for each eraser, in their order; 1 if omitted.")
@@ -247,14 +251,14 @@ def stack(
         Path | None, typer.Option(help="Words that fusion spares, one a line.")
     ] = None,
     model: Annotated[
-        str, typer.Option(help="Whose text encoder fusion and protection ask.")
+        str, typer.Option(help="Model whose text encoder fusion and protection use.")
     ] = "playground",
     rank: Annotated[
         int | None, typer.Option(help="Largest; as high as need be if omitted.")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make one eraser of several."""
+    """Combine several erasers into one."""
     from diffusers_erase.concepts import Vocabulary
     from diffusers_erase.eraser.adapter import check_output
     from diffusers_erase.making.stacked import stack as stacked

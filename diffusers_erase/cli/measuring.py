@@ -24,9 +24,9 @@ DetectorName = Annotated[
         "labels, or 'nudenet'; <model> is a Hub id or a folder."
     ),
 ]
-Steps = Annotated[int | None, typer.Option(min=1, help="Of the sampler.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Sampling steps.")]
 Guidance = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")]
-Batch = Annotated[int, typer.Option(min=1, help="Pictures at once.")]
+Batch = Annotated[int, typer.Option(min=1, help="Pictures in a batch.")]
 Pictures = Annotated[
     int | None, typer.Option(min=1, help="Of the target, or of each concept of a graph.")
 ]
@@ -164,7 +164,7 @@ def graph(
 
 
 def continual(
-    erasers: Annotated[list[str], typer.Argument(help="In the order of erasing.")],
+    erasers: Annotated[list[str], typer.Argument(help="Erasers in the order of loading.")],
     protocol: Annotated[
         Path | None, typer.Option(help="YAML with `families`; the playground's if left out.")
     ] = None,

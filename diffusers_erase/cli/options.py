@@ -1,4 +1,4 @@
-"""What several commands share: options, and opening a model."""
+"""Options that several commands share, and how a model is opened."""
 
 from typing import Annotated, Any
 
@@ -11,16 +11,18 @@ Model = Annotated[
     str, typer.Option(help="'playground', a folder, or a Hub id of a Stable Diffusion pipeline.")
 ]
 Kind = Annotated[str, typer.Option(help="'object', 'style', 'person' or 'attribute'.")]
-Synonym = Annotated[list[str] | None, typer.Option(help="Another name of it; may be repeated.")]
+Synonym = Annotated[
+    list[str] | None, typer.Option(help="Another name of the concept; may be repeated.")
+]
 Protect = Annotated[
     list[str] | None, typer.Option(help="A prompt that must not change at all; repeatable.")
 ]
-Seed = Annotated[int, typer.Option(help="Start of all chance.")]
+Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 
 
 def opened_model(model: str, **parts: Any) -> Any:
-    """The pipeline a user named; `parts` are passed on, such as `unet=None`."""
+    """The pipeline of that name; `parts` go to `from_pretrained`, such as `unet=None`."""
     if model == "playground":
         from diffusers_erase.playground import load_pipeline
 
@@ -30,20 +32,19 @@ def opened_model(model: str, **parts: Any) -> Any:
     try:
         pipe = DiffusionPipeline.from_pretrained(model, use_safetensors=True, **parts)
     except (OSError, ValueError) as error:
-        said = first_line(error)
-        raise ErasureError(f"Cannot open the model '{model}': {said}.") from error
+        raise ErasureError(f"Cannot open the model '{model}': {first_line(error)}.") from error
     return pipe.to(device())
 
 
 def without_denoiser(model: str) -> dict[str, None]:
-    """Parts of a pipeline to leave out where its texts are enough."""
+    """Arguments of `opened_model` that leave out all but text encoders and tokenizers."""
     from diffusers_erase.models.weight_files import denoiser_name
 
     return {} if model == "playground" else {denoiser_name(model): None, "vae": None}
 
 
 def own_words(model: str, kind: str) -> Any:
-    """The vocabulary of the playground; None for other models, whose words nobody listed."""
+    """The playground's vocabulary of that kind; None for other models."""
     if model != "playground":
         return None
     from diffusers_erase.concepts import Vocabulary
@@ -54,7 +55,7 @@ def own_words(model: str, kind: str) -> Any:
 
 
 def device() -> str:
-    """Where to compute."""
+    """The device to compute on: CUDA if there is one."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

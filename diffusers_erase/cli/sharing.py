@@ -11,11 +11,11 @@ from diffusers_erase.errors import ErasureError, shown
 
 Source = Annotated[str, typer.Argument(help="A folder or a Hub id.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit.")]
-Token = Annotated[str | None, typer.Option(help="Of the Hub, if not the one of your login.")]
+Token = Annotated[str | None, typer.Option(help="Hub token, if not that of your login.")]
 
 
 def info(source: Source, revision: Revision = None, token: Token = None) -> None:
-    """Tell what an eraser erases and how it was made, without fetching its weights."""
+    """Print what an eraser erases and how it was made, without downloading its weights."""
     from diffusers_erase.eraser.inspection import inspect_eraser
 
     facts = inspect_eraser(source, revision=revision, token=token)
@@ -27,11 +27,11 @@ def info(source: Source, revision: Revision = None, token: Token = None) -> None
     rows = {
         "recipe": config.recipe,
         "base model": config.base_model or "not recorded",
-        "made for": _told(config.fingerprint),
+        "made for": _joined(config.fingerprint),
         "size": f"{facts.layers} layers, rank {config.rank}, {facts.numbers:,} numbers of type "
         + ", ".join(facts.dtypes),
         "format": f"{config.format}: {', '.join(config.payloads)}",
-        "made with": _told(config.versions),
+        "made with": _joined(config.versions),
         "commit": facts.commit,
         "files": ", ".join(facts.files),
     }
@@ -50,7 +50,7 @@ def verify(
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Check an eraser whole, format, files and numbers; and against a model if one is named."""
+    """Check format, files and numbers of an eraser, and that it fits a model if one is named."""
     from diffusers_erase.eraser.inspection import verify_eraser
 
     for line in verify_eraser(
@@ -60,11 +60,13 @@ def verify(
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(help="Of an eraser.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of an eraser.")],
     repo_id: Annotated[str, typer.Argument(help="user/name, on the Hub.")],
-    private: Annotated[bool, typer.Option("--private", help="If it is a new one.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository private.")
+    ] = False,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="As a pull request.")] = False,
-    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
     results: Annotated[
         Path | None, typer.Option(help="`results.jsonl` of an evaluation, for the card.")
     ] = None,
@@ -98,7 +100,7 @@ def pull(
     token: Token = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fetch an eraser from the Hub into a folder, file by file as it is there."""
+    """Download an eraser from the Hub into a folder, its files unchanged."""
     from diffusers_erase.eraser.adapter import check_output
     from diffusers_erase.eraser.files import copied
     from diffusers_erase.storage.atomic import whole_folder
@@ -110,10 +112,10 @@ def pull(
 
 
 def find(
-    concept: Annotated[str | None, typer.Option(help="What they erase.")] = None,
+    concept: Annotated[str | None, typer.Option(help="Concept that is erased.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Hub id of the model.")] = None,
-    author: Annotated[str | None, typer.Option(help="Whose.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most.")] = 100,
+    author: Annotated[str | None, typer.Option(help="Hub user or organisation.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Largest number of results.")] = 100,
     token: Token = None,
 ) -> None:
     """List erasers on the Hub."""
@@ -131,5 +133,5 @@ def find(
         typer.echo("None.")
 
 
-def _told(mapping: Any) -> str:
+def _joined(mapping: Any) -> str:
     return ", ".join(f"{shown(name)} {shown(value)}" for name, value in mapping.items())

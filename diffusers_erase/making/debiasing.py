@@ -1,4 +1,4 @@
-"""debias(): a concept keeps its name and loses its habit, such as boats that are always at sea."""
+"""`debias()`: an eraser that balances attributes of a concept, such as the places of boats."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -61,20 +61,20 @@ def debias(
 
     Args:
         pipe: a pipeline without erasures.
-        concept: what shall keep its name.
+        concept: the concept whose pictures are balanced.
         attributes: words (`red`), or phrases with `{}` for the concept (`{} at night`).
         observe: draws with an eraser on (or without: None), and counts.
         goal: the share each attribute should have; equal shares if left out.
-        vocabulary: other concepts, to be spared.
-        keep: prompts to be spared.
-        rounds: at most so many.
+        vocabulary: other concepts, which are kept.
+        keep: prompts that stay as they are, approximately.
+        rounds: largest number of rounds.
         step: of the amounts a_k, for a share that is off by one.
-        tolerance: on the largest difference of a share from its goal; then it is done.
+        tolerance: largest difference of a share from its goal at which the rounds end.
         recipe: numbers of the edit.
 
     Raises:
-        ErasureError: fewer than two attributes, a goal that is no share, a pipeline that wears
-            erasers, or counts that are not one share for each attribute.
+        ErasureError: fewer than two attributes, a goal that is no share, a pipeline with erasers
+            loaded, or counts that are not one share for each attribute.
     """
     words = as_vocabulary(vocabulary)
     names = as_strings("attributes", attributes)

@@ -1,4 +1,4 @@
-"""Several erasers as one file: their exact sum, or told of one another."""
+"""`stack()`: several erasers as one, by their exact sum or by Gram fusion."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,14 +27,14 @@ def stack(
     spare: float = SPARE,
     rank: int | None = None,
 ) -> EraserAdapter:
-    """One eraser that does what several do together.
+    """One eraser in the place of several.
 
     As a sum it is exact, W + Σ_i s_i B_i A_i, by concatenation, in as few columns as that has. Gram
-    fusion lets none of them disturb what another one does to its own concept: `stacking.fused`.
+    fusion solves each A again so that it changes the other concepts least (`stacking.fused`).
 
     Args:
         erasers: folders, Hub ids or erasers, of one base.
-        pipe: whose text encoder is asked; a sum without `protect` needs none.
+        pipe: the pipeline whose text encoder is used; a sum without `protect` needs none.
         fusion: `sum` or `gram`.
         strengths: one for each eraser; 1 if omitted.
         protect: prompts that the stack is not to change at all.
