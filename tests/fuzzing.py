@@ -135,13 +135,13 @@ def rewritten(content, chance):
         return json.dumps(changed(json.loads(content), chance)).encode()
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
-    told = header.get("__metadata__", {})
-    if chance.random() < 0.4 and told:
-        key = chance.choice([*told])
-        if told[key][:1] == "{":
-            told[key] = json.dumps(changed(json.loads(told[key]), chance))
+    found = header.get("__metadata__", {})
+    if chance.random() < 0.4 and found:
+        key = chance.choice([*found])
+        if found[key][:1] == "{":
+            found[key] = json.dumps(changed(json.loads(found[key]), chance))
         else:
-            told[key] = chance.choice(["[" * 5000, "{", "null", "x" * 10_000, "NaN"])
+            found[key] = chance.choice(["[" * 5000, "{", "null", "x" * 10_000, "NaN"])
     else:
         header = changed(header, chance)
     text = json.dumps(header).encode()
@@ -237,14 +237,14 @@ def decoded(path):
 def as_its_files_say(eraser, folder):
     """Whether what was loaded is what stands in the files."""
     if eraser.factors:
-        told = decoded(folder / Lora.file)
+        found = decoded(folder / Lora.file)
         for path, (A, _) in eraser.factors.items():
-            keys = [key for key in told if key.endswith(f"{path}.lora_A.weight")]
-            if not any(np.array_equal(told[key].astype(np.float32), A.numpy()) for key in keys):
+            keys = [key for key in found if key.endswith(f"{path}.lora_A.weight")]
+            if not any(np.array_equal(found[key].astype(np.float32), A.numpy()) for key in keys):
                 return False
     if eraser.text_map is not None:
-        told = decoded(folder / TextMap.file)
-        return np.array_equal(told["U"].astype(np.float64), eraser.text_map.U.numpy())
+        found = decoded(folder / TextMap.file)
+        return np.array_equal(found["U"].astype(np.float64), eraser.text_map.U.numpy())
     return bool(eraser.factors) or eraser.text_map is not None
 
 

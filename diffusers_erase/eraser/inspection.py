@@ -78,7 +78,7 @@ def verify_eraser(source: str | Path, model: Any = None, **hub: Unpack[HubOption
         **hub: as for `from_pretrained`.
 
     Raises:
-        ErasureError: what does not hold, and then nothing is said of the rest.
+        ErasureError: one of the checks fails; names the first.
     """
     files = snapshot(source, (CONFIG_NAME, "*.safetensors"), **hub)
     eraser = EraserAdapter(*content_of(files)[:2])

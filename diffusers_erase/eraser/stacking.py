@@ -17,7 +17,7 @@ from diffusers_erase.models.architectures import reads_text
 
 
 Rest = Literal["sum", "nothing"]
-"""What a fusion does to texts of no eraser's concept."""
+"""The change that a fusion makes to texts about none of the erased concepts."""
 
 SPARE, RIDGE = 10.0, 1e-4
 """κ and λ of `fused`; with κ = 1 the rest suffers more than from the plain sum."""

@@ -22,7 +22,9 @@ def same(one, other):
     )
 
 
-def test_what_is_saved_comes_back_bit_for_bit(untrained, make_eraser, tmp_path):
+def test_from_pretrained_reads_what_save_pretrained_wrote_bit_for_bit(
+    untrained, make_eraser, tmp_path
+):
     eraser = make_eraser(untrained.unet)
     back = EraserAdapter.from_pretrained(eraser.save_pretrained(tmp_path / "car"))
     assert same(eraser, back)
@@ -40,7 +42,9 @@ def test_alpha_equals_rank_on_disk_so_that_no_reader_loses_the_strength(
 
 
 @pytest.mark.parametrize("ranks", [(2, 2), (2, 5)])
-def test_plain_diffusers_draws_the_same_with_it(untrained, make_eraser, picture, tmp_path, ranks):
+def test_plain_diffusers_draws_the_same_with_the_lora(
+    untrained, make_eraser, picture, tmp_path, ranks
+):
     first, second = (make_eraser(untrained.unet, rank=r, scale=0.5) for r in ranks)
     mixed = {p: (first if i % 2 else second).factors[p] for i, p in enumerate(first.factors)}
     eraser = EraserAdapter((Lora(mixed),), first.config)
@@ -54,7 +58,7 @@ def test_plain_diffusers_draws_the_same_with_it(untrained, make_eraser, picture,
     assert abs(picture(untrained) - ours).max() < 1e-4
 
 
-def test_the_header_alone_tells_the_story(untrained, make_eraser, tmp_path):
+def test_the_header_of_the_weights_holds_the_whole_config(untrained, make_eraser, tmp_path):
     eraser = make_eraser(untrained.unet)
     folder = eraser.save_pretrained(tmp_path / "car")
     (folder / CONFIG_NAME).unlink()
@@ -112,7 +116,9 @@ def test_save_pretrained_adds_results_to_those_the_eraser_has(untrained, make_er
     assert "| regained | 0.5 |" in (folder / "README.md").read_text()
 
 
-def test_a_save_that_fails_leaves_the_former_eraser(untrained, make_eraser, tmp_path, monkeypatch):
+def test_save_pretrained_that_fails_leaves_the_former_eraser(
+    untrained, make_eraser, tmp_path, monkeypatch
+):
     one, two = make_eraser(untrained.unet, seed=1), make_eraser(untrained.unet, seed=2)
     folder = one.save_pretrained(tmp_path / "car")
 
@@ -175,7 +181,7 @@ def _edit(change):
         ),
     ],
 )
-def test_broken_files_are_named_and_change_nothing(
+def test_load_erasure_names_broken_files_and_changes_nothing(
     untrained, make_eraser, tmp_path, spoil, message
 ):
     folder = make_eraser(untrained.unet).save_pretrained(tmp_path / "car")
@@ -196,7 +202,7 @@ def test_broken_files_are_named_and_change_nothing(
         ("user/erase-vangogh", "cannot be had from the Hub: the Hub cannot be reached"),
     ],
 )
-def test_what_cannot_be_found_is_said_so(source, message):
+def test_from_pretrained_names_a_source_that_cannot_be_found(source, message):
     with pytest.raises(ErasureError, match=message):
         EraserAdapter.from_pretrained(source)
 

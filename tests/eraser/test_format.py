@@ -96,7 +96,7 @@ def test_an_eraser_of_stable_diffusions_shapes_and_rank_4_is_below_half_a_megaby
     assert (folder / Lora.file).stat().st_size <= 500_000
 
 
-def test_what_rounding_leaves_of_the_exact_constraint(untrained, tmp_path):
+def test_half_precision_moves_the_empty_prompt_by_rounding_only(untrained, tmp_path):
     eraser = erase(untrained, "car", vocabulary=["oak", "cat"], recipe="uce")
     with torch.no_grad():
         null = untrained.encode_prompt("", "cpu", 1, False)[0][0]
@@ -113,7 +113,7 @@ def test_what_rounding_leaves_of_the_exact_constraint(untrained, tmp_path):
     assert 1e-5 < drift[torch.float16] < 1e-2
 
 
-def test_a_config_names_the_payloads_there_are(tmp_path):
+def test_config_names_the_payloads_of_its_eraser(tmp_path):
     whole = EraserAdapter.from_pretrained(GOLDEN)
     assert whole.portable.config.payloads == ("text_map",)
     alone = EraserAdapter((Lora(whole.factors),), replace(whole.config, payloads=("text_map",)))
@@ -144,7 +144,7 @@ def test_pictures_of_a_card_are_found_again(tmp_path):
     assert not (folder / "images").exists()
 
 
-def test_what_could_not_be_read_again_is_not_written(tmp_path):
+def test_save_pretrained_refuses_what_could_not_be_read_again(tmp_path):
     eraser = EraserAdapter.from_pretrained(GOLDEN)
     for changes, message in (
         ({"recipe": "bus\x1b[2J"}, "'recipe' has characters that have no place there"),

@@ -18,7 +18,7 @@ from diffusers_erase.errors import ErasureError
 SHIPPED = Path(diffusers_erase.__file__).parent / "eraser" / "erasure_config.schema.json"
 
 
-def test_the_schema_that_is_shipped_is_the_one_that_is_checked():
+def test_shipped_schema_is_the_one_that_is_checked():
     assert json.loads(SHIPPED.read_text()) == json.loads(json.dumps(schema()))
     jsonschema.Draft202012Validator.check_schema(schema())
     assert set(FIELDS) == {*EraserConfig((ErasedConcept("car"),)).to_dict()}
@@ -89,7 +89,7 @@ def test_config_comes_back_as_it_was(content):
         ('{"rank": -1e301}', "number beyond any float"),
     ],
 )
-def test_json_that_no_eraser_has_is_refused(text, message):
+def test_read_json_refuses_what_no_config_holds(text, message):
     with pytest.raises(ErasureError, match=message):
         read_json(text, "x.json")
 

@@ -87,7 +87,7 @@ def test_a_request_changes_nothing_until_it_is_merged(hub, untrained, make_erase
     assert same(EraserAdapter.from_pretrained(REPO, revision="refs/pr/1"), two)
 
 
-def test_a_private_one_needs_the_token_and_a_wrong_token_is_said(
+def test_a_private_one_needs_the_token_and_a_wrong_token_is_named(
     hub, untrained, make_eraser, monkeypatch
 ):
     eraser = make_eraser(untrained.unet)
@@ -217,9 +217,9 @@ def test_the_commands_push_pull_find_tell_and_verify(hub, untrained, make_eraser
     assert run("find", "--concept", "bus") == "None.\n"
 
     before = len(hub.log)
-    told = run("info", REPO)
+    output = run("info", REPO)
     sha = hub.repos[REPO].commits[-1][0]
-    for said in (
+    for expected in (
         "erases car",
         "car (object), answered as truck",
         "rank 2",
@@ -228,11 +228,11 @@ def test_the_commands_push_pull_find_tell_and_verify(hub, untrained, make_eraser
         "erased",
         "F32",
     ):
-        assert said in told
+        assert expected in output
     fetched = [path for method, path in hub.log[before:] if method == "GET" and "/resolve/" in path]
     assert {path.split("/")[-1] for path in fetched} == {CONFIG_NAME, Lora.file}
     assert not list((tmp_path / "cache").rglob(Lora.file))  # a part of it was read, not kept
-    assert told.replace(REPO, "x").split("  commit")[0] in run("info", folder).replace(
+    assert output.replace(REPO, "x").split("  commit")[0] in run("info", folder).replace(
         str(folder), "x"
     )
 

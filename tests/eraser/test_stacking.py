@@ -49,7 +49,7 @@ def gram(x):
     return x.T @ x / len(x)
 
 
-def test_a_sum_changes_every_layer_by_the_sum_of_the_changes():
+def test_summed_changes_every_layer_by_the_sum_of_the_changes():
     one, two = trained("car", 2, seed=1), trained("cat", 3, seed=2)
     both = summed([one, two])
     for path in PATHS:
@@ -59,7 +59,7 @@ def test_a_sum_changes_every_layer_by_the_sum_of_the_changes():
     assert both.config.title == "car and cat"
 
 
-def test_text_maps_stay_portable_in_a_sum():
+def test_summed_text_maps_stay_portable():
     one, two = solved("car", 1), solved("cat", 2)
     both = summed([one, two])
     assert not both.factors
@@ -74,7 +74,7 @@ def test_a_stack_is_saved_and_read_like_any_eraser(tmp_path):
 
 
 @pytest.mark.parametrize("rest", ["sum", "nothing"])
-def test_fusion_is_the_minimum(rest):
+def test_fused_is_the_minimum_of_its_objective(rest):
     erasers = [trained("car", seed=1), trained("cat", seed=2)]
     own = [states(3, 4), states(4, 4)]
     spared, hold = states(5, 30), row_space(states(6, 3))
@@ -105,17 +105,17 @@ def test_fusion_is_the_minimum(rest):
 
 def test_what_is_held_is_answered_by_nothing_and_the_rest_as_before():
     one, Q = trained("car"), row_space(states(6, 3))
-    told = held(one, Q)
+    result = held(one, Q)
     for path in PATHS[:2]:
-        assert (told.delta(path).double() @ Q).norm() < 1e-5
+        assert (result.delta(path).double() @ Q).norm() < 1e-5
         free = torch.eye(WIDTH).double() - Q @ Q.T
         assert torch.allclose(
-            told.delta(path), (one.delta(path).double() @ free).float(), atol=1e-5
+            result.delta(path), (one.delta(path).double() @ free).float(), atol=1e-5
         )
-    assert torch.equal(told.delta(PATHS[2]), one.delta(PATHS[2]))
+    assert torch.equal(result.delta(PATHS[2]), one.delta(PATHS[2]))
 
 
-def test_a_stack_is_as_thin_as_what_it_does():
+def test_compact_has_no_more_columns_than_the_change_has_rank():
     one = trained("car", 2, seed=1)
     twice, kept = compact(summed([one, scaled(one, 0.5)]))
     assert (twice.config.rank, kept) == (2, pytest.approx(1))
@@ -126,7 +126,7 @@ def test_a_stack_is_as_thin_as_what_it_does():
     assert torch.allclose(mapped.text_map.change, 2 * solved("car").text_map.change, atol=1e-4)
 
 
-def test_what_a_lower_rank_leaves_out_is_the_energy_that_is_missing():
+def test_compact_to_a_lower_rank_reports_the_energy_it_keeps():
     both = summed([trained("car", 2, seed=1), trained("cat", 3, seed=2)])
     thin, kept = compact(both, 2)
     energies = [torch.linalg.svdvals(both.delta(path)).square() for path in PATHS]
@@ -137,13 +137,13 @@ def test_what_a_lower_rank_leaves_out_is_the_energy_that_is_missing():
         assert float(apart) == pytest.approx(float(e[2:].sum()), rel=1e-3)
 
 
-def test_told_of_one_another_erasers_do_what_they_did_alone():
+def test_fused_erasers_change_their_own_concepts_as_they_did_alone():
     hold = row_space(states(6, 3))
     erasers = [trained(str(seed), seed=seed, hold=hold) for seed in range(1, 5)]
     own = [states(10 + seed, 3) for seed in range(1, 5)]
     moments = [gram(x) for x in own]
     plain = summed(erasers)
-    told = fused(erasers, moments, gram(states(5, 50)), hold=hold, spare=1e-6, ridge=1e-9)
+    result = fused(erasers, moments, gram(states(5, 50)), hold=hold, spare=1e-6, ridge=1e-9)
 
     def astray(stack):
         path = PATHS[0]
@@ -152,17 +152,17 @@ def test_told_of_one_another_erasers_do_what_they_did_alone():
             for e, x in zip(erasers, own, strict=True)
         ]
 
-    assert max(astray(told)) < 1e-2 * min(astray(plain))
+    assert max(astray(result)) < 1e-2 * min(astray(plain))
 
 
-def test_layers_that_do_not_read_the_text_are_summed():
+def test_fused_sums_layers_that_do_not_read_the_text():
     erasers = [trained("car", seed=1), trained("cat", seed=2)]
-    told = fused(erasers, [gram(states(3, 4)), gram(states(4, 4))], gram(states(5, 9)))
-    assert torch.equal(told.delta(PATHS[2]), summed(erasers).delta(PATHS[2]))
-    assert told.config.recipe == "gram fusion"
+    result = fused(erasers, [gram(states(3, 4)), gram(states(4, 4))], gram(states(5, 9)))
+    assert torch.equal(result.delta(PATHS[2]), summed(erasers).delta(PATHS[2]))
+    assert result.config.recipe == "gram fusion"
 
 
-def test_text_maps_are_fused_as_their_layers_would_be():
+def test_fused_text_maps_are_the_fusion_of_their_layers():
     W = torch.randn(OUT, WIDTH, generator=torch.Generator().manual_seed(9)).double()
     maps = [solved("car", 1), solved("cat", 2)]
     layers = [replace(m, payloads=(Lora(m.text_map.factors({PATHS[0]: W})),)) for m in maps]
@@ -182,11 +182,11 @@ def test_text_maps_are_fused_as_their_layers_would_be():
         ),
     ],
 )
-def test_what_does_not_fit_together_is_refused(several, message):
+def test_summed_refuses_erasers_that_do_not_fit_together(several, message):
     with pytest.raises(ErasureError, match=message):
         summed(several)
 
 
-def test_every_eraser_comes_with_its_states():
+def test_fused_needs_one_second_moment_for_each_eraser():
     with pytest.raises(ErasureError, match="2 erasers need as many second moments; got 1"):
         fused([trained("car"), trained("cat")], [gram(states(1, 3))], gram(states(2, 3)))
