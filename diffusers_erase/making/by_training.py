@@ -1,4 +1,4 @@
-"""An eraser by gradient: trajectories sampled once, a beginning in closed form, the loop."""
+"""Erasers by training: sampled trajectories, a start at the closed-form edit, and the loop."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -51,7 +51,7 @@ def train_eraser(
     accelerator: Any,
     callback_on_step_end: Callable[[Step], None] | None,
 ) -> EraserAdapter:
-    """Carry an order out by training; see `erase`."""
+    """Train the eraser that is asked for; the arguments are those of `erase`."""
     recipe = _recipe(request)
     way = request.target or recipe.target(request.vocabulary)
     unet = _check(model, request, way, accelerator)
@@ -75,8 +75,7 @@ def train_eraser(
 
 
 def _recipe(request: Request) -> Recipe:
-    if not isinstance(request.recipe, Recipe):
-        raise TypeError(f"'{request.recipe.name}' is not trained but solved.")
+    assert isinstance(request.recipe, Recipe)
     return request.recipe
 
 
@@ -89,7 +88,7 @@ def _loop(
     work: Path | None,
     accelerator: Any,
 ) -> tuple[Iterator[Step], TargetState]:
-    """Everything the loop needs is made here; nothing is trained before it is asked for a step."""
+    """The training loop, of which no step is done yet, and the targets it trains towards."""
     recipe, seed = _recipe(request), request.seed
     precision = PRECISIONS[accelerator.mixed_precision if accelerator is not None else "no"]
     schedule = model.schedule
@@ -113,14 +112,14 @@ def _loop(
         trajectories["concept"],
         resampled=recipe.refresh > 0,
     )
-    edit = _Editing(model, request, lora, context)
+    edit = _StartingEdit(model, request, lora, context)
     context = replace(context, apply_edit=edit)
     start = lora.factors()
     targets = way.begin(context, seed=seed)
     if recipe.warm:
         edit(*_texts(context, targets))
     else:
-        lora.begin(start)  # whatever was tried on is taken off
+        lora.begin(start)  # undoes the edits that were tried
     kept = (*request.keep, *pool(context, request.vocabulary, recipe.pool))
     if kept:
         trajectories["kept"] = sample(kept, seed + 1)
@@ -148,8 +147,8 @@ def _texts(context: TargetContext, targets: TargetState) -> tuple[Tensor, Tensor
 
 
 @dataclass(frozen=True)
-class _Editing:
-    """Lets the LoRA begin at the closed-form edit from some text states to others."""
+class _StartingEdit:
+    """Sets the LoRA in training to the closed-form edit from text states E to V."""
 
     model: Model
     request: Request
@@ -195,7 +194,7 @@ class _Editing:
 
 @dataclass(frozen=True)
 class _Sampling:
-    """Trajectories of prompts, from the cache if they were sampled before."""
+    """Samples trajectories of prompts, or reads them from the cache."""
 
     model: Model
     denoiser: Denoiser
@@ -263,7 +262,7 @@ class _Sampling:
 
 
 def _weights(unet: Any) -> str:
-    """A name for the exact values of the bare base's weights."""
+    """Digest of the base's weights, without those of the LoRA."""
     return digest(*(value for name, value in unet.state_dict().items() if "lora_" not in name))
 
 
@@ -284,7 +283,7 @@ def _checkpoints(request: Request, work: Path, weights: str, precision: str) -> 
 
 
 def _check(model: Model, request: Request, way: Target, accelerator: Any) -> Any:
-    """The denoiser, if the order can be carried out there."""
+    """The denoiser, if the eraser can be trained on it."""
     unet: Any = model.denoiser
     reason = model.untrainable
     if reason:
