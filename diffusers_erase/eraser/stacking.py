@@ -19,7 +19,7 @@ from diffusers_erase.models.architectures import reads_text
 Rest = Literal["sum", "nothing"]
 """The change that a fusion makes to texts about none of the erased concepts."""
 
-SPARE, RIDGE = 10.0, 1e-4
+KEEP, RIDGE = 10.0, 1e-4
 """κ and λ of `fused`; with κ = 1 the rest suffers more than from the plain sum."""
 
 
@@ -53,11 +53,11 @@ def summed(erasers: Sequence[EraserAdapter]) -> EraserAdapter:
 def fused(
     erasers: Sequence[EraserAdapter],
     second_moment: Sequence[Tensor],
-    spared: Tensor,
+    kept_moment: Tensor,
     *,
     rest: Rest = "sum",
-    hold: Tensor | None = None,
-    spare: float = SPARE,
+    protect: Tensor | None = None,
+    keep: float = KEEP,
     ridge: float = RIDGE,
 ) -> EraserAdapter:
     """argmin_D  Σ_i mean |(D - D_i) E_i|^2 + κ mean |(D - D_0) R|^2 + λ |D - D_0|^2,   D Q = D_0 Q
@@ -68,19 +68,20 @@ def fused(
         D_0 = Σ_i D_i:  A_i' = A_i (I - (Σ_{j≠i} G_j) F (F^T M F)^-1 F^T)
         D_0 = 0:        A_i' = A_i G_i F (F^T M F)^-1 F^T
 
-    The second is MACE's closed-form fusion (arXiv 2403.06135), with held prompts, which the plain
-    form gives up; it spares the rest more, and erases less. Every B stays, every A is rewritten, so
+    The second is MACE's closed-form fusion (arXiv 2403.06135), with protected prompts, which the
+    plain form gives up; it keeps the rest more, and erases less. Every B stays, every A is
+    rewritten, so
     this is a LoRA with the sum of the ranks, for trained and solved erasers alike. Layers that do
     not read the text are summed.
 
     Args:
         erasers: made from the same base.
         second_moment: G_i = E[e e^T], width x width, of the text states that each eraser is for.
-        spared: S = E[r r^T], width x width, of those that none of them is to change.
+        kept_moment: S = E[r r^T], width x width, of those that none of them is to change.
         rest: what is done to those: what the plain `sum` does (D_0 = Σ_i D_i), or `nothing`
             (D_0 = 0).
-        hold: Q, orthonormal columns, width x h, for which fusion changes nothing.
-        spare: κ.
+        protect: Q, orthonormal columns, width x h, for which fusion changes nothing.
+        keep: κ.
         ridge: λ, relative to the mean square of what is solved for.
 
     Raises:
@@ -92,19 +93,21 @@ def fused(
         )
     own = [G.double().cpu() for G in second_moment]
     together = torch.stack(own).sum(0)
-    M = together + spare * spared.double().cpu()
+    M = together + keep * kept_moment.double().cpu()
     M = M + ridge * M.diagonal().mean() * torch.eye(len(M), dtype=M.dtype)
     if rest == "sum":
-        reading = [torch.eye(len(M), dtype=M.dtype) - inverted(together - G, M, hold) for G in own]
+        reading = [
+            torch.eye(len(M), dtype=M.dtype) - inverted(together - G, M, protect) for G in own
+        ]
     else:
-        reading = [inverted(G, M, hold) for G in own]
+        reading = [inverted(G, M, protect) for G in own]
     fusion = summed([_through(eraser, N) for eraser, N in zip(erasers, reading, strict=True)])
     return replace(fusion, config=replace(fusion.config, recipe="gram fusion"))
 
 
-def held(eraser: EraserAdapter, hold: Tensor) -> EraserAdapter:
-    """D -> D (I - Q Q^T): what is held, Q (orthonormal columns), is answered by nothing."""
-    return _through(eraser, torch.eye(len(hold), dtype=hold.dtype) - hold @ hold.T)
+def protected(eraser: EraserAdapter, protect: Tensor) -> EraserAdapter:
+    """D -> D (I - Q Q^T): the states spanned by Q (orthonormal columns) are not changed at all."""
+    return _through(eraser, torch.eye(len(protect), dtype=protect.dtype) - protect @ protect.T)
 
 
 def compact(eraser: EraserAdapter, rank: int | None = None) -> tuple[EraserAdapter, float]:

@@ -9,7 +9,7 @@ from diffusers_erase.concepts import Vocabulary, prompts_naming
 from diffusers_erase.editing.prior import gram, kept_moments
 from diffusers_erase.editing.token_pairs import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
-from diffusers_erase.eraser.stacking import SPARE, Rest, compact, fused, held, scaled, summed
+from diffusers_erase.eraser.stacking import KEEP, Rest, compact, fused, protected, scaled, summed
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.subspace import row_space
 from diffusers_erase.models.model import Model
@@ -24,7 +24,7 @@ def stack(
     protect: Sequence[str] = (),
     vocabulary: Sequence[str] | Vocabulary = (),
     rest: Rest = "sum",
-    spare: float = SPARE,
+    spare: float = KEEP,
     rank: int | None = None,
 ) -> EraserAdapter:
     """One eraser in the place of several.
@@ -67,11 +67,11 @@ def stack(
         erased = [erased.concept for eraser in several for erased in eraser.config.concepts]
         words = vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary(tuple(vocabulary))
         S = kept_moments(texts, prompts_naming(words.others(erased), "object"), general=True)
-        together = fused(several, second_moment, S, rest=rest, hold=Q, spare=spare)
+        together = fused(several, second_moment, S, rest=rest, protect=Q, keep=spare)
     else:
         together = summed(several)
     if protect and Q is not None:
-        together = held(together, Q)
+        together = protected(together, Q)
     together, kept = compact(together, rank)
     parameters = {
         **together.config.parameters,

@@ -6,7 +6,7 @@ import torch
 from diffusers_erase import EraserAdapter, ErasureError
 from diffusers_erase.eraser.config import ErasedConcept, EraserConfig
 from diffusers_erase.eraser.lora import Lora
-from diffusers_erase.eraser.stacking import compact, fused, held, scaled, summed
+from diffusers_erase.eraser.stacking import compact, fused, protected, scaled, summed
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.linalg.subspace import row_space
 
@@ -84,8 +84,8 @@ def test_fused_is_the_minimum_of_its_objective(rest):
         [gram(x) for x in own],
         gram(spared),
         rest=rest,
-        hold=hold,
-        spare=spare,
+        protect=hold,
+        keep=spare,
         ridge=ridge,
     )
     path = PATHS[0]
@@ -103,9 +103,9 @@ def test_fused_is_the_minimum_of_its_objective(rest):
     assert ((D - D_0) @ hold).norm() < 1e-5
 
 
-def test_what_is_held_is_answered_by_nothing_and_the_rest_as_before():
+def test_protected_states_are_not_changed_and_the_rest_is_as_before():
     one, Q = trained("car"), row_space(states(6, 3))
-    result = held(one, Q)
+    result = protected(one, Q)
     for path in PATHS[:2]:
         assert (result.delta(path).double() @ Q).norm() < 1e-5
         free = torch.eye(WIDTH).double() - Q @ Q.T
@@ -143,7 +143,7 @@ def test_fused_erasers_change_their_own_concepts_as_they_did_alone():
     own = [states(10 + seed, 3) for seed in range(1, 5)]
     moments = [gram(x) for x in own]
     plain = summed(erasers)
-    result = fused(erasers, moments, gram(states(5, 50)), hold=hold, spare=1e-6, ridge=1e-9)
+    result = fused(erasers, moments, gram(states(5, 50)), protect=hold, keep=1e-6, ridge=1e-9)
 
     def astray(stack):
         path = PATHS[0]
