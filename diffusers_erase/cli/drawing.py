@@ -43,15 +43,15 @@ def generate(
 
     from diffusers_erase.evaluation.pictures import draw
     from diffusers_erase.runtime.plugin import load_erasure
+    from diffusers_erase.storage.atomic import whole_file
 
     _check_file(out, overwrite=overwrite)
     pipe = opened_model(model)
     for source in eraser or ():
         load_erasure(pipe, source, name=source, strength=strength)
     pictures = draw(pipe, [prompt] * count, guidance=guidance, steps=steps, seed=seed)
-    draft = out.with_name(f".{out.name}.draft")
-    make_image_grid(pictures, 1, count).save(draft, format="PNG")
-    draft.replace(out)
+    with whole_file(out) as draft:
+        make_image_grid(pictures, 1, count).save(draft, format="PNG")
     typer.echo(f"Wrote {out}")
 
 

@@ -199,9 +199,10 @@ def continual(
     runner = _runner(model, detector, concepts.names, out, sampling)
     found = timeline(runner, concepts, several, seed=seed)
     if runner.main:
-        draft = out.with_name(f".{out.name}.draft")
-        draft.write_text(json.dumps(found.to_list(), indent=1) + "\n", encoding="utf-8")
-        draft.replace(out)
+        from diffusers_erase.storage.atomic import whole_file
+
+        with whole_file(out) as draft:
+            draft.write_text(json.dumps(found.to_list(), indent=1) + "\n", encoding="utf-8")
         for line in found.to_list():
             shares = [
                 "not measured" if line[key] is None else f"{100 * line[key]['value']:.1f} %"

@@ -15,6 +15,7 @@ from diffusers_erase.evaluation.detector import Verdict, require_info, shows_any
 from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.runtime.plugin import erasures_disabled
+from diffusers_erase.storage.atomic import whole_file
 from diffusers_erase.storage.results import ResultsLog, key_of
 
 
@@ -167,11 +168,9 @@ class Runner:
 
     def _store_picture(self, key: str, picture: Image.Image) -> None:
         path = self._picture_path(key)
-        draft = path.with_name(f".{path.name}.{self._rank}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(draft, format="PNG")
-            draft.replace(path)
+            with whole_file(path) as draft:
+                picture.save(draft, format="PNG")
         except OSError as error:
             raise ErasureError(
                 f"Cannot store pictures in '{path.parent}': {error.strerror or error}."

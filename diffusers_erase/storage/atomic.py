@@ -56,6 +56,18 @@ def slug(text: str) -> str:
 
 
 @contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A draft beside `path` that takes its place if the block succeeds; else nothing changes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")  # processes may write at once
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A draft beside `folder` that takes its place if the block succeeds; else nothing changes.
 

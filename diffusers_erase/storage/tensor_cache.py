@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.storage.atomic import whole_file
 
 
 @dataclass(frozen=True)
@@ -52,15 +51,11 @@ class TensorCache:
         return load_file(path)
 
     def _store(self, path: Path, tensors: dict[str, Tensor], key: str) -> None:
-        draft = path.with_suffix(f".{os.getpid()}.draft")  # processes may make the same at once
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, draft, {"key": key})
-            draft.replace(path)
+            with whole_file(path) as draft:
+                save_file(tensors, draft, {"key": key})
             self._make_room(path)
         except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                draft.unlink()
             raise ErasureError(
                 f"Cannot keep tensors in '{self.folder}': {error}. Make room there or choose "
                 "another folder."

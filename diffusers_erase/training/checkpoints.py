@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.storage.atomic import whole_file
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,11 @@ class Checkpoints:
             ErasureError: the folder cannot be written.
         """
         path = self.folder / f"checkpoint-{step:06d}.safetensors"
-        draft = path.with_suffix(".draft")
         header = {"step": str(step), "run": json.dumps(self.run)}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({name: value.contiguous() for name, value in state.items()}, draft, header)
-            draft.replace(path)
+            tensors = {name: value.contiguous() for name, value in state.items()}
+            with whole_file(path) as draft:
+                save_file(tensors, draft, header)
             for old in self._paths()[self.newest :]:
                 old.unlink()
         except (OSError, SafetensorError) as error:

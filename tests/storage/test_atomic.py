@@ -3,7 +3,7 @@ import os
 import pytest
 
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.storage.atomic import check_folder, whole_folder
+from diffusers_erase.storage.atomic import check_folder, whole_file, whole_folder
 
 
 def check(folder, overwrite=True):
@@ -90,3 +90,20 @@ def test_check_folder_accepts_an_empty_folder(tmp_path):
     (tmp_path / "note").write_text("mine")
     with pytest.raises(ErasureError, match="exists already"):
         check_folder(tmp_path, overwrite=False, marker="marker", known=())
+
+
+def test_whole_file_appears_complete_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "file"
+    with whole_file(path) as draft:
+        draft.write_text("one")
+        assert not path.exists()
+
+    def fail():
+        with whole_file(path) as draft:
+            draft.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_text() == "one"
+    assert list(path.parent.iterdir()) == [path]
