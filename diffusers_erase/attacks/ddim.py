@@ -57,6 +57,7 @@ def ddim_step(
     to: Tensor,
     s: Tensor | float = 0.0,
     noise: Tensor | None = None,
+    clean: Tensor | None = None,
 ) -> Tensor:
     """√ᾱ' x̂_0 + √max(0, 1-ᾱ'-s²) eps  (+ noise),   x̂_0 = (z - √(1-ᾱ) eps) / √ᾱ.
 
@@ -70,8 +71,10 @@ def ddim_step(
         to: ᾱ'; a smaller one than ᾱ inverts.
         s: standard deviation of the noise that is added.
         noise: that noise.
+        clean: x̂_0; needed where ᾱ is 0, since noise does not determine it there.
     """
-    clean = (z - (1 - alpha) ** 0.5 * eps) / alpha**0.5
+    if clean is None:
+        clean = (z - (1 - alpha) ** 0.5 * eps) / alpha**0.5
     spread = torch.as_tensor(1 - to - s**2).clamp(min=0) ** 0.5
     latents: Tensor = to**0.5 * clean + spread * eps
     return latents if noise is None else latents + noise
@@ -94,10 +97,10 @@ def sample_ddim(
         z = _normal(pipe, [torch.Generator().manual_seed(a.seed) for a in batch]).to(null.device)
         generators = [torch.Generator().manual_seed(nth_seed(a.seed, variant)) for a in batch]
         for step in ddim_steps(pipe.scheduler, settings.steps):
-            eps = _guided(denoiser, z, step.t, states, null, settings.guidance)
+            eps, clean = _guided(denoiser, z, step, states, null, settings.guidance)
             s = eta * step.sigma
             noise = scale * s * _normal(pipe, generators).to(z) if eta else None
-            z = ddim_step(z, eps, step.alpha, step.to, s, noise)
+            z = ddim_step(z, eps, step.alpha, step.to, s, noise, clean)
         pictures += _decode(pipe, z)
     return pictures
 
@@ -115,22 +118,29 @@ def invert_ddim(sampler: PipelineSampler, pictures: Sequence[Image.Image]) -> Te
     for batch in batches(sampler, pictures):
         z = encode_pictures(sampler.pipe, batch)
         for step in reversed(ddim_steps(sampler.pipe.scheduler, settings.steps)):
-            eps = _guided(denoiser, z, step.t, null.expand(len(z), -1, -1), null, 1.0)
+            eps, _ = _guided(denoiser, z, step, null.expand(len(z), -1, -1), null, 1.0)
             z = ddim_step(z, eps, step.to, step.alpha)
         latents.append(z)
     return torch.cat(latents)
 
 
 def _guided(
-    denoiser: Denoiser, z: Tensor, t: int, states: Tensor, null: Tensor, guidance: float
-) -> Tensor:
-    """eps("") + g (eps(c) - eps("")): two evaluations per latent, one without guidance."""
-    times = torch.full((len(z),), t)
+    denoiser: Denoiser, z: Tensor, step: DDIMStep, states: Tensor, null: Tensor, guidance: float
+) -> tuple[Tensor, Tensor | None]:
+    """Noise of the score s("") + g (s(c) - s("")), and its clean latent where ᾱ is 0.
+
+    Two evaluations per latent, one without guidance.
+    """
+    times = torch.full((len(z),), step.t, device=z.device)
     if guidance <= 1:
-        return denoiser.noise(z, times, states)
-    both = torch.cat([null.expand(len(z), -1, -1), states])
-    empty, conditional = denoiser.noise(z.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
-    return empty + guidance * (conditional - empty)
+        score = denoiser.student(z, times, states)
+    else:
+        both = torch.cat([null.expand(len(z), -1, -1), states])
+        empty, score = denoiser.student(z.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
+        score = empty + guidance * (score - empty)
+    schedule = denoiser.schedule
+    clean = None if step.alpha else schedule.clean(score, z, times)
+    return schedule.epsilon(score, z, times), clean
 
 
 def _normal(pipe: Any, generators: Sequence[torch.Generator]) -> Tensor:

@@ -66,6 +66,15 @@ class NoiseSchedule:
             return (z - alpha.sqrt() * output) / (1 - alpha).sqrt()
         return alpha.sqrt() * output + (1 - alpha).sqrt() * z
 
+    def clean(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """The clean latent x_0 according to the network's prediction; at ᾱ = 0 too."""
+        if self.prediction == "sample":
+            return output
+        alpha = self.alpha(t)
+        if self.prediction == "v_prediction":
+            return alpha.sqrt() * z - (1 - alpha).sqrt() * output
+        return (z - (1 - alpha).sqrt() * output) / alpha.sqrt()
+
     def velocity(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """The v = √ᾱ ε - √(1-ᾱ) x_0 of a network that predicts v or x_0; defined at ᾱ = 0 too."""
         if self.prediction == "v_prediction":

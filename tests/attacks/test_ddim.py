@@ -52,6 +52,24 @@ def test_sample_ddim_without_noise_draws_the_pipelines_pictures(untrained, fickl
     assert [p.tobytes() for p in ours] == [p.tobytes() for p in theirs]
 
 
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_sample_ddim_draws_the_pipelines_pictures_on_a_zero_terminal_snr_schedule(
+    untrained, fickle, cases, prediction
+):
+    untrained.scheduler = DDIMScheduler.from_config(
+        untrained.scheduler.config,
+        prediction_type=prediction,
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+    sampler = PipelineSampler(untrained, fickle, Sampling(steps=3, batch=2, guidance=3.0))
+    assert ddim_steps(untrained.scheduler, 3)[0].alpha == 0
+    ours = sample_ddim(sampler, cases, eta=0.0, scale=1.0, variant=1)
+    for one, other in zip(ours, draw_cases(sampler, cases), strict=True):
+        assert np.abs(np.asarray(one, float) - np.asarray(other, float)).max() <= 1
+    assert invert_ddim(sampler, ours).isfinite().all()
+
+
 def test_sample_ddim_variants_differ_by_their_noise_alone(sampler, cases):
     def pictures(eta, variant):
         drawn = sample_ddim(sampler, cases, eta=eta, scale=1.0, variant=variant)
