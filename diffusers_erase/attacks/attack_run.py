@@ -16,6 +16,7 @@ from diffusers_erase.evaluation.detector import shows_any
 from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.models.denoiser import counted
+from diffusers_erase.models.model import Pipeline
 from diffusers_erase.runtime.plugin import erasure_names, erasures_disabled
 
 
@@ -106,7 +107,7 @@ def attack_run(sampler: PipelineSampler, cases: Sequence[PromptCase]) -> Iterato
         pipe.scheduler = scheduler
 
 
-def base_model(pipe: Any) -> AbstractContextManager[None]:
+def base_model(pipe: Pipeline) -> AbstractContextManager[None]:
     """Disables the erasers inside the block; does nothing where they are disabled already.
 
     So an attack can use the base model within `erasures_disabled`, as its positive control does.

@@ -15,6 +15,7 @@ from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.models.denoising_loss import encode_pictures
+from diffusers_erase.models.model import Pipeline
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _guided(
     return schedule.epsilon(score, z, times), clean
 
 
-def _normal(pipe: Any, generators: Sequence[torch.Generator]) -> Tensor:
+def _normal(pipe: Pipeline, generators: Sequence[torch.Generator]) -> Tensor:
     """Standard normal latents, one per generator."""
     config = pipe.unet.config
     size = config.sample_size
@@ -153,7 +154,7 @@ def _normal(pipe: Any, generators: Sequence[torch.Generator]) -> Tensor:
     return latents
 
 
-def _decode(pipe: Any, z: Tensor) -> list[Image.Image]:
+def _decode(pipe: Pipeline, z: Tensor) -> list[Image.Image]:
     weights = next(pipe.vae.parameters())
     latents = (z / pipe.vae.config.scaling_factor).to(weights.device, weights.dtype)
     decoded = pipe.vae.decode(latents, return_dict=False)[0]

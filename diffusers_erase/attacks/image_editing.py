@@ -19,7 +19,7 @@ from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.attack import Access, Attempt
 from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
-from diffusers_erase.models.model import Model
+from diffusers_erase.models.model import Model, Pipeline
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class DDIMInversion:
             return run.attempts
 
 
-def image_to_image(pipe: Any) -> Any:
+def image_to_image(pipe: Pipeline) -> Any:
     """An image-to-image pipeline of the same parts, none of them moved or cast.
 
     `from_pipe` would cast them to float32.

@@ -24,7 +24,7 @@ from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.models.denoising_loss import denoising_loss, encode_pictures
 from diffusers_erase.models.embedding_hooks import embedding_hook
-from diffusers_erase.models.model import Model
+from diffusers_erase.models.model import Model, Pipeline
 from diffusers_erase.models.text_states import whole_words
 from diffusers_erase.storage.tensor_cache import digest
 
@@ -41,7 +41,7 @@ class LearntWord:
     """Denoiser evaluations of the training: a forward pass counts one, a backward pass two."""
 
     @torch.no_grad()
-    def states(self, pipe: Any, templates: Sequence[str]) -> Tensor:
+    def states(self, pipe: Pipeline, templates: Sequence[str]) -> Tensor:
         """Text states of the templates with the word for `{}`, P x tokens x width."""
         return _states(pipe, templates, self.vector, _placeholder(pipe.tokenizer, templates))
 
@@ -121,7 +121,7 @@ def template_of(prompt: str, concept: Concept) -> str:
 
 
 def invert(
-    pipe: Any,
+    pipe: Pipeline,
     pictures: Sequence[Image.Image],
     templates: Sequence[str],
     *,
@@ -193,7 +193,7 @@ def token_embedding(encoder: Any, token: int, vector: Tensor) -> AbstractContext
 
 
 def _states(
-    pipe: Any, templates: Sequence[str], vector: Tensor, placeholder: tuple[str, int]
+    pipe: Pipeline, templates: Sequence[str], vector: Tensor, placeholder: tuple[str, int]
 ) -> Tensor:
     """Text states of the templates with a word of this token embedding for `{}`."""
     word, token = placeholder

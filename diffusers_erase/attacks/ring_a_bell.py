@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from diffusers_erase.models.embedding_hooks import (
     token_ids,
     with_prefix,
 )
-from diffusers_erase.models.model import Model
+from diffusers_erase.models.model import Model, Pipeline
 from diffusers_erase.storage.tensor_cache import digest
 
 
@@ -117,7 +117,7 @@ class RingABell:
             return run.attempts
 
     @torch.no_grad()
-    def search(self, pipe: Any, target: Tensor, *, seed: int) -> Tensor:
+    def search(self, pipe: Pipeline, target: Tensor, *, seed: int) -> Tensor:
         """Token ids of the text whose states are nearest to `target`, tokens."""
         generator = torch.Generator().manual_seed(seed)
         ordinary, empty = ordinary_ids(pipe.tokenizer), token_ids(pipe, [""])
@@ -157,7 +157,7 @@ class RingABell:
         return children
 
 
-def concept_vector(pipe: Any, concept: Concept) -> Tensor:
+def concept_vector(pipe: Pipeline, concept: Concept) -> Tensor:
     """Mean of c(prompt) - c(prompt without the concept) over its prompts, tokens x width."""
     model, prompts = Model.of(pipe), concept.example_prompts()
     with_name = model.encode([prompt.text for prompt in prompts])

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from diffusers_erase.models.embedding_hooks import (
     token_ids,
     with_prefix,
 )
+from diffusers_erase.models.model import Pipeline
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class Prefixes:
 
     def __init__(
         self,
-        pipe: Any,
+        pipe: Pipeline,
         prompts: Sequence[str],
         k: int,
         *,

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.denoiser import Denoiser
-from diffusers_erase.models.model import Model
+from diffusers_erase.models.model import Model, Pipeline
 from diffusers_erase.models.trajectories import sample_trajectories
 from diffusers_erase.runtime.plugin import erasures_disabled
 
@@ -53,7 +52,7 @@ class Drift:
 
 @torch.no_grad()
 def base_predictions(
-    pipe: Any,
+    pipe: Pipeline,
     target: Sequence[str],
     keep: Sequence[str],
     *,
@@ -102,7 +101,7 @@ def base_predictions(
 
 
 @torch.no_grad()
-def drift(pipe: Any, base: BasePredictions) -> Drift:
+def drift(pipe: Pipeline, base: BasePredictions) -> Drift:
     """The drift of the pipeline with the erasers that are loaded."""
     model = Model.of(pipe)
     denoiser = Denoiser(model.denoiser, model.schedule)

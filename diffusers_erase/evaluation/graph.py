@@ -16,6 +16,7 @@ from diffusers_erase.evaluation.metrics import Rate, difference, spearman
 from diffusers_erase.evaluation.runner import Runner, Side
 from diffusers_erase.evaluation.sampler import base_digest
 from diffusers_erase.evaluation.suites import PromptCase, ProtocolReader, read_yaml
+from diffusers_erase.models.model import Pipeline
 from diffusers_erase.runtime.plugin import erasure_names, load_erasure, unload_erasures
 from diffusers_erase.storage.atomic import slug
 from diffusers_erase.storage.results import key_of
@@ -301,7 +302,7 @@ def concept_graph(
     return Graph(concepts.families, base, erased)
 
 
-def require_no_erasers(pipe: Any) -> None:
+def require_no_erasers(pipe: Pipeline) -> None:
     """Raise if the pipeline has erasers, which would be measured together with the others.
 
     Raises:

@@ -14,6 +14,7 @@ from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.detector import Verdict, require_info, shows_any
 from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
+from diffusers_erase.models.model import Pipeline
 from diffusers_erase.runtime.plugin import erasures_disabled
 from diffusers_erase.storage.atomic import whole_file
 from diffusers_erase.storage.results import ResultsLog, key_of
@@ -177,7 +178,7 @@ class Runner:
             ) from error
 
 
-def erasers_off_for_base(pipe: Any, side: Side) -> AbstractContextManager[None]:
+def erasers_off_for_base(pipe: Pipeline, side: Side) -> AbstractContextManager[None]:
     """Disables erasers while the base pictures are drawn; does nothing for the erased side."""
     return erasures_disabled(pipe) if side == "base" else nullcontext()
 

@@ -11,7 +11,7 @@ from torch import nn
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.detector import Detector, Verdict, info_of, shows_any, verdicts_of
 from diffusers_erase.evaluation.pictures import draw
-from diffusers_erase.models.model import Model
+from diffusers_erase.models.model import Model, Pipeline
 from diffusers_erase.runtime.plugin import erasures_disabled, erasures_key
 from diffusers_erase.storage.tensor_cache import digest
 
@@ -61,7 +61,7 @@ class PipelineSampler:
         return self.draw_with(self.pipe, prompts, seeds, **options)
 
     def draw_with(
-        self, pipe: Any, prompts: Sequence[str], seeds: Sequence[int], **options: Any
+        self, pipe: Pipeline, prompts: Sequence[str], seeds: Sequence[int], **options: Any
     ) -> list[Image.Image]:
         """The same with another pipeline of the same model."""
         settings = self.sampling
@@ -101,7 +101,7 @@ class PipelineSampler:
         }
 
 
-def base_digest(pipe: Any) -> str:
+def base_digest(pipe: Pipeline) -> str:
     """The digest of the weights of all networks of the pipeline, without its erasers."""
     parts = [getattr(part, "_orig_mod", part) for _, part in sorted(vars(pipe).items())]
     with erasures_disabled(pipe):

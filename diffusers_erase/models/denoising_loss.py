@@ -1,13 +1,13 @@
 """The denoising loss | eps(z_t, t, c) - n |^2, which attacks with gradients minimise."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from diffusers_erase.models.denoiser import Denoiser
+from diffusers_erase.models.model import Pipeline
 
 
 def denoising_loss(
@@ -43,7 +43,7 @@ def noised(denoiser: Denoiser, clean: Tensor, t: Tensor, noise: Tensor) -> Tenso
 
 
 @torch.no_grad()
-def encode_pictures(pipe: Any, pictures: Sequence[Image.Image]) -> Tensor:
+def encode_pictures(pipe: Pipeline, pictures: Sequence[Image.Image]) -> Tensor:
     """Latents of pictures: means of the VAE, scaled for the denoiser, N x C x h x w."""
     pixels = pipe.image_processor.preprocess(list(pictures))
     weights = next(pipe.vae.parameters())

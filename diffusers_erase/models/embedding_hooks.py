@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.models.model import Pipeline
 from diffusers_erase.storage.tensor_cache import digest
 
 
@@ -50,7 +51,7 @@ def embedding_hook(
         yield
 
 
-def token_ids(pipe: Any, prompts: Sequence[str]) -> Tensor:
+def token_ids(pipe: Pipeline, prompts: Sequence[str]) -> Tensor:
     """Token ids of the prompts as the pipeline encodes them, P x tokens; longer ones are cut."""
     tokenizer = pipe.tokenizer
     encoded = tokenizer(
@@ -85,7 +86,7 @@ def with_prefix(ids: Tensor, prefix: Tensor) -> Tensor:
     return torch.cat([ids[:, :1], prefix.to(ids), ids[:, 1 : length - k - 1], ids[:, -1:]], 1)
 
 
-def states_of_ids(pipe: Any, ids: Tensor) -> Tensor:
+def states_of_ids(pipe: Pipeline, ids: Tensor) -> Tensor:
     """Text states of token ids, P x tokens x width, as the pipeline makes them of prompts."""
     encoder = pipe.text_encoder
     states: Tensor = encoder(ids.to(next(encoder.parameters()).device))[0]
@@ -98,7 +99,7 @@ def ordinary_ids(tokenizer: Any) -> Tensor:
     return torch.tensor([i for i in sorted(tokenizer.get_vocab().values()) if i not in special])
 
 
-def describe_ids(pipe: Any, ids: Tensor) -> str:
+def describe_ids(pipe: Pipeline, ids: Tensor) -> str:
     """`prompt` or `ids only`, and the digest of the token ids, L.
 
     The text that the ids decode to may have other ids: only if it has the same is it a prompt with

@@ -27,6 +27,11 @@ class Pipeline(Protocol):
     """What the library uses of a diffusers pipeline, beside its parts."""
 
     scheduler: Any
+    text_encoder: Any
+    tokenizer: Any
+    unet: Any
+    vae: Any
+    image_processor: Any
 
     @property
     def components(self) -> Mapping[str, Any]:
