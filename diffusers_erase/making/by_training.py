@@ -129,7 +129,7 @@ def _loop(
         trajectories,
         recipe.loss(keeps=bool(kept)),
         pace=recipe.pace,
-        inner=(targets,),
+        inner=(targets, *(each.begin(context, seed=seed) for each in recipe.adversaries)),
         renewal=sample.anew(texts, seed),
         seed=seed,
         accelerator=accelerator,

@@ -11,7 +11,7 @@ from diffusers_erase.models.model import Model
 from diffusers_erase.models.trajectories import Sampler
 from diffusers_erase.training.adaptive import Adaptive
 from diffusers_erase.training.objectives import Keep, Objective, Steer, SteerGuidance, Sum
-from diffusers_erase.training.targets import Fixed, Nearest, Target
+from diffusers_erase.training.targets import Adversary, Fixed, Nearest, Target
 from diffusers_erase.training.trainer import Pace
 from diffusers_erase.training.trial import Trial
 
@@ -45,6 +45,8 @@ class Recipe:
     choose: Choose = "given"
     """How the target is chosen from a vocabulary where none is named; with `given` it is not, and
     the target is the prompt without the concept."""
+    adversaries: tuple[Adversary, ...] = ()
+    """Inner loops beside the target; the views pass through them in this order."""
     pool: int = 0
     """Prompts of the preservation pool, about words of the vocabulary."""
     parts: tuple[str, ...] = TEXT_PARTS
@@ -127,6 +129,7 @@ class Recipe:
             **{name: value for name, value in plain.items() if name != "name"},
             "erase": repr(self.erase),
             "keep": [[weight, repr(term)] for weight, term in self.keep],
+            "adversaries": [repr(adversary) for adversary in self.adversaries],
             "parts": list(self.parts),
         }
 

@@ -75,6 +75,14 @@ class Target(Protocol):
         ...
 
 
+class Adversary(Protocol):
+    """Settings of an inner loop beside the target, such as one that learns a word."""
+
+    def begin(self, context: TargetContext, *, seed: int) -> InnerLoop:
+        """The inner loop of a training run."""
+        ...
+
+
 @dataclass(frozen=True)
 class Fixed:
     """The user's own choice: a word, or None for the prompt without the concept."""

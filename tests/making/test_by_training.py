@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
@@ -47,6 +47,53 @@ def test_the_same_seed_gives_the_same_eraser(untrained):
     one, same, other = factors(0), factors(0), factors(1)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """An adversary that adds noise of one size to the concept's text states, and learns nothing."""
+
+    size: float
+
+    def begin(self, context, *, seed):
+        return NoiseLoop(self.size, seed)
+
+
+class NoiseLoop:
+    def __init__(self, size, seed):
+        self.size, self.seed = size, seed
+
+    def __call__(self, step, views):
+        view, generator = views["concept"], torch.Generator().manual_seed(self.seed + step)
+        states = view.states["concept"]
+        noise = torch.randn(states.shape, generator=generator)
+        return {**views, "concept": view.with_role("concept", states + self.size * noise)}
+
+    def learn(self, views, loss, mean):
+        pass
+
+    def choices(self):
+        return ()
+
+    def state(self):
+        return {}
+
+    def restore(self, state):
+        pass
+
+
+def test_adversaries_of_a_recipe_change_what_is_trained_and_are_recorded(untrained):
+    def made(*adversaries):
+        recipe = replace(QUICK, adversaries=adversaries)
+        return erase(untrained, "car", target="truck", recipe=recipe, progress=False)
+
+    def factors(eraser):
+        return torch.cat([f.flatten() for pair in eraser.factors.values() for f in pair])
+
+    plain, attacked = made(), made(Noise(0.5))
+    assert torch.equal(factors(plain), factors(made(Noise(0.0))))
+    assert not torch.equal(factors(plain), factors(attacked))
+    assert attacked.config.parameters["adversaries"] == ["Noise(size=0.5)"]
 
 
 def test_a_run_that_fails_leaves_the_pipeline_as_it_was(untrained, monkeypatch):
