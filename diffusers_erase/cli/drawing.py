@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from diffusers_erase.cli.options import Model, Overwrite, Seed, opened_model
+from diffusers_erase.cli.options import ModelName, Overwrite, Seed, opened_model
 from diffusers_erase.errors import ErasureError
 
 
@@ -27,7 +27,7 @@ def demo(
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     out: Annotated[Path, typer.Option(help="PNG file.")] = Path("picture.png"),
-    model: Model = "playground",
+    model: ModelName = "playground",
     eraser: Annotated[
         list[str] | None, typer.Option(help="Folder or Hub id; may be repeated.")
     ] = None,

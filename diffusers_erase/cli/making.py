@@ -1,13 +1,14 @@
 """Commands that make erasers: train, edit and stack."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from diffusers_erase.cli.options import (
-    Kind,
-    Model,
+    KindName,
+    ModelName,
     Overwrite,
     Protect,
     Seed,
@@ -38,7 +39,7 @@ def train(
             "quotes; spread over processes."
         ),
     ] = None,
-    model: Model = "playground",
+    model: ModelName = "playground",
     target: Annotated[
         str | None,
         typer.Option(help="What to draw instead; else the recipe chooses, or the prompt without."),
@@ -47,7 +48,7 @@ def train(
         Path | None,
         typer.Option(help="Words of other concepts, one a line; the playground has its own."),
     ] = None,
-    kind: Kind = "object",
+    kind: KindName = "object",
     synonym: Synonym = None,
     keep: Annotated[
         list[str] | None, typer.Option(help="A prompt that must stay; may be repeated.")
@@ -88,17 +89,9 @@ def train(
 ) -> None:
     """Train an eraser, or a file of them, and save it."""
     from accelerate import Accelerator
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    from diffusers_erase.cli.training_runs import (
-        TrainingRun,
-        read_runs,
-        refuse_unused,
-        run_all,
-        with_numbers,
-    )
-    from diffusers_erase.concepts import Concept, Vocabulary
-    from diffusers_erase.editing.recipes import Edit
+    from diffusers_erase.cli.training_runs import TrainingRun, read_runs, run_all, with_numbers
+    from diffusers_erase.concepts import Vocabulary
     from diffusers_erase.making.request import as_recipe
     from diffusers_erase.models.model import Model
     from diffusers_erase.training.recipes import default_recipe
@@ -124,23 +117,11 @@ def train(
         "seed": seed,
         "target": target,
     }
-    require_choice("mixed precision", mixed_precision, ("no", "bf16", "fp16"))
-    if isinstance(numbers, Edit):
-        given = {
-            "mixed_precision": mixed_precision != "no",
-            "gradient_checkpointing": gradient_checkpointing,
-            "report_to": report_to,
-        }
-        refuse_unused(numbers, [name for name, value in given.items() if value])
-    if report_to is not None:
-        require_choice("tracker", report_to, LOGGER_TYPE_TO_CLASS)
+    _check_tools(numbers, mixed_precision, gradient_checkpointing, report_to)
     if concepts_file is not None:
         runs = read_runs(concepts_file, output, kind, options)  # type: ignore[arg-type]
     else:
-        first, *more = concept or []
-        named = [Concept(first, kind, tuple(synonym or ()))]  # type: ignore[arg-type]
-        named += [Concept(name, kind) for name in more]  # type: ignore[arg-type]
-        runs = [TrainingRun(tuple(named), output, options)]
+        runs = [TrainingRun(_concepts(concept or (), kind, synonym), output, options)]
     if resume and concepts_file is not None:
         runs = [run for run in runs if not run.done]
     for run in runs:
@@ -157,14 +138,8 @@ def train(
         pipe.unet.enable_gradient_checkpointing()
     if report_to:
         accelerator.init_trackers("diffusers-erase")
-    run_all(
-        runs,
-        pipe,
-        overwrite=overwrite,
-        resume=resume,
-        accelerator=accelerator,
-        say=typer.echo,
-    )
+    how = {"overwrite": overwrite, "resume": resume, "accelerator": accelerator}
+    run_all(runs, pipe, say=typer.echo, **how)
     accelerator.end_training()
 
 
@@ -175,7 +150,7 @@ def edit(
     concept: Annotated[
         list[str], typer.Option(help="What to erase; repeat it for one eraser of several.")
     ],
-    model: Model = "playground",
+    model: ModelName = "playground",
     target: Annotated[
         str | None, typer.Option(help="What to draw instead; else the recipe chooses.")
     ] = None,
@@ -183,7 +158,7 @@ def edit(
         Path | None,
         typer.Option(help="Words to spare, one a line; else those the tokenizer knows."),
     ] = None,
-    kind: Kind = "object",
+    kind: KindName = "object",
     synonym: Synonym = None,
     captions: Annotated[Path | None, typer.Option(help="Prompts to spare, one a line.")] = None,
     protect: Protect = None,
@@ -205,20 +180,16 @@ def edit(
     from huggingface_hub.constants import HF_HOME
 
     from diffusers_erase.cli.training_runs import summary_of, with_numbers
-    from diffusers_erase.concepts import Concept, Vocabulary
+    from diffusers_erase.concepts import Vocabulary
     from diffusers_erase.eraser.adapter import check_output
     from diffusers_erase.making.by_algebra import solve_eraser
     from diffusers_erase.making.request import Request, as_edit
-    from diffusers_erase.models.model import Model as ModelOf
+    from diffusers_erase.models.model import Model
     from diffusers_erase.models.weight_files import read_weights
     from diffusers_erase.training.targets import as_target
 
-    first, *more = concept
     request = Request(
-        concepts=(
-            Concept(first, kind, tuple(synonym or ())),  # type: ignore[arg-type]
-            *(Concept(name, kind) for name in more),  # type: ignore[arg-type]
-        ),
+        concepts=_concepts(concept, kind, synonym),
         recipe=with_numbers(as_edit(recipe), rank=rank),
         vocabulary=Vocabulary.read(vocabulary) if vocabulary else None,
         target=as_target(target) if target is not None else None,
@@ -230,7 +201,7 @@ def edit(
     pipe = opened_model(model, **without_denoiser(model))
     weights = None if portable or model == "playground" else read_weights(model)
     cache = Path(HF_HOME) / "diffusers-erase"
-    eraser = solve_eraser(ModelOf.of(pipe), request, weights=weights, cache=cache)
+    eraser = solve_eraser(Model.of(pipe), request, weights=weights, cache=cache)
     (eraser.portable if portable else eraser).save_pretrained(output, overwrite=overwrite)
     typer.echo(summary_of(output, eraser))
 
@@ -277,3 +248,30 @@ def stack(
     together.save_pretrained(output, overwrite=overwrite)
     config, kept = together.config, together.config.parameters["kept_energy"]
     typer.echo(f"Wrote {output}: erases {config.title}; rank {config.rank}, {kept:.1%} kept.")
+
+
+def _concepts(names: Sequence[str], kind: str, synonyms: Sequence[str] | None) -> tuple[Any, ...]:
+    """One concept for each name; the synonyms belong to the first."""
+    from diffusers_erase.concepts import Concept
+
+    of_first = [tuple(synonyms or ()), *[()] * (len(names) - 1)]
+    return tuple(Concept(n, kind, s) for n, s in zip(names, of_first, strict=True))  # type: ignore[arg-type]
+
+
+def _check_tools(recipe: Any, precision: str, checkpointing: bool, tracker: str | None) -> None:
+    """Raise for an unknown precision or tracker, and for any of them if the recipe is solved."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    from diffusers_erase.cli.training_runs import refuse_unused
+    from diffusers_erase.editing.recipes import Edit
+
+    require_choice("mixed precision", precision, ("no", "bf16", "fp16"))
+    if isinstance(recipe, Edit):
+        given = {
+            "mixed_precision": precision != "no",
+            "gradient_checkpointing": checkpointing,
+            "report_to": tracker,
+        }
+        refuse_unused(recipe, [name for name, value in given.items() if value])
+    if tracker is not None:
+        require_choice("tracker", tracker, LOGGER_TYPE_TO_CLASS)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diffusers_erase.cli.options import Model, Overwrite, Seed, device, opened_model
+from diffusers_erase.cli.options import ModelName, Overwrite, Seed, device, opened_model
 from diffusers_erase.errors import ErasureError
 
 
@@ -37,7 +37,7 @@ def evaluate(
     erasers: Erasers,
     out: Out = Path("evaluation"),
     suite: SuiteName = "card",
-    model: Model = "playground",
+    model: ModelName = "playground",
     attack: Annotated[
         list[str] | None, typer.Option(help="Also try this attack; may be repeated.")
     ] = None,
@@ -76,7 +76,7 @@ def attack(
         list[str] | None, typer.Option("--attack", help="May be repeated; all if left out.")
     ] = None,
     suite: SuiteName = "card",
-    model: Model = "playground",
+    model: ModelName = "playground",
     detector: DetectorName = None,
     pictures: Pictures = None,
     attempts: Attempts = 16,
@@ -117,7 +117,7 @@ def graph(
         ),
     ] = None,
     recipe: Annotated[str, typer.Option(help="How each concept is erased.")] = "closed-form",
-    model: Model = "playground",
+    model: ModelName = "playground",
     detector: DetectorName = None,
     pictures: Pictures = None,
     steps: Steps = None,
@@ -169,7 +169,7 @@ def continual(
         Path | None, typer.Option(help="YAML with `families`; the playground's if left out.")
     ] = None,
     out: Out = Path("continual.json"),
-    model: Model = "playground",
+    model: ModelName = "playground",
     detector: DetectorName = None,
     pictures: Pictures = None,
     steps: Steps = None,

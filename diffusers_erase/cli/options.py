@@ -7,10 +7,10 @@ import typer
 from diffusers_erase.errors import ErasureError, first_line
 
 
-Model = Annotated[
+ModelName = Annotated[
     str, typer.Option(help="'playground', a folder, or a Hub id of a Stable Diffusion pipeline.")
 ]
-Kind = Annotated[str, typer.Option(help="'object', 'style', 'person' or 'attribute'.")]
+KindName = Annotated[str, typer.Option(help="'object', 'style', 'person' or 'attribute'.")]
 Synonym = Annotated[
     list[str] | None, typer.Option(help="Another name of the concept; may be repeated.")
 ]

@@ -1,4 +1,4 @@
-"""edit(): the text map that erases concepts, solved for without one evaluation of the UNet."""
+"""`edit()` solves for the text map that erases concepts, without evaluating the UNet."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -67,21 +67,19 @@ def edit(
     Args:
         texts: the text encoder and its tokenizer.
         concepts: what is to be erased.
-        recipe: which states are replaced, how the target is chosen, and the solver.
-        targets: one for each concept, None for the prompt without it; chosen by the recipe if left
-            out.
-        vocabulary: words to be kept, and candidates for targets; the tokenizer's own, most
-            frequent words if left out.
+        recipe: the numbers and choices of the edit.
+        targets: one for each concept, None for the prompt without it; by default the recipe's.
+        vocabulary: words to keep, candidates for targets; by default the tokenizer's frequent ones.
         keep: prompts that should change as little as possible.
-        protect: prompts that must not change at all.
+        protect: prompts that do not change at all.
         weights: path -> out x width, of the layers that read the text; few solvers need them.
         cache: where statistics of long lists of prompts are stored.
         encoder: a name for the text encoder's exact weights, for the cache.
         seed: of the shell.
 
     Raises:
-        ErasureError: a target that is the concept itself, protected prompts that span all of the
-            text, states that are not finite, an ill-conditioned system.
+        ErasureError: a target that is the concept itself, protected prompts that span all text,
+            states that are not finite, an ill-conditioned system.
     """
     general = recipe.general or vocabulary is None
     own = Vocabulary(own_words(texts.tokenizer) if general else ())
@@ -110,29 +108,17 @@ def edit(
     if chosen:
         choices = []
         for concept, row in zip(concepts, ranked, strict=True):
-            words_left = [word for word in row if word in admissible]
+            candidates = [word for word in row if word in admissible]
             if vocabulary is None:
-                words_left = specific(texts, concept, words_left[: 4 * SHORTLIST])
-            candidates = {word: row[word] for word in words_left[:SHORTLIST]}
-            if not candidates:
-                raise ErasureError(
-                    f"Every word that may be a target is another name of '{concept.name}' to this "
-                    f"text encoder (distance below {SYNONYM}); add other words to the vocabulary."
-                )
-            if recipe.choose == "nearest":
-                how = {"choice": "nearest", "scores": candidates, "best": "lowest"}
-                choices.append(ErasedConcept.of(concept, next(iter(candidates)), **how))
-                continue
+                candidates = specific(texts, concept, candidates[: 4 * SHORTLIST])
+            near = {word: row[word] for word in candidates[:SHORTLIST]}
             rivals = [word for word in row if vocabulary is None or word in listed]
-            choices.append(
-                _least_damage(texts, concept, rivals[:SHORTLIST], list(candidates), recipe, S, Q)
-            )
+            choices.append(_choice(texts, concept, near, rivals[:SHORTLIST], recipe, S, Q))
     else:
         given = targets or [None] * len(concepts)
         choices = [ErasedConcept.of(c, t) for c, t in zip(concepts, given, strict=True)]
-    E, V = states_and_targets(
-        texts, concepts, [choice.target for choice in choices], recipe, seed=seed
-    )
+    answers = [choice.target for choice in choices]
+    E, V = states_and_targets(texts, concepts, answers, recipe, seed=seed)
     if recipe.aim == "tensor":
         V = without_shared_part(E, V, G)
     each = recipe.keep_weight / len(concepts)
@@ -197,6 +183,27 @@ def specific(texts: Texts, concept: Concept, words: Sequence[str]) -> list[str]:
     least = SPECIFIC * says[0]
     left = [word for word, size in zip(words, says[1:], strict=True) if size >= least]
     return left or list(words)
+
+
+def _choice(
+    texts: Texts,
+    concept: Concept,
+    candidates: Mapping[str, float],
+    rivals: Sequence[str],
+    recipe: Edit,
+    S: Tensor,
+    Q: Tensor | None,
+) -> ErasedConcept:
+    """The concept with its target among the candidates, whose distances are given."""
+    if not candidates:
+        raise ErasureError(
+            f"Every word that may be a target is another name of '{concept.name}' to this "
+            f"text encoder (distance below {SYNONYM}); add other words to the vocabulary."
+        )
+    if recipe.choose == "nearest":
+        how = {"choice": "nearest", "scores": candidates, "best": "lowest"}
+        return ErasedConcept.of(concept, next(iter(candidates)), **how)
+    return _least_damage(texts, concept, rivals, list(candidates), recipe, S, Q)
 
 
 def _least_damage(

@@ -1,4 +1,4 @@
-"""`erase()`: an eraser from a pipeline and the name of a concept."""
+"""`erase()` makes an eraser from a pipeline and the name of a concept."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -48,37 +48,32 @@ def erase(
     The pipeline it is made from is not changed.
 
     Args:
-        pipe: a Stable Diffusion pipeline without adapters or erasures. An `Edit` needs only its
-            text encoders; without a UNet the eraser is portable.
-        concept: its name, or a `Concept` with synonyms, kind and prompts of its own; several for
+        pipe: a pipeline without adapters or erasures. An `Edit` needs only its text encoders;
+            without a UNet the eraser is portable.
+        concept: a name, or a `Concept` with synonyms, kind and prompts; or a sequence of these, for
             one eraser of them all.
-        target: what is drawn in the concept's place (one for all concepts, or a tuple with one for
-            each), or a way to choose it such as `Nearest(vocabulary)`. If omitted, the recipe
-            chooses one from the vocabulary, or takes the same prompt without the concept. A near
-            neighbour damages other concepts least.
-        vocabulary: other concepts: the candidates for the target, and what is preserved.
-        keep: prompts whose pictures stay as they are, approximately; in training each costs
-            sampling time.
-        protect: prompts that do not change at all, exactly, if they hold no other words; each
-            leaves the eraser fewer directions to use. Needs a recipe that trains keys and values
-            only.
-        recipe: a name from `RECIPES`, which are trained, or from `EDITS`, which are solved; or a
-            `Recipe` or `Edit` with numbers of your own. If omitted: `surgical-age` if a vocabulary
-            is given and the model can be trained, else `closed-form`; the reason is printed.
+        target: what is drawn instead (one for all concepts, or a tuple with one for each), or a way
+            to choose it, such as `Nearest(vocabulary)`. By default the recipe chooses it from the
+            vocabulary, or takes the prompt without the concept. Near words damage others least.
+        vocabulary: other concepts: candidates for the target, and what is preserved.
+        keep: prompts whose pictures stay as they are, approximately; each costs sampling time.
+        protect: prompts that do not change at all; each leaves the eraser fewer directions. Needs a
+            recipe that trains keys and values only.
+        recipe: a name from `RECIPES` (trained) or `EDITS` (solved), or a `Recipe` or `Edit` with
+            numbers of your own. By default `surgical-age` if a vocabulary is given and the model
+            can be trained, else `closed-form`; the reason is printed.
         steps: training steps, if not the recipe's.
-        seed: of trajectories, weights and minibatches; the same seed gives the same eraser on the
-            same machine.
+        seed: of trajectories, weights and minibatches; on one machine it determines the eraser.
         progress: whether to show a progress bar and the recipe's choice.
-        work: a folder for trajectories, checkpoints and statistics of long lists of prompts; a
-            stopped run continues from there.
+        work: a folder for trajectories, checkpoints and text statistics; a stopped run continues
+            from it.
         accelerator: accelerate's `Accelerator`, for its precision, processes and trackers.
-        callback_on_step_end: called after every training step; the pipeline has the eraser in its
-            present state loaded then, and draws with it.
+        callback_on_step_end: called after every training step; the pipeline then draws with the
+            eraser as it is at that step.
 
     Raises:
         ErasureError: an empty concept, an unknown recipe, an argument that the recipe does not use,
-            or a pipeline that does not fit or has adapters or erasures loaded. It is raised before
-            anything is computed.
+            or a pipeline that does not fit or has adapters or erasures loaded; before any work.
     """
     model, words = Model.of(pipe), as_vocabulary(vocabulary)
     goal = None if target is None else as_target(target)
@@ -87,29 +82,13 @@ def erase(
         "accelerator": accelerator,
         "callback_on_step_end": callback_on_step_end,
     }
-    unused = [f"`{name}`" for name, value in training.items() if value is not None]
+    given = [f"`{name}`" for name, value in training.items() if value is not None]
     if recipe is None:
-        chosen_in_training = goal is not None and not isinstance(goal, Fixed)
-        trains = chosen_in_training or bool(unused)
+        trains = bool(given) or not isinstance(goal, Fixed | None)
         recipe = choose_recipe(model, words, training=trains, verbose=progress)
-    recipe = as_recipe(recipe)
-    if isinstance(recipe, Edit) and unused:
-        raise ErasureError(
-            f"Recipe '{recipe.name}' is solved without training and does not use "
-            f"{' and '.join(unused)}; leave out {'it' if len(unused) == 1 else 'them'}, or name a "
-            "trained recipe."
-        )
-    if isinstance(recipe, Recipe) and steps is not None:
-        recipe = replace(recipe, steps=steps)
-    request = Request(
-        concepts=as_concepts(concept),
-        recipe=recipe,
-        vocabulary=words,
-        target=goal,
-        keep=as_strings("keep", keep),
-        protect=as_strings("protect", protect),
-        seed=seed,
-    )
+    recipe = _trained_for(as_recipe(recipe), steps, given)
+    soft, exact = as_strings("keep", keep), as_strings("protect", protect)
+    request = Request(as_concepts(concept), recipe, words, goal, soft, exact, seed)
     folder = Path(work) if work else None
     if isinstance(recipe, Edit):
         eraser = solve_eraser(model, request, cache=folder / "cache" if folder else None)
@@ -123,6 +102,23 @@ def erase(
             callback_on_step_end=callback_on_step_end,
         )
     return _probed(model, request, eraser)
+
+
+def _trained_for(recipe: Recipe | Edit, steps: int | None, given: Sequence[str]) -> Recipe | Edit:
+    """The recipe with so many steps; `given` names the arguments that only training uses.
+
+    Raises:
+        ErasureError: one of these was given for a recipe that is solved.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe if steps is None else replace(recipe, steps=steps)
+    if given:
+        raise ErasureError(
+            f"Recipe '{recipe.name}' is solved without training and does not use "
+            f"{' and '.join(given)}; leave out {'it' if len(given) == 1 else 'them'}, or name a "
+            "trained recipe."
+        )
+    return recipe
 
 
 def _probed(model: Model, request: Request, eraser: EraserAdapter) -> EraserAdapter:
