@@ -3,12 +3,11 @@
 import json
 import re
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from diffusers.utils import convert_unet_state_dict_to_peft
 from torch import Tensor, nn
 
 from diffusers_erase.eraser.safetensors_io import ERASER, Opened
@@ -175,12 +174,14 @@ def _converted(file: Opened, base: Model | None) -> dict[str, Any]:
                 "it was made for as `base`."
             )
     config = base.denoiser.config if base else None
-    loader: Any = StableDiffusionLoraLoaderMixin
+    diffusers = import_module("diffusers")  # takes seconds, which reading a header need not wait
+    loader: Any = diffusers.loaders.StableDiffusionLoraLoaderMixin
     loader = base.source if base and hasattr(base.source, "lora_state_dict") else loader
     try:
         state = loader.lora_state_dict(dict(tensors), unet_config=config, return_alphas=True)
         state, alphas = state if isinstance(state, tuple) else (state, None)
-        found: dict[str, Any] = convert_unet_state_dict_to_peft({**state, **(alphas or {})})
+        convert = diffusers.utils.convert_unet_state_dict_to_peft
+        found: dict[str, Any] = convert({**state, **(alphas or {})})
         given, kept = (sum(not key.endswith(".alpha") for key in x) for x in (tensors, found))
         if kept < given:
             raise ValueError(f"it holds {given} weights, of which diffusers reads {kept}")
