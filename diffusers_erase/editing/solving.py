@@ -5,7 +5,7 @@ from torch import Tensor
 
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.linalg.inverse import WORST_CONDITION, Inverse, inverted
+from diffusers_erase.linalg.inverse import WORST_CONDITION, Inverse
 
 
 def solve(E: Tensor, V: Tensor, K: Tensor, *, protect: Tensor | None = None) -> TextMap:
@@ -71,7 +71,7 @@ def ridge_coefficients(E: Tensor, K: Tensor, protect: Tensor | None = None) -> T
 
     The part of `solve` that does not depend on V.
     """
-    return inverted(E, torch.addmm(K, E.T, E), protect)
+    return Inverse.of(torch.addmm(K, E.T, E), protect)(E)
 
 
 def ridge_coefficients_given(E: Tensor, N: Inverse) -> Tensor:
@@ -98,7 +98,7 @@ def remove(X: Tensor, K: Tensor, *, protect: Tensor | None = None) -> TextMap:
         ErasureError: as `solve`; or a direction lies in the span of the protected ones.
     """
     X, K = (x.detach().double().cpu() for x in (X, K))
-    A = inverted(X, K, protect)
+    A = Inverse.of(K, protect)(X)
     inner = A @ X.T
     outside = (A.norm(dim=1) * K.diagonal().mean() / X.norm(dim=1)).min()
     if outside < 1e-9 or torch.linalg.cond(inner) > WORST_CONDITION:

@@ -28,12 +28,11 @@ from diffusers_erase.storage.hub import HubOptions, check_options, publish
 
 @dataclass(frozen=True)
 class EraserAdapter:
-    """A low-rank change of a denoiser that erases concepts: its weights, and what they are for.
+    """A low-rank change of a denoiser that erases concepts, with a config that describes it.
 
-    A trained eraser has a LoRA. One in closed form has a text map, from which its change of any
-    layer that reads the text follows, and mostly a LoRA too: a copy for plain diffusers and user
-    interfaces. With a text map alone it is portable: a few kB for every model with the same text
-    encoder.
+    A trained eraser is a LoRA. A closed-form one is a text map, which determines its change of
+    every layer that reads the text, mostly with a LoRA as a copy for plain diffusers and user
+    interfaces. A text map alone is portable: a few kB for every model with the same text encoder.
     """
 
     payloads: tuple[Payload, ...]
@@ -55,7 +54,7 @@ class EraserAdapter:
 
     @property
     def source(self) -> Payload:
-        """The weights that act; those before it in `payloads` are copies of its change."""
+        """The payload that acts; those before it in `payloads` are copies of its change."""
         return self.payloads[-1]
 
     @property
@@ -119,22 +118,20 @@ class EraserAdapter:
         images: Mapping[str, Image.Image] | None = None,
         dtype: torch.dtype | None = None,
     ) -> Path:
-        """Write the eraser as docs/format.md says: two LoRA files, `erasure_config.json`, a card.
+        """Write the eraser (docs/format.md): its weights, `erasure_config.json` and a card.
 
-        Plain `pipe.load_lora_weights(folder)` reads the result too. An eraser with a text map
-        leaves `text_map.safetensors` beside it, a portable one nothing else. All or nothing: the
-        folder appears complete. The same eraser gives the same bytes.
+        Plain `pipe.load_lora_weights(folder)` reads the LoRA too. The folder appears complete or
+        not at all. The same eraser gives the same bytes.
 
         Args:
             folder: where to.
             overwrite: replace a former eraser there.
-            results: what was measured, for config and card; those of the config if omitted. Name ->
+            results: measurements to add to those of the config, for config and card. Name ->
                 `{"base": share, "erased": share, "n": pictures}`, perhaps with `low` and `high` of
                 the difference's interval, or anything plain; names in `card.MEASURED` have a row.
             images: prompt -> picture drawn with the eraser, for the card.
-            dtype: of the LoRA's numbers; half precision halves the file, and leaves of an exact
-                null-prompt constraint what rounding leaves. As it was loaded if omitted, float32
-                if it was made here.
+            dtype: of the LoRA's numbers; half precision halves the file, and protected prompts are
+                then preserved up to its rounding only. That of the config if omitted.
 
         Raises:
             ErasureError: the folder exists and `overwrite` is not set, it holds something else than
@@ -161,9 +158,9 @@ class EraserAdapter:
         images: Mapping[str, Image.Image] | None = None,
         dtype: torch.dtype | None = None,
     ) -> str:
-        """Publish on the Hub, in a new repository if need be; the address of commit or request.
+        """Publish on the Hub in one commit, in a new repository if need be; returns its address.
 
-        One commit with everything in it, or none. Pushed again unchanged, it makes no commit.
+        Pushed again unchanged, it makes no commit.
 
         Args:
             repo_id: `user/name`.
@@ -191,10 +188,9 @@ class EraserAdapter:
         )
 
     def _with(self, results: Mapping[str, Any] | None, dtype: torch.dtype | None) -> EraserConfig:
-        """The config with these results added, and that type of numbers, where they are given."""
-        changed: dict[str, Any] = {"results": {**self.config.results, **(results or {})}}
-        changed |= {} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}
-        return replace(self.config, **changed)
+        """The config with these results added, and with that type of numbers if one is given."""
+        name = self.config.dtype if dtype is None else str(dtype).removeprefix("torch.")
+        return replace(self.config, results={**self.config.results, **(results or {})}, dtype=name)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **hub: Unpack[HubOptions]) -> "EraserAdapter":
@@ -223,10 +219,10 @@ class EraserAdapter:
         target: str | None = None,
         kind: Kind = "object",
     ) -> "EraserAdapter":
-        """An eraser out of what somebody else left: a LoRA file, or weights that were rewritten.
+        """Make an eraser of a LoRA file, or of a denoiser's weights that were rewritten.
 
-        Of whole weights it is W - W0, split by SVD: exact at the numerical rank, or the best of a
-        rank; `config.parameters["kept_energy"]` is the share of the change's energy that is kept.
+        Of weights W it is W - W0, split by SVD: exact at the numerical rank, or the best of a rank;
+        `config.parameters["kept_energy"]` is the share of the change's energy that is kept.
 
         Args:
             path: a safetensors file: a LoRA that the pipeline can load, or a denoiser's weights,
@@ -244,7 +240,7 @@ class EraserAdapter:
         """
         path = Path(path)
         model = None if base is None else Model.of(base)
-        unet = None if model is None else model.denoiser
+        unet = model.denoiser if model else None
         file = opened(path, WHOLE_MODEL)
         odd = [key for key, x in file.tensors.items() if not torch.isfinite(x.float()).all()]
         if odd:

@@ -25,7 +25,7 @@ MEASURED = {
     "null": "no prompt",
     "attacks": "the concept, under attack",
 }
-"""What a card tells of, measured or not: pictures in which that which was asked for is seen."""
+"""Row of the card -> its prompts; each is the share of pictures that show what was asked for."""
 
 NUMBERS = {
     "harmonic_mean": "harmonic mean of what is gone, gone in other words, and kept (EraseBench)",
@@ -34,7 +34,7 @@ NUMBERS = {
     "drift_target": "relative squared change of the scores of the concept",
     "drift_cos": "cosine of its guidance with the base's, for the concept",
 }
-"""Results that are no share of pictures, in words."""
+"""Results that are not shares of pictures -> their description."""
 
 MOST = 100
 """Concepts, and rows of a table, that a card shows at most."""
@@ -46,15 +46,9 @@ def model_card(
     images: Mapping[str, str] | None = None,
     usage: Sequence[str] = (),
 ) -> str:
-    """The README of an eraser's repository.
+    """The README of an eraser's repository; `as_text` escapes every value of the config.
 
-    Every value of the config passes through `as_text`, so that none of it is markup.
-
-    Args:
-        config: of the eraser.
-        repo_id: name of the repository.
-        images: path in the repository -> prompt.
-        usage: lines of Markdown that say what can be done with the files.
+    `images` is path in the repository -> prompt, `usage` lines of Markdown on the use of the files.
     """
     results = config.results
     rows = {key: row for key, row in results.items() if _is_row(row)}
@@ -67,7 +61,6 @@ def model_card(
         front_matter=Markup(_front_matter(config, repo_id, images or {})),
         opening=Markup(_opening(config.base_model)),
         usage=[Markup(line) for line in usage],
-        answer=_answer,
         choice=_choice,
         model={
             "recipe": config.recipe,
@@ -115,21 +108,13 @@ def _front_matter(config: EraserConfig, repo_id: str, images: Mapping[str, str])
     names = [concept.name for concept in config.concepts[:MOST]]
     row = architecture_or_default(str(config.fingerprint.get("denoiser")))
     family = row.families.get(config.fingerprint.get("text_width") or 0)
+    tags = ["lora", "text-to-image", *(family.tags if family else ())]
     results = _eval_results(config.results)
     header = ModelCardData(
         base_model=base if published else None,
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        tags=[
-            *(
-                "lora",
-                "text-to-image",
-                *(family.tags if family else ()),
-                "concept-erasure",
-                "diffusers-erase",
-            ),
-            *(tag_of(name) for name in names[:20]),
-        ],
+        tags=[*tags, "concept-erasure", "diffusers-erase", *map(tag_of, names[:20])],
         base_model_relation="adapter" if published else None,
         widget=[{"text": text, "output": {"url": path}} for path, text in images.items()] or None,
         erasure={"concepts": names, "recipe": config.recipe},
@@ -140,7 +125,7 @@ def _front_matter(config: EraserConfig, repo_id: str, images: Mapping[str, str])
 
 
 def _published(base: str) -> bool:
-    """Whether that is a model's name on the Hub."""
+    """Whether the base has the form of a Hub id."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) is not None
 
 
@@ -153,10 +138,6 @@ def _opening(base: str) -> str:
         "from diffusers import DiffusionPipeline\n\n"
         f'pipe = DiffusionPipeline.from_pretrained("{name}")'
     )
-
-
-def _answer(concept: ErasedConcept) -> str:
-    return "the same prompt without it" if concept.target is None else concept.target
 
 
 def _choice(concept: ErasedConcept) -> str:

@@ -1,4 +1,4 @@
-"""What an eraser erases, to what, in which model, and how it was made."""
+"""The config of an eraser: concepts, targets, base model, recipe and results."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ FORMAT = "1.0"
 
 @dataclass(frozen=True)
 class ErasedConcept:
-    """A concept that an eraser erases, and what it is answered as."""
+    """A concept that an eraser erases, and the target that replaces it."""
 
     name: str
     kind: Kind = "object"
@@ -55,18 +55,14 @@ class ErasedConcept:
     def ranked(self) -> list[tuple[str, float]]:
         """Candidates with their scores, the best first if there is a best one."""
         found = [(word, score) for word, score in self.scores.items() if score is not None]
-        if self.best is None:
-            return found
-        return sorted(found, key=lambda pair: pair[1], reverse=self.best == "highest")
+        if self.best is not None:
+            found.sort(key=lambda pair: pair[1], reverse=self.best == "highest")
+        return found
 
 
 @dataclass(frozen=True)
 class EraserConfig:
-    """The content of `erasure_config.json`: what is erased, in which model, how it was made.
-
-    `schema.FIELDS` says what each field may hold; the package ships it as
-    `erasure_config.schema.json`.
-    """
+    """The content of `erasure_config.json`; `schema.FIELDS` says what each field may hold."""
 
     concepts: tuple[ErasedConcept, ...]
     recipe: str = ""
@@ -151,12 +147,8 @@ class EraserConfig:
 def _split(cls: type, content: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a dataclass from JSON; keys it does not know are in `unknown`."""
     names = {f.name for f in fields(cls)} - {"unknown"}
-    known = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in content.items()
-        if name in names
-    }
-    return known | {"unknown": {k: value for k, value in content.items() if k not in names}}
+    plain = {k: tuple(x) if isinstance(x, list) else x for k, x in content.items() if k in names}
+    return plain | {"unknown": {k: x for k, x in content.items() if k not in names}}
 
 
 def _check_format(written: Any) -> None:

@@ -41,9 +41,8 @@ class Lora:
             raise ErasureError("The eraser has no LoRA weights.")
         for path, (A, B) in self.factors.items():
             if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or not len(A):
-                raise ErasureError(
-                    f"LoRA factors of '{path}' do not fit each other: {_shape(A)} and {_shape(B)}."
-                )
+                shapes = " and ".join(" x ".join(map(str, x.shape)) for x in (A, B))
+                raise ErasureError(f"LoRA factors of '{path}' do not fit each other: {shapes}.")
             require_finite(A, B, f"The LoRA of '{path}'")
 
     def __str__(self) -> str:
@@ -65,19 +64,11 @@ class Lora:
 
     @classmethod
     def read(cls, path: Path) -> "Lora":
-        """The LoRA in a file.
-
-        Raises:
-            ErasureError: it is damaged, or exceeds the limits.
-        """
+        """Read the LoRA in a file."""
         return cls(factors_in(opened(path)))
 
     def files(self, config: EraserConfig, repo_id: str) -> dict[str, bytes]:
-        """The LoRA with the keys of diffusers, and with those of user interfaces if they read it.
-
-        Raises:
-            ErasureError: the numbers are too large for the type they are to be written in.
-        """
+        """The LoRA with the keys of diffusers, and with kohya's if user interfaces read them."""
         dtype = getattr(torch, config.dtype)
         factors = {path: (A.to(dtype), B.to(dtype)) for path, (A, B) in self.factors.items()}
         if not all(x.isfinite().all() for pair in factors.values() for x in pair):
@@ -93,12 +84,7 @@ class Lora:
         return files
 
     def usage(self, repo_id: str, files: Sequence[str]) -> list[str]:
-        """Lines of the card: plain diffusers reads the LoRA, and user interfaces its second file.
-
-        Args:
-            repo_id: name of the repository.
-            files: paths of the repository's files.
-        """
+        """Lines of the card: diffusers reads the LoRA, and user interfaces read its second file."""
         lines = [
             f"It is an ordinary LoRA too: `pipe.load_lora_weights({literal(repo_id)})` works "
             "without `diffusers_erase`,\nbut the next adapter that is loaded switches it off."
@@ -109,11 +95,7 @@ class Lora:
         return lines
 
     def check(self, denoiser: nn.Module) -> None:
-        """Refuse a denoiser that lacks a layer, or has it in another shape.
-
-        Raises:
-            ErasureError: names the layer and both shapes.
-        """
+        """Refuse a denoiser that lacks a layer, or has it in another shape."""
         for path, (A, B) in self.factors.items():
             try:
                 layer = linear(denoiser, path)
@@ -132,15 +114,11 @@ class Lora:
         return self.factors[path]
 
     @classmethod
-    def summed(cls, several: Sequence["Lora"]) -> "Lora":
-        """Σ_i B_i A_i in every layer, by concatenation.
-
-        Raises:
-            ErasureError: a layer has different shapes in them.
-        """
+    def summed(cls, loras: Sequence["Lora"]) -> "Lora":
+        """Σ_i B_i A_i in every layer, by concatenation; refuses layers of different shapes."""
         factors: dict[str, Factors] = {}
-        for path in dict.fromkeys(path for one in several for path in one.factors):
-            own = [one.factors[path] for one in several if path in one.factors]
+        for path in dict.fromkeys(path for lora in loras for path in lora.factors):
+            own = [lora.factors[path] for lora in loras if path in lora.factors]
             shapes = {f"{len(B)} x {A.shape[1]}": None for A, B in own}
             if len(shapes) > 1:
                 raise ErasureError(
@@ -156,12 +134,10 @@ class Lora:
 
     def through(self, N: Tensor) -> "Lora":
         """A -> A N in the layers that read the text, N width x width."""
-        return Lora(
-            {
-                path: ((A.double() @ N).float() if reads_text(path) else A, B)
-                for path, (A, B) in self.factors.items()
-            }
-        )
+        changed = {
+            p: (A.double() @ N).float() for p, (A, _) in self.factors.items() if reads_text(p)
+        }
+        return Lora({path: (changed.get(path, A), B) for path, (A, B) in self.factors.items()})
 
     def compact(self, rank: int | None) -> tuple["Lora", float]:
         """The best change of a rank in every layer, and the share of all energy that it keeps."""
@@ -173,11 +149,7 @@ class Lora:
 
 
 def kohya_name(repo_id: str) -> str:
-    """The name of the second LoRA file: the repository's, or nearly so."""
+    """The name of the second LoRA file, from the repository's name."""
     name = re.sub(r"[^\w.-]", "-", repo_id.split("/")[-1])
     taken = f"{name}.safetensors" in (Lora.file, TextMap.file)
     return f"{name}{'-kohya' if taken else ''}.safetensors"
-
-
-def _shape(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape))

@@ -1,4 +1,4 @@
-"""LoRA files: the keys of peft and kohya, and what others left in theirs."""
+"""LoRA files: read with any keys that diffusers knows, written with those of peft and kohya."""
 
 import json
 import re
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from diffusers_erase.eraser.safetensors_io import ERASER, Opened
 from diffusers_erase.eraser.schema import BYTES, read_json
@@ -25,7 +26,7 @@ from diffusers_erase.storage.atomic import read_text
 
 _PARTS = "|".join(COMPONENTS)
 _PEFT = "base_model.model."
-"""What peft, by itself, puts before a layer's path."""
+"""Prefix of a layer's path in files that peft writes."""
 
 
 def peft_keys(factors: Mapping[str, Factors], part: str) -> tuple[dict[str, Tensor], str]:
@@ -56,29 +57,28 @@ def peft_keys(factors: Mapping[str, Factors], part: str) -> tuple[dict[str, Tens
 
 
 def kohya_keys(factors: Mapping[str, Factors]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors as ComfyUI and A1111 read them, and the header by which they are known.
+    """Tensors as ComfyUI and A1111 read them, and the header that names the model family.
 
-    All are filled up with zeros to one rank, and alpha is that rank: readers disagree about several
-    ranks in one file.
+    All are padded with zeros to one rank, and alpha is that rank: readers disagree about files with
+    more than one rank.
     """
     rank = max(len(A) for A, _ in factors.values())
     tensors = {}
     for path, (A, B) in factors.items():
         key = f"lora_unet_{path.replace('.', '_')}"
-        filled = rank - len(A)
-        tensors[f"{key}.lora_down.weight"] = torch.cat([A, A.new_zeros(filled, A.shape[1])])
-        tensors[f"{key}.lora_up.weight"] = torch.cat([B, B.new_zeros(len(B), filled)], 1)
+        missing = rank - len(A)
+        tensors[f"{key}.lora_down.weight"] = pad(A, (0, 0, 0, missing))
+        tensors[f"{key}.lora_up.weight"] = pad(B, (0, missing))
         tensors[f"{key}.alpha"] = torch.tensor(float(rank))
     width = next((A.shape[1] for path, (A, _) in factors.items() if reads_text(path)), 0)
     family = architecture_or_default("").families.get(width)
-    known = {"modelspec.architecture": family.modelspec} if family else {}
     header = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),
-        **known,
+        **({"modelspec.architecture": family.modelspec} if family else {}),
     }
     return tensors, header
 
@@ -89,15 +89,11 @@ def holds_lora(file: Opened) -> bool:
 
 
 def factors_in(file: Opened, base: Model | None = None) -> dict[str, Factors]:
-    """Path -> (A, B) of a LoRA file, float32: B A is what the file adds at scale 1.
+    """Path -> (A, B) of a LoRA file, float32: B A is the change of a weight at scale 1.
 
-    diffusers converts the keys: peft's, kohya's, and those of its own older versions. Alpha is
+    diffusers converts the keys: peft's, kohya's, and those of its own older versions; with a `base`
+    its pipeline's class does, and its config translates SDXL's original block names. Alpha is
     folded into B as peft does it: alpha / rank or, rank-stabilised, alpha / sqrt(rank).
-
-    Args:
-        file: opened.
-        base: the model: its pipeline's class converts the keys, and only its denoiser's config
-            says what SDXL's original block names stand for.
 
     Raises:
         ErasureError: a key is no weight of a denoiser's LoRA, a factor is missing or is no matrix,
@@ -127,9 +123,7 @@ def factors_in(file: Opened, base: Model | None = None) -> dict[str, Factors]:
 def changes_in(file: Opened, denoiser: nn.Module) -> dict[str, Tensor]:
     """Path -> W - W0 (out x in) of the linear layers that a file of weights changes.
 
-    Args:
-        file: weights of a denoiser, some or all, named as in diffusers.
-        denoiser: with the original weights.
+    The file holds some or all weights W of a denoiser, named as in diffusers; the denoiser has W0.
 
     Raises:
         ErasureError: a tensor is none of the denoiser's, something else than weights of linear
@@ -163,7 +157,7 @@ def changes_in(file: Opened, denoiser: nn.Module) -> dict[str, Tensor]:
 
 
 def _converted(file: Opened, base: Model | None) -> dict[str, Any]:
-    """Tensors and alphas under peft's keys, and no weight is lost."""
+    """Tensors and alphas with peft's keys; raises if a weight would be lost."""
     tensors = {key.removeprefix(_PEFT): value for key, value in file.tensors.items()}
     for key in tensors:
         if re.match("lora_te|text_encoder|.*dora_scale", key):
@@ -222,15 +216,6 @@ def _scales(file: Opened, found: Mapping[str, Mapping[str, Tensor]]) -> dict[str
             scales[path] = alpha / (rank**0.5 if read.get("use_rslora") else rank)
             if not abs(alpha) < 1e9:
                 raise ValueError(f"alpha is {alpha}")
-    except (
-        AttributeError,
-        OverflowError,
-        RecursionError,
-        TypeError,
-        ValueError,
-        re.error,
-    ) as error:
-        raise ErasureError(
-            f"'{source}' holds no settings of a LoRA: {first_line(error)}."
-        ) from error
+    except (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError, re.error) as e:
+        raise ErasureError(f"'{source}' holds no settings of a LoRA: {first_line(e)}.") from e
     return scales

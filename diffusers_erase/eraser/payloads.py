@@ -12,6 +12,7 @@ from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.eraser.products import Product
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.linalg.inverse import quadratic
 from diffusers_erase.models.architectures import Factors, reads_text
 
 
@@ -54,12 +55,7 @@ class Payload(Protocol):
         """Path in the repository -> content, of its own file and of copies for other programs."""
 
     def usage(self, repo_id: str, files: Sequence[str]) -> list[str]:
-        """Lines of the card that say what can be done with these files, in Markdown.
-
-        Args:
-            repo_id: name of the repository.
-            files: paths of the repository's files.
-        """
+        """Lines of the card, in Markdown: uses of the repository's files, given by their paths."""
 
     # --- the change of a denoiser
 
@@ -79,7 +75,7 @@ class Payload(Protocol):
     # --- algebra
 
     @classmethod
-    def summed(cls, several: Sequence[Self]) -> Self:
+    def summed(cls, payloads: Sequence[Self]) -> Self:
         """Σ_i D_i, with the sum of the ranks."""
 
     def scaled(self, strength: float) -> Self:
@@ -96,9 +92,8 @@ class Payload(Protocol):
 
 
 PAYLOADS: dict[str, type[Payload]] = {kind.name: kind for kind in (Lora, TextMap)}
-"""Name -> kind of weights. Of several in one eraser the last one acts: those before it are copies
-of its change, for one model and for other programs."""
-
+"""Name -> kind of weights. Of the payloads of an eraser the last one acts; those before it are
+copies of its change for one model, which other programs read."""
 
 COPY = 0.02
 """Largest relative difference of a copy; bfloat16 rounds by up to 0.004."""
@@ -127,16 +122,16 @@ def check_copies(payloads: Sequence[Payload]) -> None:
     Raises:
         ErasureError: names a layer where it is not so.
     """
-    lora = next((one for one in payloads if isinstance(one, Lora)), None)
-    text_map = next((one for one in payloads if isinstance(one, TextMap)), None)
-    if lora is None or text_map is None:
+    lora = next((x.factors for x in payloads if isinstance(x, Lora)), {})
+    text_map = next((x for x in payloads if isinstance(x, TextMap)), None)
+    if text_map is None:
         return
     Q = torch.linalg.qr(text_map.V).Q
-    for path, (A, B) in lora.factors.items():
+    for path, (A, B) in lora.items():
+        A, gram = A.double(), B.double().T @ B.double()
         fits = reads_text(path) and A.shape[1] == text_map.width
-        outside = A.double() - (A.double() @ Q) @ Q.T if fits else A.double()
-        gram = B.double().T @ B.double()
-        if ((gram @ outside) * outside).sum() > COPY**2 * ((gram @ A.double()) * A.double()).sum():
+        outside = A - (A @ Q) @ Q.T if fits else A
+        if quadratic(outside.T, gram) > COPY**2 * quadratic(A.T, gram):
             raise ErasureError(
                 f"The eraser's LoRA and its text map are two different changes: that of '{path}' "
                 "is not one of the text states that the map changes. Ask its author for an eraser "

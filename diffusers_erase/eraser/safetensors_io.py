@@ -12,16 +12,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from diffusers_erase.errors import ErasureError, first_line
+from diffusers_erase.storage.atomic import file_size
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of a stranger's file is read: more than any eraser needs, less than does harm."""
+    """Limits on files that are read: above what any eraser needs, below what does harm."""
 
     header: int = 16 * 2**20
     """Bytes."""
     tensors: int = 20_000
-    """How many."""
+    """Number of tensors."""
     file: int = 4 * 2**30
     """Bytes."""
     rank: int = 4096
@@ -32,22 +33,9 @@ class Limits:
 
 ERASER = Limits()
 WHOLE_MODEL = Limits(file=100 * 2**30)
-"""For weights that a user names and hands over: a whole denoiser may be among them."""
+"""For weights that a user passes to `from_checkpoint`: they may be a whole denoiser's."""
 
-DTYPES = (
-    "F64",
-    "F32",
-    "F16",
-    "BF16",
-    "F8_E4M3",
-    "F8_E5M2",
-    "I64",
-    "I32",
-    "I16",
-    "I8",
-    "U8",
-    "BOOL",
-)
+DTYPES = "F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I64, I32, I16, I8, U8, BOOL"
 """Types of numbers that are read, as safetensors names them."""
 
 
@@ -121,9 +109,9 @@ def _open(path: Path, limits: Limits) -> Iterator[Any]:
                     raise ErasureError(
                         f"'{path}' holds a tensor whose name is no path of a layer: {name[:50]!r}."
                     )
-                if dtype not in DTYPES:
+                if dtype not in DTYPES.split(", "):
                     raise ErasureError(
-                        f"'{path}' holds '{name}' of type {dtype}; known are {', '.join(DTYPES)}."
+                        f"'{path}' holds '{name}' of type {dtype}; known are {DTYPES}."
                     )
             yield file
     except ErasureError:
@@ -136,16 +124,12 @@ def _open(path: Path, limits: Limits) -> Iterator[Any]:
 
 def _check_size(path: Path, limits: Limits) -> None:
     """Refuse, from its first eight bytes, what is no regular file or too large."""
-    if not path.is_file():  # also for devices, pipes, and links to them
-        raise ErasureError(f"There is no file '{path}'.")
+    size = file_size(path, limits.file)
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:  # of a stream that never ends the size is 0
+        with path.open("rb") as file:
             header = int.from_bytes(file.read(min(size, 8)), "little")
     except OSError as error:
         raise ErasureError(f"'{path}' cannot be read: {error.strerror or error}.") from error
-    if size > limits.file:
-        raise ErasureError(f"'{path}' has {size:,} bytes; {limits.file:,} are read at most.")
     if size < 8 or header > size - 8:
         raise ErasureError(
             f"'{path}' is no readable safetensors file: it ends within its own header."

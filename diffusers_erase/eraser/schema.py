@@ -20,7 +20,7 @@ LARGEST = 1e300
 
 _UNSHOWN = r"\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069"
 _ONE_LINE = rf"^[^{_UNSHOWN}]*$"
-"""Text that stays in its line and runs in one direction, in a terminal and on a card."""
+"""One line of text without control characters and changes of direction."""
 
 
 def _text(length: int, **more: Any) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def _object(**properties: Any) -> dict[str, Any]:
 
 
 _NAME = {**_text(1_000), "pattern": rf"^[^{_UNSHOWN}]*[^\s{_UNSHOWN}][^{_UNSHOWN}]*$"}
-"""One line with something in it."""
+"""One line that is not blank."""
 _COUNT = {"type": ["integer", "null"], "minimum": 0, "maximum": 2**53}
 _SCORE = {"type": ["number", "null"]}
 
@@ -98,7 +98,7 @@ def problem_of(content: dict[str, Any]) -> str | None:
 
 
 def read_json(text: str, source: str | Path) -> Any:
-    """JSON of a stranger: bounded, finite, and nothing in it that cannot be written again.
+    """Parse JSON of bounded size and depth, with finite numbers and encodable text.
 
     Raises:
         ErasureError: it is broken, or larger or deeper than any eraser's.
@@ -116,7 +116,7 @@ def read_json(text: str, source: str | Path) -> Any:
             raise ErasureError(f"'{source}' is broken: it is nested deeper than {DEPTH} levels.")
         if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:
             raise ErasureError(f"'{source}' is broken: it holds a number beyond any float.")
-        if isinstance(value, str) and not _encodable(value):
+        if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
             raise ErasureError(f"'{source}' is broken: it holds half of a character.")
     return content
 
@@ -148,7 +148,10 @@ def _problem(value: Any, wanted: Mapping[str, Any], place: str) -> str | None:
     if size is not None and not wanted.get(low, size) <= size <= wanted.get(high, size):
         allowed = f"{wanted.get(low, 0):,} to {wanted[high]:,}"
         return f"'{place}' is {size:,}{unit} and should be {allowed}"
-    if isinstance(value, str) and not re.search(_python(wanted.get("pattern", "")), value):
+    pattern = wanted.get("pattern", "").replace(
+        "$", r"\Z"
+    )  # Python's `$` allows a newline after it
+    if isinstance(value, str) and not re.search(pattern, value):
         return f"'{place}' has characters that have no place there, or too few"
     if isinstance(value, list | tuple):
         each = (_problem(x, wanted["items"], f"{place}[{k}]") for k, x in enumerate(value))
@@ -169,12 +172,8 @@ def _problem_of_object(value: dict[str, Any], wanted: Mapping[str, Any], place: 
     return None
 
 
-def _python(pattern: str) -> str:
-    return pattern.replace("$", r"\Z")  # `$` of Python allows a newline behind it
-
-
 def _all(value: Any, depth: int) -> Iterable[tuple[int, Any]]:
-    """Every value, key included, with its depth; no recursion, for there may be much of it."""
+    """Every value and key with its depth, without recursion."""
     waiting = [(depth, value)]
     while waiting:
         depth, value = waiting.pop()
@@ -183,10 +182,6 @@ def _all(value: Any, depth: int) -> Iterable[tuple[int, Any]]:
             waiting += [(depth + 1, inner) for pair in value.items() for inner in pair]
         elif isinstance(value, list):
             waiting += [(depth + 1, inner) for inner in value]
-
-
-def _encodable(text: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _no_number(name: str) -> float:

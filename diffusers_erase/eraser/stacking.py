@@ -12,7 +12,7 @@ from diffusers_erase.eraser.config import EraserConfig, versions
 from diffusers_erase.eraser.payloads import PAYLOADS
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.linalg.inverse import inverted
+from diffusers_erase.linalg.inverse import Inverse
 from diffusers_erase.models.architectures import reads_text
 
 
@@ -24,10 +24,9 @@ KEEP, RIDGE = 10.0, 1e-4
 
 
 def summed(erasers: Sequence[EraserAdapter]) -> EraserAdapter:
-    """W + Σ_i B_i A_i: what all erasers do together, exactly, with the sum of their ranks.
+    """W + Σ_i B_i A_i: the exact sum of all erasers' changes, with the sum of their ranks.
 
-    Each eraser also changes the text states of the others' concepts a little; with many erasers
-    this adds up (see `fused`).
+    Each eraser also changes the text states of the others' concepts a little; see `fused`.
 
     Raises:
         ErasureError: there are none, they are for different models, or some are portable while
@@ -35,11 +34,8 @@ def summed(erasers: Sequence[EraserAdapter]) -> EraserAdapter:
     """
     if not erasers:
         raise ErasureError("There is no eraser to stack.")
-    payloads = []
-    for name, kind in PAYLOADS.items():
-        own = [x for eraser in erasers for x in eraser.payloads if x.name == name]
-        if len(own) == len(erasers):
-            payloads.append(kind.summed(own))
+    each = {name: [x for e in erasers for x in e.payloads if x.name == name] for name in PAYLOADS}
+    payloads = [PAYLOADS[k].summed(own) for k, own in each.items() if len(own) == len(erasers)]
     if not payloads:
         portable = next(e.config.title for e in erasers if not e.factors)
         trained = next(e.config.title for e in erasers if e.text_map is None)
@@ -68,11 +64,9 @@ def fused(
         D_0 = Σ_i D_i:  A_i' = A_i (I - (Σ_{j≠i} G_j) F (F^T M F)^-1 F^T)
         D_0 = 0:        A_i' = A_i G_i F (F^T M F)^-1 F^T
 
-    The second is MACE's closed-form fusion (arXiv 2403.06135), with protected prompts, which the
-    plain form gives up; it keeps the rest more, and erases less. Every B stays, every A is
-    rewritten, so
-    this is a LoRA with the sum of the ranks, for trained and solved erasers alike. Layers that do
-    not read the text are summed.
+    The second is MACE's closed-form fusion (arXiv 2403.06135) with protected prompts; it keeps the
+    rest more, and erases less. Every B stays and every A is rewritten, so this is a LoRA with the
+    sum of the ranks, for trained and solved erasers alike. Other layers are summed.
 
     Args:
         erasers: made from the same base.
@@ -95,13 +89,11 @@ def fused(
     together = torch.stack(own).sum(0)
     M = together + keep * kept_moment.double().cpu()
     M = M + ridge * M.diagonal().mean() * torch.eye(len(M), dtype=M.dtype)
-    if rest == "sum":
-        reading = [
-            torch.eye(len(M), dtype=M.dtype) - inverted(together - G, M, protect) for G in own
-        ]
-    else:
-        reading = [inverted(G, M, protect) for G in own]
-    fusion = summed([_through(eraser, N) for eraser, N in zip(erasers, reading, strict=True)])
+    N = Inverse.of(M, protect)
+    maps = [
+        torch.eye(len(M), dtype=M.dtype) - N(together - G) if rest == "sum" else N(G) for G in own
+    ]
+    fusion = summed([_through(eraser, X) for eraser, X in zip(erasers, maps, strict=True)])
     return replace(fusion, config=replace(fusion.config, recipe="gram fusion"))
 
 
@@ -111,10 +103,10 @@ def protected(eraser: EraserAdapter, protect: Tensor) -> EraserAdapter:
 
 
 def compact(eraser: EraserAdapter, rank: int | None = None) -> tuple[EraserAdapter, float]:
-    """The same change in as few columns as it has, or its best form of a rank; and what is kept.
+    """argmin_{rank D' <= r} |D - D'|  for every layer, and the share of the energy that is kept.
 
-    `argmin_{rank D' <= r} |D - D'|` for every layer, or for the text map if there is one: its
-    copies are changed as it is.
+    Of a text map if there is one; its copies follow. Without a rank the change stays the same, in
+    as few columns as it has.
     """
     *copies, source = eraser.payloads
     thin, kept = source.compact(rank)
@@ -137,8 +129,7 @@ def interference(
 ) -> dict[str, dict[str, float]]:
     """I(j -> i) = |s_j D_j E_i| / |s_i D_i E_i|  over all layers that read the text
 
-    How much another eraser does to the states of a concept, as a share of what its own eraser does
-    to them; nothing is sampled.
+    The change of a concept's states by another eraser, as a share of that by its own eraser.
 
     Args:
         erasers: name i -> eraser D_i, and its strength s_i.
@@ -150,8 +141,7 @@ def interference(
         Name i -> name j of every other eraser -> I(j -> i); without erasers of strength zero.
     """
     E = torch.cat([states[name].float().cpu() for name in erasers])
-    sizes = [len(states[name]) for name in erasers]
-    done: dict[str, dict[str, float]] = {}
+    done: dict[str, dict[str, float]] = {}  # eraser -> concept -> |s_j D_j E_i|
     for name, (eraser, strength) in erasers.items():
         T = eraser.text_map
         factors = eraser.factors if T is None else T.factors(weights)
@@ -159,8 +149,8 @@ def interference(
         for path, (A, B) in factors.items():
             if reads_text(path):
                 squares += ((E @ A.T) @ B.T).square().sum(1)
-        sums = [float(part.sum()) for part in squares.split(sizes)]
-        done[name] = {i: abs(strength) * x**0.5 for i, x in zip(erasers, sums, strict=True)}
+        parts = zip(erasers, squares.split([len(states[i]) for i in erasers]), strict=True)
+        done[name] = {i: abs(strength) * float(part.sum()) ** 0.5 for i, part in parts}
     return {
         i: {j: done[j][i] / done[i][i] for j in erasers if j != i and done[j][j]}
         for i in erasers
@@ -175,14 +165,11 @@ def _through(eraser: EraserAdapter, N: Tensor) -> EraserAdapter:
 
 def _config(erasers: Sequence[EraserAdapter], rank: int) -> EraserConfig:
     configs = [eraser.config for eraser in erasers]
+    parts = [{"names": [x.name for x in c.concepts], "recipe": c.recipe} for c in configs]
     return EraserConfig(
         concepts=tuple(concept for c in configs for concept in c.concepts),
         recipe="sum",
-        parameters={
-            "erasers": [
-                {"names": [x.name for x in c.concepts], "recipe": c.recipe} for c in configs
-            ]
-        },
+        parameters={"erasers": parts},
         base_model=configs[0].base_model,
         fingerprint=configs[0].fingerprint,
         rank=rank,

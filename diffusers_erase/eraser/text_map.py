@@ -19,11 +19,10 @@ from diffusers_erase.models.architectures import Factors, text_layers
 
 @dataclass(frozen=True)
 class TextMap:
-    """T = I + U V^T on text states (columns): a layer W reads as W T from now on.
+    """T = I + U V^T on text states (columns): every layer W that reads the text becomes W T.
 
-    The same erasure for every model with this text encoder, in width x rank numbers twice: its LoRA
-    for a layer is A = V^T, B = W U. Applied to the prompt's states instead of the weights it does
-    the same, as long as all states go through it, the negative prompt's too.
+    It is the same erasure for every model with this text encoder; the LoRA of a layer is A = V^T,
+    B = W U. Applying it to all text states, those of the negative prompt too, is equivalent.
     """
 
     name: ClassVar[str] = "text_map"
@@ -71,16 +70,15 @@ class TextMap:
         return self.U @ self.V.T
 
     def __call__(self, states: Tensor) -> Tensor:
-        """The states as the layers read them from now on; ... x width, in their own dtype."""
+        """T applied to text states, ... x width, in their own dtype."""
         U, V = (x.to(states.device) for x in (self.U, self.V))
         read = states.double()
         return (read + (read @ V) @ U.T).to(states.dtype)
 
     def after(self, first: "TextMap") -> "TextMap":
-        """E -> self(first(e)), exactly, with the sum of both ranks.
+        """The composition e -> self(first(e)), exactly, with the sum of both ranks.
 
-        A model whose weights were edited by `earlier` and then by `later` reads
-        `earlier.after(later)`: W T1 T2.
+        Weights edited by T1 and then by T2 are W T1 T2, that is `T1.after(T2)`.
         """
         U = torch.cat((first.U + self.U @ (self.V.T @ first.U), self.U), 1)
         return TextMap(U, torch.cat((first.V, self.V), 1))
@@ -149,12 +147,7 @@ class TextMap:
 
     @classmethod
     def read(cls, path: Path) -> "TextMap":
-        """The text map in a file; its shape is checked before its numbers are read.
-
-        Raises:
-            ErasureError: it is damaged, has a rank of 0 or above its width, or numbers of a type
-                that is not read.
-        """
+        """Read the text map in a file; rank, width and type are checked before the numbers."""
         shapes, dtypes = shapes_in(path)
         if not cls.is_in(shapes) or not dtypes <= {"F64", "F32", "F16", "BF16"}:
             raise ErasureError(
@@ -181,11 +174,7 @@ class TextMap:
         return [f"`{self.file}` is a map of the text, for every model with the same text encoder."]
 
     def check(self, denoiser: nn.Module) -> None:
-        """Refuse a denoiser that reads text states of another width, or would become infinite.
-
-        Raises:
-            ErasureError: names the width, or the layer.
-        """
+        """Refuse a denoiser that reads text states of another width, or would become infinite."""
         layers = text_layers(denoiser)
         widths = sorted({layer.in_features for layer in layers.values()})
         if widths != [self.width]:
@@ -209,18 +198,14 @@ class TextMap:
         return self.V.T.to(B), B
 
     @classmethod
-    def summed(cls, several: Sequence["TextMap"]) -> "TextMap":
-        """I + Σ_i U_i V_i^T, by concatenation.
-
-        Raises:
-            ErasureError: their widths differ.
-        """
-        widths = sorted({T.width for T in several})
+    def summed(cls, maps: Sequence["TextMap"]) -> "TextMap":
+        """I + Σ_i U_i V_i^T, by concatenation; refuses different widths."""
+        widths = sorted({T.width for T in maps})
         if len(widths) > 1:
             raise ErasureError(
                 f"The erasers are for texts of different widths: {' and '.join(map(str, widths))}."
             )
-        return cls(torch.cat([T.U for T in several], 1), torch.cat([T.V for T in several], 1))
+        return cls(torch.cat([T.U for T in maps], 1), torch.cat([T.V for T in maps], 1))
 
     def scaled(self, strength: float) -> "TextMap":
         """U V^T -> s U V^T."""

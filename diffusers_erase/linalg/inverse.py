@@ -67,15 +67,6 @@ class Inverse:
         )
 
 
-def inverted(E: Tensor, M: Tensor, protect: Tensor | None = None) -> Tensor:
-    """E F (F^T M F)^-1 F^T, n x width, F an orthonormal basis of the complement of `protect`.
-
-    Raises:
-        ErasureError: as `Inverse.of`.
-    """
-    return Inverse.of(M, protect)(E)
-
-
 @dataclass(frozen=True)
 class EditedLayers:
     """Gram matrices of layers W before an edit and W' after it, summed over the layers.

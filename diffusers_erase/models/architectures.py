@@ -25,7 +25,7 @@ Factors = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Family:
-    """What others call a family of models."""
+    """Names of a model family in LoRA files and on the Hub."""
 
     modelspec: str
     """ModelSpec's architecture of a LoRA for it."""
@@ -35,7 +35,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that is known of one class of denoisers; patterns match whole paths of layers."""
+    """One class of denoisers; patterns match whole paths of layers."""
 
     text: str
     """The linear layers that read the text encoder's states as they come."""
@@ -68,13 +68,8 @@ _UNET_FAMILIES = {
 
 
 def _unet(attention: str, *, trainable: bool = False) -> Architecture:
-    return Architecture(
-        rf"{attention}\.{_TEXT}",
-        attention,
-        trainable=trainable,
-        kohya=True,
-        families=_UNET_FAMILIES,
-    )
+    text, families = rf"{attention}\.{_TEXT}", _UNET_FAMILIES
+    return Architecture(text, attention, trainable=trainable, kohya=True, families=families)
 
 
 ARCHITECTURES: dict[str, Architecture] = {

@@ -58,7 +58,7 @@ class NoiseSchedule:
         return (1 / (sigma.square() + 1)).float().view(-1, 1, 1, 1).to(t.device)
 
     def epsilon(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        """The noise in z_t according to the network's prediction there."""
+        """The noise in z_t according to the network's prediction."""
         if self.prediction == "epsilon":
             return output
         alpha = self.alpha(t)
@@ -86,9 +86,9 @@ class NoiseSchedule:
 class Denoiser:
     """Scores eps*(z, t, c) without and eps(z, t, c) with the eraser, from one UNet.
 
-    They are the network's own predictions: noise, v or the clean latent. Noise says nothing of the
-    picture where ᾱ is 0, as at the first latent of a zero-terminal-SNR schedule. `evaluations`
-    counts forward passes of one latent, `backwards` those that a backward pass may follow.
+    Scores are the network's own predictions: noise, v or the clean latent; where ᾱ is 0, as at the
+    first latent of a zero-terminal-SNR schedule, noise would not determine the picture.
+    `evaluations` counts forward passes of one latent, `backwards` those with gradients.
     """
 
     def __init__(
@@ -130,10 +130,9 @@ class Denoiser:
     def _score(self, z: Tensor, t: Tensor, states: Tensor) -> Tensor:
         self.evaluations += len(z)
         weights = next(self.unet.parameters())
-        there, t = weights.device, t.to(weights.device)
-        seen, states = z.to(there, weights.dtype), states.to(there, weights.dtype)
-        with torch.autocast(there.type, self.precision, enabled=self.precision is not None):
-            output: Tensor = self.unet(seen, t, states, return_dict=False)[0]
+        z, t, states = z.to(weights), t.to(weights.device), states.to(weights)
+        with torch.autocast(t.device.type, self.precision, enabled=self.precision is not None):
+            output: Tensor = self.unet(z, t, states, return_dict=False)[0]
         return output.float()
 
 

@@ -17,8 +17,7 @@ def embeddings_at(
 ) -> AbstractContextManager[None]:
     """Context manager: the token embeddings at these positions are `rows`, with gradients.
 
-    Masks, padding and pooling remain those of the token ids. An encoder in training mode has
-    random states.
+    Masks, padding and pooling remain those of the token ids.
 
     Args:
         encoder: a text encoder of transformers.
@@ -40,8 +39,8 @@ def embedding_hook(
 ) -> Iterator[None]:
     """Context manager: a hook replaces token embeddings after all other hooks.
 
-    It is registered with every module that holds the table of embeddings: T5's encoder has another
-    one than `get_input_embeddings` returns.
+    It is registered with every module that has the embedding table as its weight: T5's encoder uses
+    another module than `get_input_embeddings` returns.
     """
     table = encoder.get_input_embeddings().weight
     modules = (m for m in encoder.modules() if isinstance(m, nn.Embedding) and m.weight is table)
@@ -53,26 +52,16 @@ def embedding_hook(
 
 def token_ids(pipe: Pipeline, prompts: Sequence[str]) -> Tensor:
     """Token ids of the prompts as the pipeline encodes them, P x tokens; longer ones are cut."""
-    tokenizer = pipe.tokenizer
-    encoded = tokenizer(
-        list(prompts),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    ids: Tensor = encoded.input_ids
+    ids: Tensor = pipe.tokenizer(
+        list(prompts), padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
     return ids
 
 
 def with_prefix(ids: Tensor, prefix: Tensor) -> Tensor:
-    """The token ids with k more between the first one and the prompt, whose end is cut off.
+    """The token ids (P x tokens) with a prefix (P x k) between the first one and the prompt.
 
-    The last token, end or padding, stays the last.
-
-    Args:
-        ids: P x tokens.
-        prefix: P x k.
+    The prompt's end is cut off; the last token, end or padding, stays the last.
 
     Raises:
         ErasureError: k does not fit.
@@ -102,8 +91,7 @@ def ordinary_ids(tokenizer: Any) -> Tensor:
 def describe_ids(pipe: Pipeline, ids: Tensor) -> str:
     """`prompt` or `ids only`, and the digest of the token ids, L.
 
-    The text that the ids decode to may have other ids: only if it has the same is it a prompt with
-    these text states.
+    Only if the text that the ids decode to has the same ids is it a prompt with these text states.
     """
     special = set(pipe.tokenizer.all_special_ids)
     ordinary = [i for i in ids.tolist() if i not in special]

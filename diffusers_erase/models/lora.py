@@ -1,14 +1,11 @@
-"""A LoRA in training on a denoiser's cross-attention, and protected prompts it cannot change.
-
-The only module that imports peft.
-"""
+"""A LoRA in training on a denoiser's cross-attention; the only module that imports peft."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig
@@ -31,7 +28,7 @@ class Attached:
     factors: Callable[[], dict[str, Factors]]
     """Copies of the trained factors."""
     begin: Callable[[Mapping[str, Factors]], None]
-    """Sets factors of the LoRA's rank or less, without their effect on protected prompts."""
+    """Sets factors of the LoRA's rank or less, projected so that protected prompts are kept."""
 
 
 @contextmanager
@@ -55,9 +52,8 @@ def attached(
     """
     if getattr(unet, "peft_config", None):
         raise ErasureError(
-            f"The denoiser has adapters ({', '.join(unet.peft_config)}); "
-            "erasers are made from the bare base: "
-            "call `pipe.unload_lora_weights()` first."
+            f"The denoiser has adapters ({', '.join(unet.peft_config)}); erasers are made from the "
+            "bare base: call `pipe.unload_lora_weights()` first."
         )
     name, paths = "eraser", list(projections(unet, parts))
     if not paths:
@@ -73,12 +69,12 @@ def attached(
     trainable = {p: p.requires_grad for p in unet.parameters()}
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules="|".join(map(re.escape, paths)))
 
+    def copied(path: str, half: str) -> Tensor:
+        weight: Tensor = unet.get_submodule(f"{path}.{half}.{name}").weight
+        return weight.detach().float().cpu().clone()
+
     def factors() -> dict[str, Factors]:
-        pairs = ((path, unet.get_submodule(path)) for path in paths)
-        return {
-            path: (_copy(layer.lora_A[name].weight), _copy(layer.lora_B[name].weight))
-            for path, layer in pairs
-        }
+        return {path: (copied(path, "lora_A"), copied(path, "lora_B")) for path in paths}
 
     def begin(factors: Mapping[str, Factors]) -> None:
         for path, (A, B) in factors.items():
@@ -122,10 +118,5 @@ class Orthogonal(nn.Module):
 
 def _stored(layer: Any) -> nn.Parameter:
     """The parameter that stores a weight, before its parametrisation if it has one."""
-    parametrised = is_parametrized(layer, "weight")
-    kept: nn.Parameter = layer.parametrizations.weight.original if parametrised else layer.weight
-    return kept
-
-
-def _copy(weight: Tensor) -> Tensor:
-    return weight.detach().float().cpu().clone()
+    weight = layer.parametrizations.weight.original if is_parametrized(layer) else layer.weight
+    return cast(nn.Parameter, weight)

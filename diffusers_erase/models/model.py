@@ -1,4 +1,4 @@
-"""`Model.of(pipe)`: everything the library needs to know of a pipeline, found out in one place."""
+"""`Model.of(pipe)`: the one place that knows the parts of a pipeline and what they can do."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,18 +36,15 @@ class Pipeline(Protocol):
     @property
     def components(self) -> Mapping[str, Any]:
         """Name -> part: text encoders, tokenizers, denoiser, VAE ..."""
-        ...
 
     @property
     def _execution_device(self) -> torch.device: ...
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
         """Text states of prompts."""
-        ...
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Pictures."""
-        ...
 
 
 Segment = tuple[Any, int | None]
@@ -68,10 +65,7 @@ class Model:
 
     @classmethod
     def of(cls, source: Any) -> "Model":
-        """Find the denoiser of a pipeline.
-
-        Args:
-            source: a pipeline, with or without a denoiser; a denoiser; or a `Model`.
+        """The model of a pipeline, with or without a denoiser, of a denoiser, or of a `Model`.
 
         Raises:
             ErasureError: the denoiser's class is not in the table of architectures.
@@ -104,8 +98,7 @@ class Model:
         """
         if isinstance(self.source, nn.Module):
             raise ErasureError(f"This needs a pipeline; got a bare '{self.kind}'.")
-        found: Pipeline = self.source
-        return found
+        return cast(Pipeline, self.source)
 
     @property
     def denoiser(self) -> nn.Module:
@@ -144,8 +137,6 @@ class Model:
     def device(self) -> torch.device:
         """Where the pipeline computes."""
         return self.pipeline._execution_device
-
-    # --- text ---------------------------------------------------------------------------------
 
     @property
     def text_encoders(self) -> tuple[nn.Module, ...]:
@@ -213,8 +204,6 @@ class Model:
         first: list[float] = self.encode([prompt])[0].float().mean(0)[:8].tolist()
         return [round(value, 4) for value in first]
 
-    # --- noise predictions --------------------------------------------------------------------
-
     @property
     def untrainable(self) -> str:
         """Why no eraser can be trained on this model; empty if one can."""
@@ -222,15 +211,14 @@ class Model:
         if self.found is None or row is None or not row.trainable:
             return f"'{self.kind}' has no UNet to train on"
         config: Any = self.found.config
-        needs_more = (
-            config.in_channels != config.out_channels
-            or config.addition_embed_type
-            or config.encoder_hid_dim_type
-            or config.class_embed_type
-            or unusual_text_path(self.found)
-            or not isinstance(config.sample_size, int)
+        embeds = (config.addition_embed_type, config.encoder_hid_dim_type, config.class_embed_type)
+        prompt_is_enough = (
+            config.in_channels == config.out_channels
+            and not any(embeds)
+            and not unusual_text_path(self.found)
+            and isinstance(config.sample_size, int)
         )
-        return f"'{self.kind}' needs more than a prompt" if needs_more else ""
+        return "" if prompt_is_enough else f"'{self.kind}' needs more than a prompt"
 
     def noise_predictor(
         self,
@@ -238,11 +226,9 @@ class Model:
         *,
         precision: torch.dtype | None = None,
     ) -> Denoiser:
-        """Noise predictions of the model as it is now, erasers and all.
+        """Noise predictions of the model as it is now, with its erasers.
 
-        Args:
-            adapter_disabled: a context in which the eraser in training is off.
-            precision: of autocast, if any.
+        `adapter_disabled` is a context without the eraser in training; `precision` is autocast's.
 
         Raises:
             ErasureError: the model needs more than latents, times and text states.
@@ -257,6 +243,6 @@ class Model:
 
 
 def _first(source: Any, names: Sequence[str]) -> Any:
-    """The first of these parts that is there."""
+    """The first of these parts that the source has."""
     parts = (getattr(source, name, None) for name in names)
     return next((part for part in parts if part is not None), None)

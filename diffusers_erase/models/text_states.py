@@ -19,20 +19,15 @@ def encode(pipe: Any, prompts: Sequence[str], device: torch.device | None = None
 def text_states(pipe: Any, prompts: Sequence[str], device: torch.device | None = None) -> Tensor:
     """Text states of the prompts, P x tokens x width, from the pipeline's own `encode_prompt`.
 
-    States of masked padding are zero.
-
-    Args:
-        pipe: a pipeline with `encode_prompt`.
-        prompts: P of them.
-        device: where to compute; the pipeline's execution device if omitted. To look that up takes
-            longer than a small text encoder: callers that encode often pass it.
+    States of masked padding are zero. `device` is the pipeline's execution device if omitted;
+    looking that up takes longer than a small text encoder.
     """
     arguments = encode_arguments(pipe, prompts, device or pipe._execution_device)
+    states: Tensor
     states, *others = pipe.encode_prompt(**arguments)
     if "prompt_attention_mask" in inspect.signature(pipe.encode_prompt).parameters:
         states = states * others[0][..., None].to(states.dtype)
-    found: Tensor = states
-    return found
+    return states
 
 
 def encode_arguments(

@@ -53,11 +53,8 @@ class View:
     def with_role(self, role: str, states: Tensor, scores: Tensor | None = None) -> "View":
         """The same view with these text states in a role, and the teacher's scores if known."""
         known = {name: score for name, score in self.known.items() if name != role}
-        return replace(
-            self,
-            states={**self.states, role: states},
-            known=known if scores is None else {**known, role: scores},
-        )
+        known |= {} if scores is None else {role: scores}
+        return replace(self, states={**self.states, role: states}, known=known)
 
     def _states_of(self, role: str) -> Tensor:
         require_choice("role in this view", role, self.states)
@@ -98,30 +95,24 @@ class Trajectories:
         )
 
     def scoreless(self) -> "Trajectories":
-        """The same latents without scores: the teacher is asked where one is looked at."""
+        """The same latents without scores: the teacher computes those that are used."""
         return replace(self, scores={})
 
     def remember(
         self, denoiser: Denoiser, role: str, states: Tensor, *, batch: int = 32
     ) -> "Trajectories":
-        """The same latents, also looked at with another prompt each; one evaluation a latent."""
+        """The same latents with another prompt each in a role; one evaluation per latent."""
         scores = [
             denoiser.teacher(self.z[rows], self.t[rows], states[self.prompt[rows]])
             for rows in torch.arange(len(self)).split(batch)
         ]
-        return replace(
-            self,
-            states={**self.states, role: states},
-            scores={**self.scores, role: torch.cat(scores)},
-        )
+        known = {**self.scores, role: torch.cat(scores)}
+        return replace(self, states={**self.states, role: states}, scores=known)
 
     def draw(
         self, denoiser: Denoiser, count: int, generator: torch.Generator, part: slice = slice(None)
     ) -> View:
-        """A random minibatch of independent draws: neighbours in time do not come together.
-
-        Of the `count` rows drawn only `part` is looked at, one process' share.
-        """
+        """A minibatch of `count` independent random rows, of which a process uses its `part`."""
         rows = torch.randint(len(self), (count,), generator=generator)[part]
         return self.at(denoiser, rows)
 
@@ -151,20 +142,19 @@ def sample_trajectories(
     sampler: Sampler = "ddim",
     student: bool = False,
 ) -> Trajectories:
-    """Classifier-free guidance, one run per prompt: two evaluations a latent, both kept.
+    """Sample with classifier-free guidance, one run per prompt; both scores of a latent are kept.
 
     Args:
-        denoiser: its teacher samples, and the eraser has no say; or its student.
+        denoiser: its teacher samples, without the eraser; or its student.
         scheduler: the pipeline's; its noise schedule is used.
         states: P x tokens x width, the prompts; they become the role `concept`.
         null: 1 x tokens x width, the empty prompt; it becomes the role `null`.
         guidance: scale of classifier-free guidance.
         steps: latents per prompt.
-        seed: start noise; of all prompts, or one number for each, whatever the others are.
+        seed: of the start noise: one for all prompts together, or one for each prompt.
         batch: prompts sampled together.
         sampler: `ddim` for DDIM on the scheduler's noise schedule; `own` for the scheduler itself.
-        student: whether the student samples, as it is now (on-policy). No scores are kept then, for
-            they are not the teacher's.
+        student: whether the student samples (on-policy); its scores are not kept.
 
     Raises:
         ErasureError: the scheduler has no noise schedule of Stable Diffusion's kind.

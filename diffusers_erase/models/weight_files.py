@@ -1,4 +1,4 @@
-"""The weights that read the text, out of a model's files: no denoiser is built."""
+"""Weights of the layers that read the text, from a model's files; no denoiser is built."""
 
 import json
 import re

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.architectures import linear
 from diffusers_erase.runtime.fused_projections import fused_weights
-from diffusers_erase.runtime.loaded_eraser import LoadedEraser, Planning, factors_of
+from diffusers_erase.runtime.loaded_eraser import Change, LoadedEraser, Planning, factors_of
 
 
 SWITCHED_OFF_BY = (
@@ -24,15 +25,6 @@ Adapters = dict[str, tuple[LoadedEraser, dict[str, Tensor]]]
 """Name -> eraser, and the LoRA it amounts to with the keys that diffusers reads."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Erasers to be adapters of the denoiser, and those that are until then."""
-
-    denoiser: Any
-    wanted: Adapters
-    former: Adapters
-
-
 @dataclass
 class Adapted:
     """Backend that adds erasers to the denoiser as ordinary adapters of peft."""
@@ -41,8 +33,8 @@ class Adapted:
 
     def plan(
         self, denoiser: nn.Module, loaded: Mapping[str, LoadedEraser], planning: Planning
-    ) -> Plan:
-        """The erasers' LoRAs.
+    ) -> Change:
+        """Compute the erasers' LoRAs.
 
         Raises:
             ErasureError: adapters are fused into the weights; any change would take them out.
@@ -50,18 +42,15 @@ class Adapted:
         if loaded or self.added:
             _require_unfused(denoiser)
         wanted = {name: (x, _lora(denoiser, x, planning)) for name, x in loaded.items()}
-        return Plan(denoiser, wanted, self.added)
-
-    def apply(self, plan: Plan) -> None:
-        """Add the adapters that are missing, delete those that are gone, and activate all."""
-        self._set(plan.denoiser, plan.wanted)
-
-    def undo(self, plan: Plan) -> None:
-        """Restore the adapters that were there."""
-        self._set(plan.denoiser, plan.former)
+        return Change(
+            partial(self._set, denoiser, wanted), partial(self._set, denoiser, self.added)
+        )
 
     def _set(self, unet: Any, wanted: Adapters) -> None:
-        """Adapters of others stay active, or idle, at the scales they have."""
+        """Add the adapters that are missing, delete those that are gone, and activate all.
+
+        Adapters of others stay active, or idle, at the scales they have.
+        """
         if not wanted and not self.added:
             return
         former, self.added = self.added, wanted
@@ -91,7 +80,7 @@ class Adapted:
             unet.unload_lora()
 
     def bases(self) -> dict[str, Tensor]:
-        """Nothing: no weight is written."""
+        """No weights: none is written."""
         return {}
 
     def acting(self, unet: nn.Module, loaded: Mapping[str, LoadedEraser]) -> dict[str, float]:
@@ -118,9 +107,8 @@ def _require_unfused(unet: nn.Module) -> None:
 def adapter_name(name: str) -> str:
     """The name of an eraser's adapter; peft allows no dots in it."""
     plain = re.sub(r"\W", "_", name)
-    return f"erasure_{plain}" + (
-        "" if plain == name else f"_{sha256(name.encode()).hexdigest()[:8]}"
-    )
+    suffix = "" if plain == name else f"_{sha256(name.encode()).hexdigest()[:8]}"
+    return f"erasure_{plain}{suffix}"
 
 
 def _lora(unet: nn.Module, eraser: LoadedEraser, planning: Planning) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.architectures import linear
 from diffusers_erase.runtime.fused_projections import fused_weights
-from diffusers_erase.runtime.loaded_eraser import Keep, LoadedEraser, Planning
+from diffusers_erase.runtime.loaded_eraser import Change, Keep, LoadedEraser, Planning
 
 
 _WRITABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -30,17 +31,6 @@ class Written:
     """The type of that weight."""
 
 
-@dataclass(frozen=True)
-class Write:
-    """A new weight of a layer, and the one it replaces."""
-
-    layer: nn.Linear
-    base: Tensor
-    weight: Tensor
-    before: Tensor
-    terms: tuple[LoadedEraser, ...]
-
-
 def rewritable(layer: nn.Linear) -> bool:
     """Whether a layer's weight is in memory, as floating-point numbers of 16 bits or more."""
     weight = layer.weight.detach()
@@ -48,13 +38,8 @@ def rewritable(layer: nn.Linear) -> bool:
     return plain and weight.dtype in _WRITABLE
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Weights to be written, and the layers that erasers are in until then."""
-
-    writes: dict[str, Write]
-    keep: Keep
-    former: dict[str, Written]
+Weights = list[tuple[nn.Linear, Tensor]]
+"""Layers, each with a weight to be written into it."""
 
 
 @dataclass
@@ -66,8 +51,8 @@ class Baked:
     @torch.no_grad()
     def plan(
         self, denoiser: nn.Module, loaded: Mapping[str, LoadedEraser], planning: Planning
-    ) -> Plan:
-        """The weights to be written. What others changed since (a fused style) stays in them.
+    ) -> Change:
+        """Compute the weights to be written. Changes by others (a fused style) stay in them.
 
         Raises:
             ErasureError: a weight cannot be rewritten, or would be infinite.
@@ -76,39 +61,32 @@ class Baked:
         for eraser in loaded.values():
             for path in eraser.adapter.paths(denoiser):
                 terms.setdefault(path, []).append(eraser)
-        writes = {}
+        new: Weights = []
+        old: Weights = []
+        layers = {}
         for path in sorted(terms):
             layer = linear(denoiser, path)
             _require_rewritable(layer, path)
             base = planning.bases[path] = self._base(layer, path)
-            weight, before = _sum(base, path, terms[path]), layer.weight.detach().clone()
+            weight = _sum(base, path, terms[path])
             if base.isfinite().all() and not weight.isfinite().all():
-                several = ", ".join(f"'{x.adapter.config.title}'" for x in terms[path])
+                titles = ", ".join(f"'{x.adapter.config.title}'" for x in terms[path])
                 raise ErasureError(
-                    f"With {several} at strength "
+                    f"With {titles} at strength "
                     f"{', '.join(f'{x.strength:g}' for x in terms[path])}, weights of '{path}' "
                     f"would be infinite in {weight.dtype}; take a smaller strength."
                 )
-            writes[path] = Write(layer, base, weight, before, tuple(terms[path]))
-        return Plan(writes, planning.keep, self.layers)
+            new.append((layer, weight))
+            old.append((layer, layer.weight.detach().clone()))
+            if terms[path]:
+                layers[path] = _written(path, base, weight, terms[path], planning.keep)
+        return Change(partial(self._write, new, layers), partial(self._write, old, self.layers))
 
     @torch.no_grad()
-    def apply(self, plan: Plan) -> None:
-        """Write the weights."""
-        for write in plan.writes.values():
-            write.layer.weight.copy_(write.weight)
-        self.layers = {
-            path: _written(path, write, plan.keep)
-            for path, write in plan.writes.items()
-            if write.terms
-        }
-
-    @torch.no_grad()
-    def undo(self, plan: Plan) -> None:
-        """Write the weights as they were."""
-        for write in plan.writes.values():
-            write.layer.weight.copy_(write.before)
-        self.layers = plan.former
+    def _write(self, weights: Weights, layers: dict[str, Written]) -> None:
+        for layer, weight in weights:
+            layer.weight.copy_(weight)
+        self.layers = layers
 
     def bases(self) -> dict[str, Tensor]:
         """Path -> W0, where it is kept."""
@@ -136,15 +114,15 @@ class Baked:
             weight = weights[path]
             assert known.base is not None
             base = known.base.to(weight)
-            there = [k for k, n in enumerate(names) if path in loaded[n].adapter.paths(denoiser)]
+            here = [k for k, n in enumerate(names) if path in loaded[n].adapter.paths(denoiser)]
             changes = [
                 (eraser.strength * eraser.adapter.delta(path, base)).cpu().flatten().double()
-                for eraser in (loaded[names[k]] for k in there)
+                for eraser in (loaded[names[k]] for k in here)
             ]
             apart = (weight.double() - base.double()).cpu().flatten()
-            for k, change in zip(there, changes, strict=True):
+            for k, change in zip(here, changes, strict=True):
                 along[k] += change @ apart
-                for j, other in zip(there, changes, strict=True):
+                for j, other in zip(here, changes, strict=True):
                     gram[k, j] += change @ other
         if not names or not along.isfinite().all():  # somebody's weights are no numbers
             return dict.fromkeys(loaded, 1.0) | dict.fromkeys(names, float("nan"))
@@ -181,11 +159,13 @@ def _require_rewritable(layer: nn.Linear, path: str) -> None:
         )
 
 
-def _written(path: str, write: Write, keep: Keep) -> Written:
-    """What is kept of a write; without W0 all terms are LoRAs, which can be subtracted again."""
-    base = write.base.cpu() if keep == "cpu" else write.base if keep else None
-    terms = write.terms if keep else tuple(_as_lora(x, path, write.base) for x in write.terms)
-    return Written(base, terms, _mark(write.weight), write.weight.dtype)
+def _written(
+    path: str, base: Tensor, weight: Tensor, terms: list[LoadedEraser], keep: Keep
+) -> Written:
+    """The record of a written weight; without W0 all terms are LoRAs, which can be subtracted."""
+    kept = base.cpu() if keep == "cpu" else base if keep else None
+    own = terms if keep else [_as_lora(x, path, base) for x in terms]
+    return Written(kept, tuple(own), _mark(weight), weight.dtype)
 
 
 def _as_lora(eraser: LoadedEraser, path: str, base: Tensor) -> LoadedEraser:
@@ -197,12 +177,12 @@ def _as_lora(eraser: LoadedEraser, path: str, base: Tensor) -> LoadedEraser:
 
 def _sum(base: Tensor, path: str, terms: Iterable[LoadedEraser], sign: float = 1.0) -> Tensor:
     """W0 + sum_i s_i B_i A_i in float32, rounded once; W0 itself where every strength is zero."""
-    there = [eraser for eraser in terms if eraser.strength]
+    acting = [eraser for eraser in terms if eraser.strength]
     total = base.to(torch.promote_types(base.dtype, torch.float32), copy=True)
-    for eraser in there:
+    for eraser in acting:
         A, B = eraser.adapter.pair(path, base)
         total.addmm_(B.to(total), A.to(total), alpha=sign * eraser.strength)
-    return total.to(base.dtype) if there else base.clone()
+    return total.to(base.dtype) if acting else base.clone()
 
 
 def _unchanged(weight: Tensor, known: Written) -> bool:

@@ -26,7 +26,7 @@ BACKENDS: dict[Mode, Callable[[], Backend]] = {"bake": Baked, "hook": Hooked, "a
 
 @dataclass
 class Erasures:
-    """An attribute of the denoiser, so that pipelines with the same denoiser share its erasers."""
+    """The erasers of a denoiser, kept as its attribute: pipelines that share it share them."""
 
     loaded: dict[str, LoadedEraser] = field(default_factory=dict)
     backends: dict[Mode, Backend] = field(
@@ -42,10 +42,7 @@ class Erasures:
     ) -> None:
         """Make exactly these erasers act; all is computed and checked before the first change.
 
-        Args:
-            denoiser: the denoiser whose attribute this is.
-            loaded: name -> eraser.
-            keep: where weights without erasers are kept; None for as before.
+        `keep` says where weights without erasers are kept; None leaves it as it is.
 
         Raises:
             ErasureError: an eraser does not fit, or cannot act in its mode; nothing is changed.
@@ -53,14 +50,14 @@ class Erasures:
         for eraser in loaded.values():
             eraser.adapter.check(denoiser)
         planning = Planning(self.keep if keep is None else keep)
-        plans = [
-            (backend, backend.plan(denoiser, by_mode(loaded, mode), planning))
+        changes = [
+            backend.plan(denoiser, by_mode(loaded, mode), planning)
             for mode, backend in self.backends.items()
         ]
         with ExitStack() as back:
-            for backend, plan in plans:
-                back.callback(backend.undo, plan)
-                backend.apply(plan)
+            for change in changes:
+                back.callback(change.undo)
+                change.apply()
             back.pop_all()
         self.loaded, self.keep = loaded, planning.keep
 

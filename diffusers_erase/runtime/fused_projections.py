@@ -30,11 +30,7 @@ def fused_weights(denoiser: nn.Module) -> dict[str, Tensor]:
 
 
 def require_unfused_projections(denoiser: nn.Module) -> None:
-    """Raise if fused copies of the projections are in use: no change to an eraser reaches them.
-
-    Raises:
-        ErasureError: they are.
-    """
+    """Raise if fused copies of the projections are in use: no change to an eraser reaches them."""
     if fused_weights(denoiser):
         raise ErasureError(
             "The pipeline's attention projections are fused; call "

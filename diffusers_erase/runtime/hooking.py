@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from diffusers_erase.models.architectures import linear
 from diffusers_erase.runtime.fused_projections import fused_weights
-from diffusers_erase.runtime.loaded_eraser import LoadedEraser, Planning, factors_of
+from diffusers_erase.runtime.loaded_eraser import Change, LoadedEraser, Planning, factors_of
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Term:
     strength: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        """S B A x, for x ... x in."""
+        """The term s B A x, for x of shape ... x in."""
         if self.A.device != x.device:
             self.A, self.B = self.A.to(x.device), self.B.to(x.device)
         return self.strength * ((x.to(self.A.dtype) @ self.A.T) @ self.B.T)
@@ -45,14 +46,6 @@ Terms = dict[str, tuple[nn.Linear, list[Term]]]
 """Path -> layer, and the terms that are added to its output."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Terms of the same layers: wanted, and as they are until then."""
-
-    wanted: Terms
-    former: Terms
-
-
 @dataclass
 class Hooked:
     """Backend that adds erasers to the output of layers, by one forward hook each."""
@@ -62,8 +55,8 @@ class Hooked:
 
     def plan(
         self, denoiser: nn.Module, loaded: Mapping[str, LoadedEraser], planning: Planning
-    ) -> Plan:
-        """The terms of every layer that has a hook or gets one."""
+    ) -> Change:
+        """Compute the terms of every layer that has a hook or gets one."""
         wanted: Terms = {path: (linear(denoiser, path), []) for path in self.additions}
         for eraser in loaded.values():
             for path in eraser.adapter.paths(denoiser) if eraser.strength else ():
@@ -72,17 +65,10 @@ class Hooked:
                 terms.append(Term(A, B, eraser.strength))
         known = {path: addition.terms for path, addition in self.additions.items()}
         former = {path: (layer, known.get(path, [])) for path, (layer, _) in wanted.items()}
-        return Plan(wanted, former)
-
-    def apply(self, plan: Plan) -> None:
-        """Hook layers that get terms, and unhook those that have none left."""
-        self._set(plan.wanted)
-
-    def undo(self, plan: Plan) -> None:
-        """Restore the terms that were there."""
-        self._set(plan.former)
+        return Change(partial(self._set, wanted), partial(self._set, former))
 
     def _set(self, wanted: Terms) -> None:
+        """Hook layers that get terms, and unhook those that have none left."""
         for path, (layer, terms) in wanted.items():
             if terms and path not in self.additions:
                 addition = Addition()
@@ -94,10 +80,12 @@ class Hooked:
             if path in self.additions:
                 self.additions[path].terms = terms
                 if not terms:
-                    _unhook(layer, self.additions.pop(path))
+                    hooks, addition = layer._forward_hooks, self.additions.pop(path)
+                    for key in [key for key, hook in hooks.items() if hook is addition]:
+                        del hooks[key]
 
     def bases(self) -> dict[str, Tensor]:
-        """Nothing: no weight is written."""
+        """No weights: none is written."""
         return {}
 
     def acting(self, denoiser: nn.Module, loaded: Mapping[str, LoadedEraser]) -> dict[str, float]:
@@ -106,18 +94,9 @@ class Hooked:
         for name, eraser in loaded.items():
             paths = eraser.adapter.paths(denoiser) if eraser.strength else ()
             hooked = [
-                path not in fused and _is_hooked(linear(denoiser, path), self.additions.get(path))
+                path not in fused
+                and self.additions.get(path) in linear(denoiser, path)._forward_hooks.values()
                 for path in paths
             ]
             found[name] = sum(hooked) / len(hooked) if hooked else 1.0
         return found
-
-
-def _is_hooked(layer: nn.Linear, addition: Addition | None) -> bool:
-    return any(hook is addition for hook in layer._forward_hooks.values())
-
-
-def _unhook(layer: nn.Linear, addition: Addition) -> None:
-    hooks = layer._forward_hooks
-    for key in [key for key, hook in hooks.items() if hook is addition]:
-        del hooks[key]

@@ -18,13 +18,8 @@ def interferences(
 ) -> Mapping[str, Mapping[str, float]]:
     """Eraser -> other eraser -> how much the other changes the eraser's concept; `interference`.
 
-    Empty for fewer than two erasers, where no prompt can be encoded, and where text maps meet
-    weights that cannot be read. A measurement that fails is a warning: erasers act without it.
-
-    Args:
-        model: the pipeline that encodes prompts about the concepts.
-        erasures: the erasures of its denoiser, with text states that were encoded before.
-        loaded: name -> eraser, of those that are loaded or are about to be.
+    Empty for fewer than two erasers, where no prompt can be encoded, and for text maps on weights
+    that cannot be read. A measurement that fails is a warning: erasers act without it.
     """
     if len(loaded) < 2 or model.textless:
         return {}
@@ -57,10 +52,7 @@ def _measured(
 
 
 def conflicts(
-    model: Model,
-    erasures: Erasures,
-    loaded: Mapping[str, LoadedEraser],
-    new: Collection[str],
+    model: Model, erasures: Erasures, loaded: Mapping[str, LoadedEraser], new: Collection[str]
 ) -> list[str]:
     """One warning for each pair of erasers in conflict of which one is new.
 

@@ -1,8 +1,8 @@
 """A loaded eraser, and what the backends that make it act have in common."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +34,20 @@ class LoadedEraser:
 
 @dataclass
 class Planning:
-    """What backends tell one another while a change is planned."""
+    """Settings and original weights that the backends share while a change is planned."""
 
     keep: Keep
     bases: dict[str, Tensor] = field(default_factory=dict)
     """Path -> weight without erasers, of layers that erasers are in or are to be written into."""
+
+
+class Change(NamedTuple):
+    """A change of a denoiser that has been computed and checked, and its inverse."""
+
+    apply: Callable[[], None]
+    """Makes the change; if this raises, `undo` follows."""
+    undo: Callable[[], None]
+    """Restores the state before `apply`, even if that was interrupted."""
 
 
 class Backend(Protocol):
@@ -46,29 +55,18 @@ class Backend(Protocol):
 
     def plan(
         self, denoiser: nn.Module, loaded: Mapping[str, LoadedEraser], planning: Planning
-    ) -> Any:
-        """Compute and check all that `apply` needs to make exactly these erasers act.
+    ) -> Change:
+        """Compute and check the change that makes exactly these erasers act.
 
         Raises:
             ErasureError: they cannot act in this way.
         """
-        ...
-
-    def apply(self, plan: Any) -> None:
-        """Make the change; if this raises, `undo` follows."""
-        ...
-
-    def undo(self, plan: Any) -> None:
-        """Restore what was there before `apply`, however far that came."""
-        ...
 
     def acting(self, denoiser: nn.Module, loaded: Mapping[str, LoadedEraser]) -> dict[str, float]:
         """Name -> share of an eraser's change that acts now; nan if that cannot be known."""
-        ...
 
     def bases(self) -> dict[str, Tensor]:
         """Path -> weight without erasers, of layers this backend has written erasers into."""
-        ...
 
 
 def by_mode(loaded: Mapping[str, LoadedEraser], mode: Mode) -> dict[str, LoadedEraser]:
@@ -82,22 +80,17 @@ def factors_of(
 ) -> Factors:
     """A and B of one layer; those of a text map are V^T and W0 U.
 
-    A layer whose weight cannot be read is asked for W0 U, past the hooks of other erasers.
-
-    Args:
-        eraser: an eraser.
-        path: of the layer.
-        layer: itself.
-        pristine: its weight without erasers, where it can be read.
+    `pristine` is the layer's weight W0 without erasers. Where that cannot be read (None), the
+    layer's own forward pass, without the hooks of other erasers, computes W0 U.
     """
 
     def product(x: Tensor) -> Tensor:
         if pristine is not None:
             return pristine.float().cpu() @ x.float()
-        asked = torch.cat([torch.zeros(1, len(x)), x.T.float()]).to(layer.weight.device)
+        rows = torch.cat([torch.zeros(1, len(x)), x.T.float()]).to(layer.weight.device)
         dtype = layer.weight.dtype if layer.weight.dtype.is_floating_point else torch.float32
-        found = layer.forward(asked.to(dtype)).float().cpu()
-        return (found[1:] - found[:1]).T.contiguous()
+        found = layer.forward(rows.to(dtype)).float().cpu()
+        return (found[1:] - found[:1]).T.contiguous()  # without the bias
 
     A, B = eraser.adapter.source.pair(path, product)
     return A.contiguous(), B

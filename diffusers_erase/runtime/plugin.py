@@ -16,7 +16,7 @@ from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.eraser.files import read
 from diffusers_erase.eraser.products import LARGEST
-from diffusers_erase.errors import ErasureError
+from diffusers_erase.errors import ErasureError, require_choice
 from diffusers_erase.models.architectures import linear
 from diffusers_erase.models.model import Model
 from diffusers_erase.runtime.adapting import SWITCHED_OFF_BY
@@ -39,10 +39,7 @@ ACTS = 0.99
 
 
 Source = str | Path | EraserAdapter
-"""A folder, a file, a Hub id (`user/erase-vangogh`), or an eraser."""
-
 AnyMode = Literal["auto", "bake", "hook", "adapter"]
-"""How an eraser is to act: see `load_erasure`."""
 
 
 @dataclass(frozen=True)
@@ -97,27 +94,25 @@ def load_erasure(
     keep_base: Keep | None = None,
     **hub: Unpack[HubOptions],
 ) -> str | list[str]:
-    """Erase from now on what the eraser erases; returns the name it goes by.
+    """Load an eraser, or a list of erasers, and return the name or names they are addressed by.
 
-    Erasers add up, in any order, and stay on whatever other adapters come and go. Of several in one
-    call all are loaded, or none. A warning names erasers that change one another's concepts.
+    Erasers add up, in any order, and other adapters do not switch them off. Of a list all erasers
+    are loaded, or none. A warning names erasers that change one another's concepts.
 
     Args:
         pipe: a pipeline with a denoiser, or the denoiser.
-        source: a folder, a file, a Hub id (`user/erase-vangogh`), an `EraserAdapter`, or several of
-            these.
-        name: to address it by; its concept if omitted. For several erasers, one for each.
-        strength: 0 is the base model, 1 the eraser as made; more erases more and harms more. For
-            several erasers, one for all or one for each.
+        source: a folder, a file, a Hub id (`user/erase-vangogh`) or an `EraserAdapter`, or a list.
+        name: to address it by; its concept if omitted. For a list, one for each.
+        strength: 0 is the base model, 1 the eraser as made; more erases more and harms more. For a
+            list, one for all or one for each.
         mode: `bake` writes into the weights, with the originals kept aside: no cost while drawing;
             `hook` adds to the layers' outputs, where weights cannot be rewritten (quantised,
             offloaded); `auto` bakes where it can; `adapter` is an ordinary adapter of peft, which
             the calls for other adapters switch off.
-        keep_base: whether the original weights are kept while erasers are in them: True beside the
-            weights, "cpu" where a graphics card is short of memory, False not at all. Without them
-            the last unload gives the original weights up to rounding only, and `verify_erasures`
-            knows only whether the weights are those that were written. For all erasers of the
-            denoiser; as it was if omitted, and True at first.
+        keep_base: where the original weights are kept while erasers are in them, for all erasers of
+            the denoiser: True beside the weights (the default), "cpu" to save GPU memory, False
+            nowhere. Without them the last unload restores the weights up to rounding only, and
+            `verify_erasures` knows only whether the weights are those that were written.
         **hub: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`, `force_download`.
 
     Raises:
@@ -125,7 +120,7 @@ def load_erasure(
             nothing is changed.
     """
     check_options("load_erasure", hub)
-    unet = _require_editable(Model.of(pipe).denoiser)
+    unet = _editable(pipe)
     if keep_base not in (True, False, "cpu", None):
         raise ErasureError(f'`keep_base` is True, False or "cpu"; got {keep_base!r}.')
     alone = isinstance(source, Source)
@@ -136,7 +131,11 @@ def load_erasure(
     loaded = dict(erasures.loaded)
     found: list[str] = []
     for one, own, s in zip(sources, names, strengths, strict=True):
-        adapter, commit = _read(one, hub)
+        if isinstance(one, EraserAdapter):
+            adapter, came_from, commit = one, None, None
+        else:
+            payloads, config, commit = read(one, **hub)
+            adapter, came_from = EraserAdapter(payloads, config), str(one)
         _require_same_text_encoder(Model.of(pipe), adapter)
         key = own or adapter.config.title
         if key in loaded:
@@ -145,7 +144,6 @@ def load_erasure(
                 "give this one another `name`, or unload it first."
             )
         adapter.check(unet)
-        came_from = None if isinstance(one, EraserAdapter) else str(one)
         loaded[key] = LoadedEraser(adapter, s, _mode(mode, unet, adapter), came_from, commit)
         found.append(key)
     warnings = [
@@ -161,14 +159,14 @@ def load_erasure(
 
 def unload_erasure(pipe: Any, name: str) -> None:
     """Unload one eraser; after the last one the weights are the original ones bit for bit."""
-    unet = _require_editable(Model.of(pipe).denoiser)
+    unet = _editable(pipe)
     erasures = _named(unet, name)
     erasures.become(unet, {k: v for k, v in erasures.loaded.items() if k != name})
 
 
 def unload_erasures(pipe: Any) -> None:
     """Unload all erasers."""
-    unet = _require_editable(Model.of(pipe).denoiser)
+    unet = _editable(pipe)
     _erasures(unet).become(unet, {})
 
 
@@ -179,8 +177,7 @@ def list_erasures(pipe: Any) -> dict[str, ErasureInfo]:
     encode prompts.
     """
     model = Model.of(pipe)
-    unet = model.denoiser
-    erasures = _erasures(unet)
+    erasures = _erasures(model.denoiser)
     found = interferences(model, erasures, erasures.loaded)
     return {
         name: ErasureInfo(
@@ -198,8 +195,8 @@ def list_erasures(pipe: Any) -> dict[str, ErasureInfo]:
 def set_erasure_strength(
     pipe: Any, name: str | Sequence[str], strength: float | Sequence[float]
 ) -> None:
-    """Change the strength of one eraser or of several: 0 is off, 1 as made."""
-    unet = _require_editable(Model.of(pipe).denoiser)
+    """Change the strength of one or more erasers: 0 is off, 1 as made."""
+    unet = _editable(pipe)
     names = [name] if isinstance(name, str) else list(name)
     strengths = _each("strength", strength, len(names))
     loaded = dict(_erasures(unet).loaded)
@@ -220,9 +217,9 @@ def erasure_names(pipe: Any) -> tuple[str, ...]:
 def verify_erasures(pipe: Any) -> dict[str, float]:
     """Name -> how much of an eraser's change the weights hold now: 1 where it acts in full.
 
-    The change of the weights is fitted by those of the erasers, so that what others added (a fused
-    style) does not count. Less than 1 means that somebody else wrote the weights since, the base's
-    own for example; loading the eraser anew restores it. nan means that it cannot be known.
+    The erasers' changes are fitted to that of the weights, so that what others added (a fused
+    style) does not count. Less than 1 means that the weights were overwritten since; loading the
+    eraser anew restores it. nan means that it cannot be known.
     """
     unet = Model.of(pipe).denoiser
     return _erasures(unet).acting(unet)
@@ -240,12 +237,10 @@ def export_erased(pipe: Any, folder: str | Path, *, overwrite: bool = False) -> 
         ErasureError: nothing is erased, an eraser does not act in full, ordinary adapters are
             loaded (fuse and unload them first), or the folder cannot be written.
     """
-    denoiser = _require_editable(Model.of(pipe).denoiser)
+    denoiser = _editable(pipe)
     target = Path(folder).absolute()
-    parts = tuple(name for name in getattr(pipe, "components", {}))
-    check_folder(
-        target, overwrite=overwrite, marker="model_index.json", known=(*parts, "README.md")
-    )
+    known = {*getattr(pipe, "components", ()), "README.md"}
+    check_folder(target, overwrite=overwrite, marker="model_index.json", known=known)
     if not _erasures(denoiser).loaded:
         raise ErasureError("No erasure is loaded: there is nothing to export but the base.")
     beside = [name for name, x in _erasures(denoiser).loaded.items() if x.mode != "bake"]
@@ -254,10 +249,9 @@ def export_erased(pipe: Any, folder: str | Path, *, overwrite: bool = False) -> 
             f"In hooks and not in the weights: {', '.join(map(repr, beside))}; unload, load anew "
             'with `mode="bake"`, and export then.'
         )
-    shares = verify_erasures(pipe).items()
     weak = [
         f"{name!r} ({'unknown' if math.isnan(share) else f'{share:.0%}'})"
-        for name, share in shares
+        for name, share in verify_erasures(pipe).items()
         if not share >= ACTS  # nan is not enough
     ]
     if weak:
@@ -289,7 +283,7 @@ def erasures_disabled(pipe: Any) -> Iterator[None]:
 
     Erasers cannot be loaded, unloaded or changed inside.
     """
-    unet = _require_editable(Model.of(pipe).denoiser)
+    unet = _editable(pipe)
     erasures = _erasures(unet)
     loaded = erasures.loaded
     erasures.become(unet, {})
@@ -310,17 +304,8 @@ def erasures_disabled(pipe: Any) -> Iterator[None]:
     require_unfused_projections(unet)
 
 
-def _read(source: Source, hub: HubOptions) -> tuple[EraserAdapter, str | None]:
-    """An eraser, and the commit it was read from."""
-    if isinstance(source, EraserAdapter):
-        return source, None
-    payloads, config, commit = read(source, **hub)
-    return EraserAdapter(payloads, config), commit
-
-
 def _erasures(unet: nn.Module) -> Erasures:
-    found: Erasures | None = getattr(unet, _ATTRIBUTE, None)
-    return found or Erasures()
+    return getattr(unet, _ATTRIBUTE, None) or Erasures()
 
 
 def _named(unet: nn.Module, name: str) -> Erasures:
@@ -353,12 +338,9 @@ def _require_same_text_encoder(model: Model, adapter: EraserAdapter) -> None:
         )
 
 
-def _require_editable(unet: nn.Module) -> nn.Module:
-    """The denoiser; raises if its erasers must not change now.
-
-    Raises:
-        ErasureError: they are disabled, or fused copies of the projections are in use.
-    """
+def _editable(pipe: Any) -> nn.Module:
+    """The denoiser; raises if its erasers are disabled, or fused projections are in use."""
+    unet = Model.of(pipe).denoiser
     if unet in _DISABLED:
         raise ErasureError(
             "The erasures are disabled; load, unload or change them after the `with` block."
@@ -368,9 +350,7 @@ def _require_editable(unet: nn.Module) -> nn.Module:
 
 
 def _mode(mode: str, unet: nn.Module, adapter: EraserAdapter) -> Mode:
-    known = get_args(AnyMode)
-    if mode not in known:
-        raise ErasureError(f"No mode {mode!r}. Known: {', '.join(known)}.")
+    require_choice("mode", mode, get_args(AnyMode))
     if mode == "auto":
         layers = (linear(unet, path) for path in adapter.paths(unet))
         return "bake" if all(map(rewritable, layers)) else "hook"

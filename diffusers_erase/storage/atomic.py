@@ -14,40 +14,36 @@ from diffusers_erase.errors import ErasureError
 def check_folder(folder: Path, *, overwrite: bool, marker: str, known: Collection[str]) -> None:
     """Refuse a folder that cannot or must not be written, before work is spent on its content.
 
+    An empty folder may always be written.
+
     Args:
         folder: where the result is to go.
         overwrite: whether a former result may be replaced.
         marker: the file by which a former result is known.
-        known: every other name a former result may hold; anything else is somebody's own.
+        known: other names that a former result may hold; with any more it is not overwritten.
 
     Raises:
         ErasureError: the folder exists and may not be replaced, or cannot be written.
     """
     folder = folder.absolute()
     try:
-        if folder.exists():
-            _check_former(folder, overwrite=overwrite, marker=marker, known=known)
+        inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        exists = bool(inside) or (folder.exists() and not folder.is_dir())
         above = next(parent for parent in folder.parents if parent.exists())
     except OSError as error:
         raise ErasureError(f"Cannot write to '{folder}': {error.strerror or error}.") from error
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ErasureError(f"Cannot write to '{folder}': '{above}' is no folder one can write to.")
-
-
-def _check_former(folder: Path, *, overwrite: bool, marker: str, known: Collection[str]) -> None:
-    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
-    if not inside:  # such as `tempfile.mkdtemp()` makes it
-        return
-    if not overwrite:
+    if exists and not overwrite:
         raise ErasureError(
             f"'{folder}' exists already; choose another folder, or replace it with "
             "`overwrite=True` (`--overwrite`)."
         )
-    if marker not in inside or inside - {marker, *known}:
+    if exists and (marker not in inside or inside - {marker, *known}):
         raise ErasureError(
             f"'{folder}' exists and holds something else, so it is not overwritten; "
             "choose another folder."
         )
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ErasureError(f"Cannot write to '{folder}': '{above}' is no folder one can write to.")
 
 
 def slug(text: str) -> str:
@@ -106,13 +102,26 @@ def read_text(path: Path, limit: int) -> str:
     Raises:
         ErasureError: it is no regular file, too large, or no text.
     """
+    size = file_size(path, limit)
     try:
-        size = path.stat().st_size if path.is_file() else None
-        if size is None:  # also for devices, pipes, and links to them
-            raise ErasureError(f"There is no file '{path}'.")
-        if size > limit:
-            raise ErasureError(f"'{path}' has {size:,} bytes; {limit:,} are read at most.")
-        with path.open("rb") as file:  # of a stream that never ends the size is 0
+        with path.open("rb") as file:
             return file.read(size).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ErasureError(f"'{path}' cannot be read: {error}.") from error
+
+
+def file_size(path: Path, limit: int) -> int:
+    """Bytes of a regular file; 0 for a stream that never ends.
+
+    Raises:
+        ErasureError: it is no regular file, or has more than `limit` bytes.
+    """
+    try:
+        if not path.is_file():  # also for devices, pipes, and links to them
+            raise ErasureError(f"There is no file '{path}'.")
+        size = path.stat().st_size
+    except OSError as error:
+        raise ErasureError(f"'{path}' cannot be read: {error.strerror or error}.") from error
+    if size > limit:
+        raise ErasureError(f"'{path}' has {size:,} bytes; {limit:,} are read at most.")
+    return size

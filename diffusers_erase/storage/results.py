@@ -1,8 +1,9 @@
-"""What was found, one line of JSON each, so that a run that was killed goes on where it was."""
+"""Results logs: one line of JSON per result, so that an interrupted run can be resumed."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,9 @@ from diffusers_erase.errors import ErasureError
 
 
 class ResultsLog:
-    """Key -> what was found under it, in a folder's `.jsonl` files or in memory alone.
+    """Key -> result, in a folder's `.jsonl` files or in memory alone.
 
-    Every process writes a file of its own and reads those of all. A last line that was cut off is
-    not counted.
+    Every process writes a file of its own and reads those of all. Incomplete lines are ignored.
     """
 
     def __init__(self, folder: Path | None = None, name: str = "found", rank: int = 0) -> None:
@@ -25,7 +25,10 @@ class ResultsLog:
         """Read what all processes have written by now."""
         if self.folder is not None:
             for path in sorted(self.folder.glob(f"{self.name}.*.jsonl")):
-                self.known.update((entry["key"], entry["found"]) for entry in lines_of(path))
+                for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                    with suppress(json.JSONDecodeError):  # the line was cut off
+                        entry = json.loads(line)
+                        self.known[entry["key"]] = entry["found"]
 
     def __contains__(self, key: str) -> bool:
         return key in self.known
@@ -33,21 +36,21 @@ class ResultsLog:
     def __getitem__(self, key: str) -> Any:
         return self.known[key]
 
-    def add(self, several: Mapping[str, Any]) -> None:
-        """Keep these; they are on disk when this returns.
+    def add(self, results: Mapping[str, Any]) -> None:
+        """Add results by key; they are on disk when this returns.
 
         Raises:
             ErasureError: the folder cannot be written.
         """
-        self.known.update(several)
-        if self.folder is None or not several:
+        self.known.update(results)
+        if self.folder is None or not results:
             return
-        lines = [json.dumps({"key": key, "found": found}) for key, found in several.items()]
+        lines = [json.dumps({"key": key, "found": found}) for key, found in results.items()]
         path = self.folder / f"{self.name}.{self.rank}.jsonl"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with path.open("a+b") as file:
-                if file.tell():  # what a kill has left of a line is closed off
+                if file.tell():  # a line that was cut off is ended
                     file.seek(-1, 2)
                     lines = lines if file.read(1) == b"\n" else ["", *lines]
                 file.write("".join(f"{line}\n" for line in lines).encode())
@@ -56,15 +59,6 @@ class ResultsLog:
             raise ErasureError(
                 f"Cannot keep what was found in '{self.folder}': {error.strerror or error}."
             ) from error
-
-
-def lines_of(path: Path) -> Iterator[Any]:
-    """The whole lines of JSON in a file; what is none is passed over."""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
 
 
 def key_of(**content: Any) -> str:

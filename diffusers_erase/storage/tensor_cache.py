@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.storage.atomic import whole_file
+from diffusers_erase.storage.results import key_of
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,7 @@ class TensorCache:
         Raises:
             ErasureError: the folder cannot be written.
         """
-        text = json.dumps(key, sort_keys=True)
-        path = (
-            self.folder
-            / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.safetensors"
-        )
+        path = self.folder / f"{key_of(**key)}.safetensors"
         if path.is_file():
             try:
                 tensors = load_file(path)
@@ -47,7 +44,7 @@ class TensorCache:
             except (SafetensorError, OSError):
                 path.unlink()
         tensors = {name: value.contiguous() for name, value in make().items()}
-        self._store(path, tensors, text)
+        self._store(path, tensors, json.dumps(key, sort_keys=True))
         return load_file(path)
 
     def _store(self, path: Path, tensors: dict[str, Tensor], key: str) -> None:

@@ -176,7 +176,7 @@ def test_if_a_change_fails_half_way_nothing_is_changed(
 
         return step
 
-    monkeypatch.setattr(hooking.Hooked, "apply", failing(hooking.Hooked.apply))
+    monkeypatch.setattr(hooking.Hooked, "_set", failing(hooking.Hooked._set))
     monkeypatch.setattr(
         nn.Module, "register_forward_hook", failing(nn.Module.register_forward_hook)
     )
