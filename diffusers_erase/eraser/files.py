@@ -38,11 +38,7 @@ def written(
 ) -> dict[str, bytes]:
     """Path in the repository -> bytes; the same bytes for the same eraser.
 
-    Args:
-        payloads: the eraser's weights.
-        config: what they are for.
-        repo_id: name of the repository, or of the folder.
-        images: prompt -> picture drawn with the eraser, for the card; 100 at most.
+    `repo_id` is the name of the repository or folder, `images` prompt -> picture for the card.
 
     Raises:
         ErasureError: what would be written could not be read again.
@@ -53,15 +49,16 @@ def written(
         raise ErasureError(f"The eraser cannot be saved: in its config {problem}.")
     if len(images or {}) > 100:
         raise ErasureError(f"A card shows 100 pictures at most; got {len(images or {})}.")
-    files: dict[str, bytes] = {}
+    files = {CONFIG_NAME: text.encode()}
     for payload in payloads:
         files |= payload.files(config, repo_id)
-    files[CONFIG_NAME] = text.encode()
     usage = [line for payload in payloads for line in payload.usage(repo_id, sorted(files))]
     shown = {}
     for k, (prompt, picture) in enumerate((images or {}).items()):
         path = f"{IMAGES}/{k:02d}.png"
-        shown[path], files[path] = prompt, _png(picture)
+        with BytesIO() as png:
+            picture.convert("RGB").save(png, format="PNG")
+            shown[path], files[path] = prompt, png.getvalue()
     files[CARD_NAME] = model_card(config, repo_id, shown, usage).encode()
     return files
 
@@ -74,8 +71,8 @@ def read(source: str | Path, **hub: Unpack[HubOptions]) -> Eraser:
     """Read an eraser from a folder, one file of it, or a repository on the Hub.
 
     Raises:
-        ErasureError: nothing there, not an eraser, damaged, larger than any eraser, or of a newer
-            format; safetensors and JSON only, nothing is executed.
+        ErasureError: there is nothing, or no eraser; or it is damaged, too large, or of a newer
+            format. Safetensors and JSON only: nothing is executed.
     """
     path = local_folder(source)
     if path is not None and path.is_file():
@@ -84,11 +81,7 @@ def read(source: str | Path, **hub: Unpack[HubOptions]) -> Eraser:
 
 
 def content_of(files: Snapshot) -> Eraser:
-    """Read an eraser from the files of its source.
-
-    Raises:
-        ErasureError: as for `read`.
-    """
+    """Read an eraser from the files of its source; raises as `read` does."""
     content = config_in(files)
     config = EraserConfig.from_dict(_header_in(files) if content is None else content)
     kinds = [payload_named(name) for name in dict.fromkeys(config.payloads)]
@@ -160,12 +153,6 @@ def ours_in(folder: Path) -> set[str]:
 def ours_on(repo_id: str) -> Sequence[str]:
     """Patterns of paths that a former eraser may have left in a repository."""
     return [*_weight_files(), kohya_name(repo_id), f"{IMAGES}/[0-9][0-9].png"]
-
-
-def _png(picture: Image.Image) -> bytes:
-    into = BytesIO()
-    picture.convert("RGB").save(into, format="PNG")
-    return into.getvalue()
 
 
 def _weight_files() -> list[str]:

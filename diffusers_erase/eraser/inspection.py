@@ -1,4 +1,4 @@
-"""What an eraser is without reading its weights, and every check of it short of drawing."""
+"""Inspection of an eraser without its weights, and all checks of it that need no sampling."""
 
 from dataclasses import dataclass
 from math import prod
@@ -49,28 +49,24 @@ def inspect_eraser(source: str | Path, **hub: Unpack[HubOptions]) -> Inspection:
         raise ErasureError(f"'{source}' holds no {CONFIG_NAME}: {NO_ERASER}")
     config = EraserConfig.from_dict(content)
     hub["revision"] = files.commit
-    keys: list[str] = []
-    dtypes: set[str] = set()
-    numbers = 0
-    for file in (payload_named(name).file for name in config.payloads):
-        remote = files.commit is not None
-        found = header_on(str(source), file, **hub) if remote else shapes_in(files.path(file))
-        keys += found[0]
-        dtypes |= found[1]
-        numbers += sum(map(prod, found[0].values()))
+    weights = [payload_named(name).file for name in config.payloads]
+    if files.commit is None:
+        headers = [shapes_in(files.path(file)) for file in weights]
+    else:
+        headers = [header_on(str(source), file, **hub) for file in weights]
     return Inspection(
         source=str(source),
         config=config,
         commit=files.commit,
-        layers=sum(key.endswith(".lora_A.weight") for key in keys),
-        numbers=numbers,
-        dtypes=tuple(sorted(dtypes)),
+        layers=sum(key.endswith(".lora_A.weight") for shapes, _ in headers for key in shapes),
+        numbers=sum(prod(shape) for shapes, _ in headers for shape in shapes.values()),
+        dtypes=tuple(sorted(set().union(*(dtypes for _, dtypes in headers)))),
         files=tuple(sorted(files_of(source, **hub))),
     )
 
 
 def verify_eraser(source: str | Path, model: Any = None, **hub: Unpack[HubOptions]) -> list[str]:
-    """Everything about an eraser that can be checked without drawing, in one line each.
+    """Check all about an eraser that needs no sampling; returns a line for each check.
 
     Args:
         source: a folder or a Hub id.

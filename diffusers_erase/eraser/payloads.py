@@ -19,7 +19,7 @@ from diffusers_erase.models.architectures import Factors, reads_text
 class Payload(Protocol):
     """Weights of one kind, in one safetensors file; a linear change of a denoiser's layers.
 
-    Whoever makes one checks that its numbers are finite, and that their products are.
+    Constructors check that the numbers and their products are finite.
     """
 
     name: ClassVar[str]
@@ -32,10 +32,10 @@ class Payload(Protocol):
         """The largest rank of a layer's change."""
 
     def __str__(self) -> str:
-        """What it is and how large, in a few words."""
+        """Its kind and size, in a few words."""
 
     def tensors(self) -> list[Tensor]:
-        """All its numbers; the same weights in the same order."""
+        """All its numbers, in an order that depends on nothing but the weights."""
 
     # --- files
 
@@ -100,11 +100,7 @@ COPY = 0.02
 
 
 def payload_named(name: str) -> type[Payload]:
-    """The kind of weights of that name.
-
-    Raises:
-        ErasureError: there is none; without it the eraser would not erase what its config says.
-    """
+    """The kind of weights of that name; raises for one that this version does not know."""
     if name not in PAYLOADS:
         raise ErasureError(
             f"This eraser holds a payload {name!r} that this version of diffusers_erase does not "

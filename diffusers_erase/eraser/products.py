@@ -1,4 +1,4 @@
-"""Products of factors, bounded before anything is changed: finite factors can multiply to inf."""
+"""Bounds on products of factors: finite factors can have an infinite product."""
 
 from collections.abc import Callable
 
@@ -23,12 +23,9 @@ def product_with(weight: Tensor) -> Product:
 
 
 def require_finite(A: Tensor, B: Tensor, what: str) -> None:
-    """Raise if A (rank x in), B (out x rank) or B A may not be finite in float32.
+    """Raise if A (rank x in), B (out x rank) or B A may not be finite in float32; names `what`.
 
     |B A|_ij <= |B_i| |A_j|, with rows of B and columns of A, bounds the product.
-
-    Raises:
-        ErasureError: one of them may not be finite; names `what`.
     """
     if not (A.isfinite().all() and B.isfinite().all()):
         raise ErasureError(f"{what} holds values that are not finite numbers.")

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from diffusers_erase.errors import ErasureError, first_line
-from diffusers_erase.storage.atomic import file_size
+from diffusers_erase.storage.atomic import read_start
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,15 @@ def serialized(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> byte
 @contextmanager
 def _open(path: Path, limits: Limits) -> Iterator[Any]:
     """A safetensors file whose size, header, names and types are within the limits."""
-    _check_size(path, limits)
+    size, start = read_start(path, limits.file, 8)
+    header = int.from_bytes(start, "little")
     try:
+        if size < 8 or header > size - 8:
+            raise ValueError("it ends within its own header")
+        if header > limits.header:
+            raise ErasureError(
+                f"The header of '{path}' has {header:,} bytes; {limits.header:,} are read at most."
+            )
         with safe_open(path, "pt") as file:
             names = list(file.keys())
             if len(names) > limits.tensors:
@@ -120,21 +127,3 @@ def _open(path: Path, limits: Limits) -> Iterator[Any]:
         raise ErasureError(
             f"'{path}' is no readable safetensors file: {first_line(error)}."
         ) from error
-
-
-def _check_size(path: Path, limits: Limits) -> None:
-    """Refuse, from its first eight bytes, what is no regular file or too large."""
-    size = file_size(path, limits.file)
-    try:
-        with path.open("rb") as file:
-            header = int.from_bytes(file.read(min(size, 8)), "little")
-    except OSError as error:
-        raise ErasureError(f"'{path}' cannot be read: {error.strerror or error}.") from error
-    if size < 8 or header > size - 8:
-        raise ErasureError(
-            f"'{path}' is no readable safetensors file: it ends within its own header."
-        )
-    if header > limits.header:
-        raise ErasureError(
-            f"The header of '{path}' has {header:,} bytes; {limits.header:,} are read at most."
-        )

@@ -196,7 +196,7 @@ def fingerprint(unet: nn.Module) -> dict[str, Any]:
     """Class, text width and layer sizes that an eraser and its model have in common."""
     name = type(unet).__name__
     text = _layers(unet, architecture(name).text)
-    layers = projections(unet) if architecture(name).attention else text
+    layers = projections(unet) or text
     shapes = [(layer.out_features, layer.in_features) for layer in layers.values()]
     return {
         "denoiser": name,

@@ -55,7 +55,7 @@ Segment = tuple[Any, int | None]
 class Model:
     """A pipeline, or a denoiser alone, with its row of the table of architectures.
 
-    Attributes of parts that are not there raise an `ErasureError` that names them.
+    Attributes of missing parts raise an `ErasureError` that names them.
     """
 
     source: Any

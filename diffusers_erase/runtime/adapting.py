@@ -1,4 +1,4 @@
-"""Erasers as ordinary adapters of peft, which calls for other adapters switch off."""
+"""Erasers as ordinary adapters of peft, which calls for other adapters can switch off."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -39,8 +39,14 @@ class Adapted:
         Raises:
             ErasureError: adapters are fused into the weights; any change would take them out.
         """
-        if loaded or self.added:
-            _require_unfused(denoiser)
+        layers = _wrapped(denoiser) if loaded or self.added else ()
+        merged = sorted({name for _, layer in layers for name in layer.merged_adapters})
+        if merged:
+            raise ErasureError(
+                f"Adapters are fused into the weights ({', '.join(merged)}), and erasers that are "
+                "adapters cannot be changed then; call `pipe.unfuse_lora()` first, or load the "
+                'eraser with `mode="bake"`.'
+            )
         wanted = {name: (x, _lora(denoiser, x, planning)) for name, x in loaded.items()}
         return Change(
             partial(self._set, denoiser, wanted), partial(self._set, denoiser, self.added)
@@ -94,16 +100,6 @@ class Adapted:
         return found
 
 
-def _require_unfused(unet: nn.Module) -> None:
-    fused = {name for _, layer in _wrapped(unet) for name in layer.merged_adapters}
-    if fused:
-        raise ErasureError(
-            f"Adapters are fused into the weights ({', '.join(sorted(fused))}), and erasers that "
-            "are adapters cannot be changed then; call `pipe.unfuse_lora()` first, or load the "
-            'eraser with `mode="bake"`.'
-        )
-
-
 def adapter_name(name: str) -> str:
     """The name of an eraser's adapter; peft allows no dots in it."""
     plain = re.sub(r"\W", "_", name)
@@ -115,14 +111,12 @@ def _lora(unet: nn.Module, eraser: LoadedEraser, planning: Planning) -> dict[str
     tensors = {}
     for path in eraser.adapter.paths(unet):
         layer = linear(unet, path)
-        A, B = factors_of(eraser, path, layer, planning.bases.get(path, _readable(layer)))
+        weight = layer.weight.detach()
+        readable = weight.is_floating_point() and not weight.is_meta
+        base = planning.bases.get(path, weight if readable else None)
+        A, B = factors_of(eraser, path, layer, base)
         tensors[f"unet.{path}.lora_A.weight"], tensors[f"unet.{path}.lora_B.weight"] = A, B
     return tensors
-
-
-def _readable(layer: nn.Linear) -> Tensor | None:
-    weight = layer.weight.detach()
-    return weight if weight.dtype.is_floating_point and not weight.is_meta else None
 
 
 def _wrapped(unet: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -19,16 +19,16 @@ _WRITABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Written:
-    """A layer that erasers are written into."""
+    """Record of a layer that erasers are written into."""
 
     base: Tensor | None
     """W0, its weight before any eraser; None if it is not kept."""
     terms: tuple[LoadedEraser, ...]
     """The erasers in its weight."""
     mark: Tensor
-    """Sums of the bits of the weight that was written; another one has other sums."""
+    """Sums of the bits of the weight that was written, which identify it."""
     dtype: torch.dtype
-    """The type of that weight."""
+    """Type of the weight that was written."""
 
 
 def rewritable(layer: nn.Linear) -> bool:
@@ -124,7 +124,7 @@ class Baked:
                 along[k] += change @ apart
                 for j, other in zip(here, changes, strict=True):
                     gram[k, j] += change @ other
-        if not names or not along.isfinite().all():  # somebody's weights are no numbers
+        if not names or not along.isfinite().all():
             return dict.fromkeys(loaded, 1.0) | dict.fromkeys(names, float("nan"))
         shares = torch.linalg.lstsq(gram, along[:, None]).solution[:, 0].tolist()
         return dict.fromkeys(loaded, 1.0) | dict(zip(names, shares, strict=True))

@@ -16,7 +16,7 @@ from diffusers_erase.runtime.loaded_eraser import Change, LoadedEraser, Planning
 
 @dataclass
 class Term:
-    """One eraser in one layer; its factors move to the device of what they are applied to."""
+    """One eraser in one layer; its factors move to the device of its input."""
 
     A: Tensor
     B: Tensor

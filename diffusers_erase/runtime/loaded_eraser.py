@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.models.architectures import Factors
-from diffusers_erase.storage.tensor_cache import digest
 
 
 Mode = Literal["bake", "hook", "adapter"]
@@ -94,8 +93,3 @@ def factors_of(
 
     A, B = eraser.adapter.source.pair(path, product)
     return A.contiguous(), B
-
-
-def content(eraser: LoadedEraser) -> list[str | float]:
-    """Digest of the numbers that act, and their strength."""
-    return [digest(*eraser.adapter.source.tensors()), eraser.strength]

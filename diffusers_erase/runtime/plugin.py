@@ -24,9 +24,10 @@ from diffusers_erase.runtime.baking import rewritable
 from diffusers_erase.runtime.erasures import Erasures
 from diffusers_erase.runtime.fused_projections import require_unfused_projections
 from diffusers_erase.runtime.interference import conflicts, interferences
-from diffusers_erase.runtime.loaded_eraser import Keep, LoadedEraser, Mode, content
+from diffusers_erase.runtime.loaded_eraser import Keep, LoadedEraser, Mode
 from diffusers_erase.storage.atomic import check_folder, whole_folder
 from diffusers_erase.storage.hub import HubOptions, check_options
+from diffusers_erase.storage.tensor_cache import digest
 
 
 _ATTRIBUTE = "_erasures"
@@ -274,7 +275,8 @@ def erasures_key(pipe: Any) -> list[list[str | float]]:
 
     Two pipelines with the same base and the same key draw alike, whatever the erasers are called.
     """
-    return sorted(content(eraser) for eraser in _erasures(Model.of(pipe).denoiser).loaded.values())
+    loaded = _erasures(Model.of(pipe).denoiser).loaded.values()
+    return sorted([digest(*x.adapter.source.tensors()), x.strength] for x in loaded)
 
 
 @contextmanager

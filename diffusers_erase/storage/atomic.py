@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and never in the place of something else."""
+"""Files and folders that are written whole or not at all, and bounded reading."""
 
 import os
 import re
@@ -102,16 +102,14 @@ def read_text(path: Path, limit: int) -> str:
     Raises:
         ErasureError: it is no regular file, too large, or no text.
     """
-    size = file_size(path, limit)
     try:
-        with path.open("rb") as file:
-            return file.read(size).decode()
-    except (OSError, UnicodeDecodeError) as error:
+        return read_start(path, limit, limit)[1].decode()
+    except UnicodeDecodeError as error:
         raise ErasureError(f"'{path}' cannot be read: {error}.") from error
 
 
-def file_size(path: Path, limit: int) -> int:
-    """Bytes of a regular file; 0 for a stream that never ends.
+def read_start(path: Path, limit: int, count: int) -> tuple[int, bytes]:
+    """Size of a regular file, and its first `count` bytes.
 
     Raises:
         ErasureError: it is no regular file, or has more than `limit` bytes.
@@ -120,8 +118,9 @@ def file_size(path: Path, limit: int) -> int:
         if not path.is_file():  # also for devices, pipes, and links to them
             raise ErasureError(f"There is no file '{path}'.")
         size = path.stat().st_size
+        if size > limit:
+            raise ErasureError(f"'{path}' has {size:,} bytes; {limit:,} are read at most.")
+        with path.open("rb") as file:  # the size of a stream that never ends is 0
+            return size, file.read(min(size, count))
     except OSError as error:
         raise ErasureError(f"'{path}' cannot be read: {error.strerror or error}.") from error
-    if size > limit:
-        raise ErasureError(f"'{path}' has {size:,} bytes; {limit:,} are read at most.")
-    return size

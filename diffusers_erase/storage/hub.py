@@ -11,12 +11,7 @@ from hashlib import file_digest, sha1, sha256
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    snapshot_download,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -30,11 +25,11 @@ from diffusers_erase.errors import ErasureError, first_line
 
 
 _OURS = ("name", "strength", "mode", "keep_base")
-"""Options of `load_erasure` that are nobody else's."""
+"""Options of `load_erasure` itself."""
 
 
 class HubOptions(TypedDict, total=False):
-    """What `from_pretrained` and `load_erasure` hand on to the Hub's client."""
+    """Options of `from_pretrained` and `load_erasure` that the Hub's client takes."""
 
     revision: str | None
     subfolder: str | None
@@ -45,11 +40,7 @@ class HubOptions(TypedDict, total=False):
 
 
 def check_options(call: str, given: Mapping[str, Any]) -> None:
-    """Refuse what is no option of the Hub: a slip of the pen would pass unseen with a folder.
-
-    Raises:
-        TypeError: as Python does for any other function.
-    """
+    """Raise a TypeError, as Python does, for a name that is no option of the Hub's client."""
     for name in given:
         if name not in HubOptions.__annotations__:
             near = get_close_matches(name, [*HubOptions.__annotations__, *_OURS], n=1)
@@ -82,8 +73,8 @@ class Snapshot:
 def snapshot(source: str | Path, names: Sequence[str], **hub: Unpack[HubOptions]) -> Snapshot:
     """Files of a local folder, or of one commit of a repository on the Hub.
 
-    Files of the cache are compared with the hashes by which the Hub names them, and fetched again
-    where they differ. A file that the source does not have is missing in the folder too.
+    Cached files are compared with their hashes on the Hub, and fetched again where they differ. A
+    file that the source does not have is missing in the folder too.
 
     Args:
         source: a folder, or a Hub id.
@@ -154,7 +145,7 @@ def publish(
     token: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """All files in one commit, in a new repository if need be; the address of the commit.
+    """Publish files in one commit, in a new repository if need be; returns its address.
 
     The same content again makes no commit.
 
@@ -162,7 +153,7 @@ def publish(
         repo_id: `user/name`, or a name of one's own.
         files: path -> content.
         marker: the file by which a former result is known.
-        stale: patterns of files of a former result that go if they are not among the files.
+        stale: patterns of files of a former result to delete if they are not among the files.
         message: of the commit.
         private: whether a new repository is.
         token: to write with; the one logged in with if omitted.
@@ -175,21 +166,17 @@ def publish(
     api = HfApi(token=token)
     with _hub_errors(f"'{repo_id}' cannot be published"):
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        there = set(api.list_repo_files(repo))
-        if there - {".gitattributes", "README.md"} and marker not in there:
+        present = set(api.list_repo_files(repo))
+        if present - {".gitattributes", "README.md"} and marker not in present:
             raise ErasureError(
                 f"'{repo_id}' holds something else than an eraser, so nothing is written there; "
                 "choose another name."
             )
-        gone = [p for p in there - files.keys() if any(fnmatchcase(p, s) for s in stale)]
+        gone = [p for p in present - files.keys() if any(fnmatchcase(p, s) for s in stale)]
+        deleted = [CommitOperationDelete(path) for path in sorted(gone)]
+        added = [CommitOperationAdd(path, content) for path, content in files.items()]
         commit = api.create_commit(
-            repo,
-            [
-                *(CommitOperationDelete(path) for path in sorted(gone)),
-                *(CommitOperationAdd(path, content) for path, content in files.items()),
-            ],
-            commit_message=message,
-            create_pr=create_pr,
+            repo, [*deleted, *added], commit_message=message, create_pr=create_pr
         )
     return str(commit.pr_url or commit.commit_url)
 
@@ -200,7 +187,7 @@ class Found:
 
     repo_id: str
     concepts: tuple[str, ...]
-    """What it erases, as its card says; empty where it says nothing."""
+    """The concepts named by its card."""
     base_model: str
     downloads: int
     likes: int
@@ -230,9 +217,8 @@ def find_erasers(
     tags += [f"base_model:adapter:{base_model}"] if base_model else []
     tags += [tag_of(concept)] if concept else []
     with _hub_errors("Erasers cannot be looked for"):
-        models = HfApi(token=token).list_models(
-            filter=tags, author=author, limit=limit, cardData=True
-        )
+        api = HfApi(token=token)
+        models = api.list_models(filter=tags, author=author, limit=limit, cardData=True)
         return [_found(model) for model in models]
 
 
@@ -253,9 +239,8 @@ def files_of(source: str | Path, **hub: Unpack[HubOptions]) -> list[str]:
         found = (path for path in (folder / subfolder).rglob("*") if path.is_file())
         return [path.relative_to(folder / subfolder).as_posix() for path in found]
     with _hub_errors(f"The files of '{source}' cannot be listed"):
-        listed = HfApi(token=hub.get("token")).list_repo_files(
-            str(source), revision=hub.get("revision")
-        )
+        api, revision = HfApi(token=hub.get("token")), hub.get("revision")
+        listed = api.list_repo_files(str(source), revision=revision)
         within = f"{subfolder}/" if subfolder else ""
         return [path.removeprefix(within) for path in listed if path.startswith(within)]
 
@@ -270,9 +255,8 @@ def header_on(
     """
     inside = "/".join(part for part in (hub.get("subfolder"), name) if part)
     with _hub_errors(f"The header of {name} of '{repo_id}' cannot be read"):
-        found = HfApi(token=hub.get("token")).parse_safetensors_file_metadata(
-            repo_id, inside, revision=hub.get("revision")
-        )
+        api, revision = HfApi(token=hub.get("token")), hub.get("revision")
+        found = api.parse_safetensors_file_metadata(repo_id, inside, revision=revision)
     shapes = {key: list(tensor.shape) for key, tensor in found.tensors.items()}
     return shapes, {tensor.dtype for tensor in found.tensors.values()}
 
@@ -289,16 +273,11 @@ def _hub_errors(what: str) -> Iterator[None]:
 
 def _found(model: Any) -> Found:
     card = model.card_data.to_dict() if model.card_data else {}
-    told = card.get("erasure")
-    named = told.get("concepts") if isinstance(told, dict) else None
-    base = card.get("base_model")
-    return Found(
-        model.id,
-        tuple(map(str, named)) if isinstance(named, list) else (),
-        str(base or ""),
-        model.downloads or 0,
-        model.likes or 0,
-    )
+    summary = card.get("erasure")
+    named = summary.get("concepts") if isinstance(summary, dict) else None
+    concepts = tuple(map(str, named)) if isinstance(named, list) else ()
+    base = str(card.get("base_model") or "")
+    return Found(model.id, concepts, base, model.downloads or 0, model.likes or 0)
 
 
 def _is_damaged(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Tensors that cost time to make, kept on disk under everything that determines them."""
+"""A disk cache of tensors, with everything that determines them as the key."""
 
 import hashlib
 import json
@@ -27,10 +27,10 @@ class TensorCache:
     def get(
         self, key: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """What `make` returns, from disk if it was made before with the same key.
+        """The tensors that `make` returns, from disk if they were made before with the same key.
 
-        The tensors are mapped from the file, so that only what is used takes memory. A damaged file
-        is made anew.
+        They are mapped from the file, so that only those used take memory. A damaged file is made
+        anew.
 
         Raises:
             ErasureError: the folder cannot be written.
@@ -44,19 +44,16 @@ class TensorCache:
             except (SafetensorError, OSError):
                 path.unlink()
         tensors = {name: value.contiguous() for name, value in make().items()}
-        self._store(path, tensors, json.dumps(key, sort_keys=True))
-        return load_file(path)
-
-    def _store(self, path: Path, tensors: dict[str, Tensor], key: str) -> None:
         try:
             with whole_file(path) as draft:
-                save_file(tensors, draft, {"key": key})
+                save_file(tensors, draft, {"key": json.dumps(key, sort_keys=True)})
             self._make_room(path)
         except (OSError, SafetensorError) as error:
             raise ErasureError(
                 f"Cannot keep tensors in '{self.folder}': {error}. Make room there or choose "
                 "another folder."
             ) from error
+        return load_file(path)
 
     def _make_room(self, newest: Path) -> None:
         files = [path for path in self.folder.glob("*.safetensors") if path != newest]

@@ -13,7 +13,7 @@ from diffusers_erase.evaluation.graph import require_no_erasers
 from diffusers_erase.making.request import require_erasable
 from diffusers_erase.models.architectures import projections
 from diffusers_erase.models.model import Model
-from diffusers_erase.runtime import loaded_eraser
+from diffusers_erase.runtime import plugin
 from diffusers_erase.runtime.plugin import erasure_names
 from tests import zoo
 
@@ -221,7 +221,7 @@ def test_erasure_names_are_known_without_encoding_or_hashing(untrained, make_era
         raise AssertionError("computed")
 
     monkeypatch.setattr(untrained, "encode_prompt", fail)
-    monkeypatch.setattr(loaded_eraser, "digest", fail)
+    monkeypatch.setattr(plugin, "digest", fail)
     assert erasure_names(untrained) == ("b", "a")
     with pytest.raises(ErasureError, match=r"erasures loaded \(b, a\)"):
         require_erasable(Model.of(untrained))
