@@ -246,28 +246,27 @@ class EraserAdapter:
         if odd:
             raise ErasureError(f"'{path}' holds values in '{odd[0]}' that are not finite numbers.")
         if holds_lora(file):
-            split_up = {p: compressed(*f, rank) for p, f in factors_in(file, model).items()}
+            best = {p: compressed(*f, rank) for p, f in factors_in(file, model).items()}
         elif unet is None:
             raise ErasureError(
                 f"'{path}' holds whole weights and no LoRA; pass the pipeline they were made from "
                 "as `base`, to tell what was changed."
             )
         else:
-            split_up = {p: split(D, rank) for p, D in changes_in(file, unet).items()}
-        energy = {p: float((B @ A).square().sum()) for p, (A, B, _) in split_up.items()}
-        all_of_it = sum(energy[p] / kept for p, (_, _, kept) in split_up.items())
-        if not all_of_it:
+            best = {p: split(D, rank) for p, D in changes_in(file, unet).items()}
+        if not any((B @ A).any() for A, B, _ in best.values()):
             raise ErasureError(f"'{path}' changes nothing: it erases nothing.")
+        lora, kept = Lora.of(best)
         config = EraserConfig(
             (ErasedConcept.of(Concept(concept, kind), target),),
             recipe="imported",
-            parameters={"file": path.name, "kept_energy": sum(energy.values()) / all_of_it},
+            parameters={"file": path.name, "kept_energy": kept},
             base_model=model.name if model else "",
             fingerprint=fingerprint(unet) if unet else {},
-            rank=max(len(A) for A, _, _ in split_up.values()),
+            rank=lora.rank,
             versions=versions(),
         )
-        eraser = cls((Lora({p: (A, B) for p, (A, B, _) in split_up.items()}),), config)
+        eraser = cls((lora,), config)
         if unet is not None:
             eraser.check(unet)
         return eraser

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from diffusers_erase.eraser.config import ErasedConcept, EraserConfig
 from diffusers_erase.errors import shown
 from diffusers_erase.models.architectures import architecture_or_default
-from diffusers_erase.storage.hub import tag_of
+from diffusers_erase.storage.hub import is_hub_id, tag_of
 
 
 MEASURED = {
@@ -104,7 +104,7 @@ _TEMPLATE = _ENVIRONMENT.get_template("card.md.jinja")
 
 def _front_matter(config: EraserConfig, repo_id: str, images: Mapping[str, str]) -> str:
     base = config.base_model
-    published = _published(base)
+    published = is_hub_id(base)
     names = [concept.name for concept in config.concepts[:MOST]]
     row = architecture_or_default(str(config.fingerprint.get("denoiser")))
     family = row.families.get(config.fingerprint.get("text_width") or 0)
@@ -124,16 +124,11 @@ def _front_matter(config: EraserConfig, repo_id: str, images: Mapping[str, str])
     return str(header.to_yaml())
 
 
-def _published(base: str) -> bool:
-    """Whether the base has the form of a Hub id."""
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) is not None
-
-
 def _opening(base: str) -> str:
     """The lines that open the base model."""
     if base == "diffusers_erase.playground":
         return "from diffusers_erase.playground import load_pipeline\n\npipe = load_pipeline()"
-    name = base if _published(base) else "..."
+    name = base if is_hub_id(base) else "..."
     return (
         "from diffusers import DiffusionPipeline\n\n"
         f'pipe = DiffusionPipeline.from_pretrained("{name}")'
@@ -158,11 +153,11 @@ def _cells(row: Mapping[str, Any] | None) -> tuple[str, ...]:
 
 def _is_row(value: Any) -> bool:
     """Whether a result is the share of pictures of base and eraser, out of n."""
-    return (
-        isinstance(value, Mapping)
-        and all(_is_number(value.get(key)) for key in ("base", "erased", "n"))
-        and all(_is_number(value.get(key, 0.0)) for key in ("low", "high"))
-    )
+    if not isinstance(value, Mapping):
+        return False
+    numbers = [value.get("base"), value.get("erased"), value.get("n")]
+    numbers += [value.get("low", 0.0), value.get("high", 0.0)]
+    return all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
 
 
 def _eval_results(results: Mapping[str, Any]) -> list[EvalResult]:
@@ -178,10 +173,6 @@ def _eval_results(results: Mapping[str, Any]) -> list[EvalResult]:
         for key, row in results.items()
         if _is_row(row)
     ]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _share(value: float, sign: str = "") -> str:

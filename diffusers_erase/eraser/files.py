@@ -1,4 +1,4 @@
-"""The files of an eraser's repository, format 1.0 (docs/format.md): written, and read with care."""
+"""The files of an eraser's repository, format 1.0 (docs/format.md), written and read."""
 
 import json
 import re

@@ -45,6 +45,14 @@ class Lora:
                 raise ErasureError(f"LoRA factors of '{path}' do not fit each other: {shapes}.")
             require_finite(A, B, f"The LoRA of '{path}'")
 
+    @classmethod
+    def of(cls, best: Mapping[str, tuple[Tensor, Tensor, float]]) -> tuple["Lora", float]:
+        """The LoRA of each layer's A, B and kept share of energy, and the share kept in all."""
+        energy = [(float((B @ A).square().sum()), kept) for A, B, kept in best.values()]
+        total = sum(size / kept for size, kept in energy)
+        share = sum(size for size, _ in energy) / total if total else 1.0
+        return cls({path: (A, B) for path, (A, B, _) in best.items()}), share
+
     def __str__(self) -> str:
         return f"LoRA of rank {self.rank} on {len(self.factors)} layers"
 
@@ -141,11 +149,7 @@ class Lora:
 
     def compact(self, rank: int | None) -> tuple["Lora", float]:
         """The best change of a rank in every layer, and the share of all energy that it keeps."""
-        split = {path: compressed(*pair, rank) for path, pair in self.factors.items()}
-        energy = [(float((B @ A).square().sum()), kept) for A, B, kept in split.values()]
-        total = sum(size / kept for size, kept in energy)
-        kept = sum(size for size, _ in energy) / total if total else 1.0
-        return Lora({path: (A, B) for path, (A, B, _) in split.items()}), kept
+        return Lora.of({path: compressed(*pair, rank) for path, pair in self.factors.items()})
 
 
 def kohya_name(repo_id: str) -> str:

@@ -1,4 +1,4 @@
-"""The denoising loss | eps(z_t, t, c) - n |^2, which attacks with gradients minimise."""
+"""The denoising loss | eps(z_t, t, c) - n |^2, which gradient-based attacks minimise."""
 
 from collections.abc import Sequence
 

@@ -42,9 +42,9 @@ def attached(
         parts: which projections of every cross-attention.
         rank: of every layer's change.
         seed: of the first A.
-        protect: N x width text states that `to_k` and `to_v` map as the base does, whatever is
-            trained, at any strength and in any sum of such erasers: A stays orthogonal to them.
-            Each independent state costs one dimension of the text width.
+        protect: N x width text states that `to_k` and `to_v` map exactly as the base does, at any
+            strength and in any sum of such erasers: A stays orthogonal to them. Each independent
+            state costs one dimension of the text width.
 
     Raises:
         ErasureError: the denoiser has another adapter (erasers are made from the bare base) or

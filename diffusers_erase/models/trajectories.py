@@ -1,4 +1,4 @@
-"""Guided trajectories of the frozen model, sampled once, with the scores of that sampling."""
+"""Sampling trajectories of the frozen model, with the scores computed on the way."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -65,8 +65,8 @@ class View:
 class Trajectories:
     """N latents z_t of sampling runs for P prompts, with the teacher's scores by role.
 
-    `z` N x C x h x w as the network is shown it, `t` N, `prompt` N (row of `states`); `states` role
-    -> P x tokens x width; `scores` role -> N x C x h x w.
+    `z` N x C x h x w as the network's input, `t` N, `prompt` N (row of `states`); `states` role ->
+    P x tokens x width; `scores` role -> N x C x h x w.
     """
 
     z: Tensor
@@ -79,7 +79,7 @@ class Trajectories:
         return len(self.z)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that sampling made, by name."""
+        """Latents, times, prompts and scores, by name."""
         scores = {f"score.{role}": score for role, score in self.scores.items()}
         return {"z": self.z, "t": self.t, "prompt": self.prompt, **scores}
 

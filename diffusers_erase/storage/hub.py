@@ -1,4 +1,4 @@
-"""Files of a folder or of a repository on the Hub, there and back; what went wrong, in words."""
+"""Files of a local folder or of a repository on the Hub, read and published."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -127,11 +127,16 @@ def local_folder(source: str | Path) -> Path | None:
             f"'{source}' is an address; pass the repository's id, '{address[1]}', and a branch or "
             "commit as `revision`."
         )
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
+    if not is_hub_id(str(source)):
         raise ErasureError(
             f"There is no folder {str(source)!r:.300}, and it is no Hub id (user/name) either."
         )
     return None
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form `user/name`."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text) is not None
 
 
 def publish(
@@ -305,7 +310,7 @@ _STATUS = {
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong, in the user's words; the client wraps some errors in others."""
+    """The reason of an error of the Hub's client, which wraps some errors in others."""
     causes = [error, *([error.__cause__] if error.__cause__ else [])]
     for kind, reason in _REASONS:
         if any(isinstance(cause, kind) for cause in causes):
