@@ -32,9 +32,7 @@ _PEFT = "base_model.model."
 def peft_keys(factors: Mapping[str, Factors], part: str) -> tuple[dict[str, Tensor], str]:
     """Tensors as `pipe.load_lora_weights` reads them, and the header's `lora_adapter_metadata`.
 
-    Args:
-        factors: path -> (A, B).
-        part: what pipelines call the denoiser.
+    `part` is the name of the denoiser in pipelines.
     """
     tensors = {}
     for path, (A, B) in factors.items():

@@ -37,8 +37,6 @@ class Payload(Protocol):
     def tensors(self) -> list[Tensor]:
         """All its numbers, in an order that depends on nothing but the weights."""
 
-    # --- files
-
     @classmethod
     def is_in(cls, names: Collection[str]) -> bool:
         """Whether a file with tensors of these names holds this kind of weights."""
@@ -57,8 +55,6 @@ class Payload(Protocol):
     def usage(self, repo_id: str, files: Sequence[str]) -> list[str]:
         """Lines of the card, in Markdown: uses of the repository's files, given by their paths."""
 
-    # --- the change of a denoiser
-
     def check(self, denoiser: nn.Module) -> None:
         """Refuse a denoiser that it does not fit, or whose weights it would make infinite.
 
@@ -71,8 +67,6 @@ class Payload(Protocol):
 
     def pair(self, path: str, product: Product) -> Factors:
         """A (rank x in) and B (out x rank) of one layer; `product` multiplies with its weight."""
-
-    # --- algebra
 
     @classmethod
     def summed(cls, payloads: Sequence[Self]) -> Self:

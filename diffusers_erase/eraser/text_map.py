@@ -90,10 +90,8 @@ class TextMap:
 
         argmin_{rank P' <= rank}  tr(G (P - P') S (P - P')^T)    (Eckart-Young with weights)
 
-        Args:
-            rank: largest rank.
-            second_moment: S, width x width, positive definite, of the states that occur.
-            read: G, width x width, positive definite: sum of W^T W over the layers.
+        `second_moment` is S of the states that occur and `read` is G, the sum of W^T W over the
+        layers; each is width x width and positive definite, the identity if omitted.
         """
         root = None if read is None else torch.linalg.cholesky(read.double().cpu()).T
         U = self.U if root is None else root @ self.U
@@ -116,8 +114,7 @@ class TextMap:
     def factors(self, weights: Mapping[str, Tensor]) -> dict[str, Factors]:
         """The LoRA of every layer: W T = W + B A with A = V^T and B = W U, float32 on the CPU.
 
-        Args:
-            weights: path -> weight, out x width, of layers that read the text.
+        `weights` is path -> weight, out x width, of layers that read the text.
 
         Raises:
             ErasureError: a layer reads states of another width.
@@ -133,8 +130,6 @@ class TextMap:
             path: (A.clone(), (W.detach().double().cpu() @ self.U).float())
             for path, W in weights.items()
         }
-
-    # --- as a payload
 
     def tensors(self) -> list[Tensor]:
         """U and V."""

@@ -30,11 +30,9 @@ class Inverse:
 
     @classmethod
     def of(cls, M: Tensor, protect: Tensor | None = None) -> "Inverse":
-        """Factorise M once, by Cholesky.
+        """Factorise M (width x width, positive definite, float64) by Cholesky.
 
-        Args:
-            M: width x width, positive definite, float64.
-            protect: Q, orthonormal columns, width x h, with N Q = 0 exactly.
+        `protect` is Q, orthonormal columns, width x h, with N Q = 0 exactly.
 
         Raises:
             ErasureError: M is too ill-conditioned outside Q.
@@ -86,9 +84,8 @@ class EditedLayers:
 
         argmin_E'  Σ |W' E' - W E|^2 + λ |E'|^2  (arXiv 2407.12383), n x width.
 
-        Args:
-            E: states before, n x width.
-            bound: λ, relative to the mean of the diagonal of G; a larger one allows smaller states.
+        E are the states before, n x width. `bound` is λ relative to the mean of the diagonal of G;
+        a larger one gives smaller states.
         """
         ridge = bound * self.before.diagonal().mean()
         M = self.after + ridge * torch.eye(len(self.after), dtype=self.after.dtype)

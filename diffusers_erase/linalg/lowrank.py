@@ -11,9 +11,7 @@ def split(change: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor, floa
 
     argmin_{rank B A <= r}  |D - B A|_F^2;   kept = |B A|^2 / |D|^2
 
-    Args:
-        change: D, out x in.
-        rank: r; the numerical rank of D in float32 if omitted, and then B A = D up to rounding.
+    D is out x in. Without a rank it is D's numerical rank in float32, and B A = D up to rounding.
 
     Raises:
         ErasureError: a rank below 1.

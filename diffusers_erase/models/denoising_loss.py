@@ -22,13 +22,8 @@ def denoising_loss(
 
     eps is the noise prediction without guidance, whatever the network predicts.
 
-    Args:
-        denoiser: with the erasers that are loaded.
-        clean: latents x_0, B x C x h x w.
-        states: text states c, B x tokens x width.
-        t: times, B.
-        noise: n, in the shape of `clean`.
-        target: n if omitted; P4D takes noise predictions of the base model.
+    `clean` is x_0 and `noise` n, B x C x h x w; `states` is c, B x tokens x width; `t` has B times.
+    The target is n if omitted; P4D takes noise predictions of the base model.
     """
     predicted = denoiser.noise(noised(denoiser, clean, t, noise), t, states)
     goal = (noise if target is None else target).to(predicted)

@@ -17,12 +17,8 @@ def embeddings_at(
 ) -> AbstractContextManager[None]:
     """Context manager: the token embeddings at these positions are `rows`, with gradients.
 
-    Masks, padding and pooling remain those of the token ids.
-
-    Args:
-        encoder: a text encoder of transformers.
-        positions: in the sequence, k of them.
-        rows: ... x k x width, one for each sequence of the batch or the same for all.
+    Masks, padding and pooling remain those of the token ids. For k positions in the sequence `rows`
+    is ... x k x width, one for each sequence of the batch or the same for all.
     """
 
     def replace(_: Any, ids: tuple[Tensor, ...], embeddings: Tensor) -> Tensor:

@@ -10,14 +10,7 @@ from diffusers_erase.models.architectures import reads_text, text_weights
 from diffusers_erase.runtime.adapting import Adapted
 from diffusers_erase.runtime.baking import Baked
 from diffusers_erase.runtime.hooking import Hooked
-from diffusers_erase.runtime.loaded_eraser import (
-    Backend,
-    Keep,
-    LoadedEraser,
-    Mode,
-    Planning,
-    by_mode,
-)
+from diffusers_erase.runtime.loaded_eraser import Backend, Keep, LoadedEraser, Mode, Planning
 
 
 BACKENDS: dict[Mode, Callable[[], Backend]] = {"bake": Baked, "hook": Hooked, "adapter": Adapted}
@@ -51,7 +44,7 @@ class Erasures:
             eraser.adapter.check(denoiser)
         planning = Planning(self.keep if keep is None else keep)
         changes = [
-            backend.plan(denoiser, by_mode(loaded, mode), planning)
+            backend.plan(denoiser, _of_mode(loaded, mode), planning)
             for mode, backend in self.backends.items()
         ]
         with ExitStack() as back:
@@ -72,5 +65,10 @@ class Erasures:
         """Name -> share of each eraser's change that acts now, in the order of loading."""
         found: dict[str, float] = {}
         for mode, backend in self.backends.items():
-            found |= backend.acting(denoiser, by_mode(self.loaded, mode))
+            found |= backend.acting(denoiser, _of_mode(self.loaded, mode))
         return {name: found[name] for name in self.loaded}
+
+
+def _of_mode(loaded: dict[str, LoadedEraser], mode: Mode) -> dict[str, LoadedEraser]:
+    """The erasers of a mode, sorted by name: results do not depend on the order of loading."""
+    return {name: loaded[name] for name in sorted(loaded) if loaded[name].mode == mode}

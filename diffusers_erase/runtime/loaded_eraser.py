@@ -20,15 +20,13 @@ Keep = Literal["cpu"] | bool
 
 @dataclass(frozen=True)
 class LoadedEraser:
-    """An eraser on a denoiser, with its strength and mode."""
+    """An eraser on a denoiser; `ErasureInfo` says what its source and commit are."""
 
     adapter: EraserAdapter
     strength: float
     mode: Mode = "bake"
     source: str | None = None
-    """The folder or Hub id it came from; None for an object."""
     commit: str | None = None
-    """The commit of the repository, if it came from the Hub."""
 
 
 @dataclass
@@ -66,11 +64,6 @@ class Backend(Protocol):
 
     def bases(self) -> dict[str, Tensor]:
         """Path -> weight without erasers, of layers this backend has written erasers into."""
-
-
-def by_mode(loaded: Mapping[str, LoadedEraser], mode: Mode) -> dict[str, LoadedEraser]:
-    """The erasers of a mode, sorted by name: results do not depend on the order of loading."""
-    return {name: loaded[name] for name in sorted(loaded) if loaded[name].mode == mode}
 
 
 @torch.no_grad()
