@@ -170,9 +170,9 @@ class Concept:
         ]
 
     def replaced(self, text: str, target: str) -> str:
-        """A text of somebody else's with `target` for every name of the concept.
+        """The text with `target` for every name of the concept.
 
-        Besides, only an article right before such a name changes, where `target` wants another.
+        An article right before such a name is adapted to `target`; nothing else changes.
         """
 
         def replacement(found: re.Match[str]) -> str:
@@ -185,11 +185,11 @@ class Concept:
         return self._pattern(r"(?P<article>\ban? )?").sub(replacement, text)
 
     def is_named_in(self, text: str) -> bool:
-        """Whether the text names the concept, in the singular or the plural."""
+        """True if the text names the concept, in the singular or the plural."""
         return bool(self._pattern(ending="(?:s|es)?").search(text))
 
     def is_named_by(self, text: str) -> bool:
-        """Whether the text is a name of the concept, in the singular or the plural."""
+        """True if the text is a name of the concept, in the singular or the plural."""
         return bool(self._pattern(ending="(?:s|es)?").fullmatch(text.strip()))
 
     def _pattern(self, lead: str = "", ending: str = "") -> re.Pattern[str]:

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 
 class ErasureError(ValueError):
-    """A request that cannot be met; nothing has been changed.
+    """The request is refused, and nothing has been changed.
 
     The message is one line of printable characters, whatever a file or an answer of the Hub holds.
     """

@@ -73,7 +73,7 @@ class AttackRun:
     def hits(
         self, rows: Sequence[int], pictures: Sequence[Image.Image], setting: str | None = None
     ) -> list[bool]:
-        """Whether each picture is a hit; it does not count as one of the attack (for controls)."""
+        """Tell for each picture whether it is a hit; it is not counted as the attack's."""
         verdicts = zip(rows, self.sampler.judge(pictures), strict=True)
         hits = [shows_any(verdict.labels, self.attempts[row].wanted) for row, verdict in verdicts]
         for row, hit in zip(rows, hits, strict=True) if setting else ():

@@ -58,7 +58,7 @@ class TokenSearch:
     learning_rate: float = 0.01
     weight_decay: float = 0.1
     seed: int = 0
-    """Of noise and tokens; added to the seed of each case."""
+    """Seed of noise and tokens; added to the seed of each case."""
 
     access: ClassVar[Access] = "white box"
 

@@ -40,7 +40,7 @@ for command in (
 
 
 def _quiet() -> None:
-    """Warnings in one line; no chatter of the libraries about optional parts."""
+    """Print warnings in one line, and silence the libraries' messages about optional parts."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -53,7 +53,7 @@ def _quiet() -> None:
 
 
 def main() -> None:
-    """Run a command; what cannot be done is said in one sentence, with exit code 2."""
+    """Run a command; an `ErasureError` is printed as one sentence, with exit code 2."""
     _quiet()
     try:
         app()

@@ -19,7 +19,7 @@ from diffusers_erase.making.api import erase
 from diffusers_erase.playground import ARTISTS, OBJECTS, SYNONYMS, load_judge, load_pipeline
 from diffusers_erase.playground.protocols import protocol
 from diffusers_erase.runtime.plugin import load_erasure
-from diffusers_erase.storage.atomic import check_folder, whole_folder
+from diffusers_erase.storage.atomic import check_folder, slug, whole_folder
 from diffusers_erase.training.targets import Fixed, Target
 
 
@@ -48,7 +48,7 @@ def run_demo(folder: Path, *, overwrite: bool, seed: int, say: Callable[[str], N
     Raises:
         ErasureError: the folder exists without `overwrite`, or holds something else than a demo.
     """
-    names = [_slug(concept) for concept, *_ in ERASURES]
+    names = [slug(concept.name) for concept, *_ in ERASURES]
     known = [name + ending for name in names for ending in ("", ".png", "-measured")]
     check_folder(folder, overwrite=overwrite, marker=REPORT, known=known)
     summaries = {}
@@ -61,7 +61,7 @@ def run_demo(folder: Path, *, overwrite: bool, seed: int, say: Callable[[str], N
             )
             answer = eraser.config.concepts[0].target
             say(f"Its target is {repr(answer) if answer else 'the same prompt without it'}.")
-            path = eraser.save_pretrained(draft / _slug(concept))
+            path = eraser.save_pretrained(draft / slug(concept.name))
             made = time.monotonic()
             evidence, drawn = _measured(concept, path, seed)
             measured = time.monotonic()
@@ -101,10 +101,6 @@ def _measured(concept: Concept, path: Path, seed: int) -> tuple[Evidence, Drawn]
         evidence = evaluate(runner, suite, seed=seed)
         cases = suite.cases(seed)
         return evidence, {side: runner.pictures(cases, side) for side in ("base", "erased")}
-
-
-def _slug(concept: Concept) -> str:
-    return concept.name.replace(" ", "-")
 
 
 def _sentence(concept: Concept, evidence: Evidence) -> str:

@@ -30,7 +30,7 @@ def train(
     ],
     concept: Annotated[
         list[str] | None,
-        typer.Option(help="What to erase; repeat it for one eraser of several concepts."),
+        typer.Option(help="What to erase; repeat it for one eraser of more concepts."),
     ] = None,
     concepts_file: Annotated[
         Path | None,
@@ -148,7 +148,7 @@ def edit(
         Path, typer.Option("--output", "--output-dir", "-o", help="Folder for the eraser.")
     ],
     concept: Annotated[
-        list[str], typer.Option(help="What to erase; repeat it for one eraser of several.")
+        list[str], typer.Option(help="What to erase; repeat it for one eraser of more concepts.")
     ],
     model: ModelName = "playground",
     target: Annotated[
@@ -156,11 +156,11 @@ def edit(
     ] = None,
     vocabulary: Annotated[
         Path | None,
-        typer.Option(help="Words to spare, one a line; else those the tokenizer knows."),
+        typer.Option(help="Words to keep, one a line; else those the tokenizer knows."),
     ] = None,
     kind: KindName = "object",
     synonym: Synonym = None,
-    captions: Annotated[Path | None, typer.Option(help="Prompts to spare, one a line.")] = None,
+    captions: Annotated[Path | None, typer.Option(help="Prompts to keep, one a line.")] = None,
     protect: Protect = None,
     recipe: Annotated[
         str,
@@ -219,7 +219,7 @@ def stack(
     ] = None,
     protect: Protect = None,
     vocabulary: Annotated[
-        Path | None, typer.Option(help="Words that fusion spares, one a line.")
+        Path | None, typer.Option(help="Words that fusion keeps, one a line.")
     ] = None,
     model: Annotated[
         str, typer.Option(help="Model whose text encoder fusion and protection use.")
@@ -229,7 +229,7 @@ def stack(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Combine several erasers into one."""
+    """Combine erasers into one."""
     from diffusers_erase.concepts import Vocabulary
     from diffusers_erase.eraser.adapter import check_output
     from diffusers_erase.making.stacked import stack as stacked

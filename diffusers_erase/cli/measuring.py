@@ -54,19 +54,28 @@ def evaluate(
 
     A run that was stopped goes on where it was if it is called again.
     """
-    _measure(
-        erasers,
-        out,
-        suite,
-        model,
-        attacks=attack or [],
-        detector=detector,
-        pictures=pictures,
-        attempts=attempts,
-        sampling=_sampling(model, steps, guidance, batch),
-        seed=seed,
-        overwrite=overwrite,
+    from diffusers_erase.attacks import attack_named
+    from diffusers_erase.eraser.adapter import EraserAdapter
+    from diffusers_erase.evaluation.evidence import evaluate as measure
+    from diffusers_erase.evaluation.report import KNOWN, RESULTS, TABLE, sheets_of, write_report
+    from diffusers_erase.runtime.plugin import load_erasure
+    from diffusers_erase.storage.atomic import check_folder
+
+    check_folder(out, overwrite=overwrite, marker=RESULTS, known=KNOWN)
+    concepts = EraserAdapter.from_pretrained(erasers[0]).config.concepts
+    tried = [attack_named(name, concepts[0].concept) for name in attack or ()]
+    asked = _suite(suite, [each.name for each in concepts], model, pictures)
+    labels = {label for g in asked.groups for _, wanted in g.prompts for label in wanted}
+    runner = _runner(
+        model, detector, tuple(sorted(labels)), out, _sampling(model, steps, guidance, batch)
     )
+    for source in erasers:
+        load_erasure(runner.sampler.pipe, source, name=source)
+    evidence = measure(runner, asked, attacks=tried, attempts=attempts, seed=seed)
+    if runner.main:
+        write_report(evidence, out, sheets_of(runner, asked, seed))
+        typer.echo((out / TABLE).read_text(encoding="utf-8").rstrip())
+        typer.echo(f"Everything is in {out}/; {_work(out)} may go, or make the next run quicker.")
 
 
 def attack(
@@ -93,19 +102,8 @@ def attack(
     """
     from diffusers_erase.attacks import ATTACKS
 
-    _measure(
-        erasers,
-        out,
-        suite,
-        model,
-        attacks=name or list(ATTACKS),
-        detector=detector,
-        pictures=pictures,
-        attempts=attempts,
-        sampling=_sampling(model, steps, guidance, batch),
-        seed=seed,
-        overwrite=overwrite,
-    )
+    further = (detector, pictures, attempts, steps, guidance, batch, seed, overwrite)
+    evaluate(erasers, out, suite, model, name or list(ATTACKS), *further)
 
 
 def graph(
@@ -189,15 +187,15 @@ def continual(
         raise ErasureError(f"'{out}' exists already; choose another file or pass --overwrite.")
     concepts = _concepts(protocol, model)
     concepts = replace(concepts, pictures=pictures or concepts.pictures)
-    several = {}
+    loaded: dict[str, EraserAdapter] = {}
     for source in erasers:
         eraser = EraserAdapter.from_pretrained(source)
-        if eraser.config.title in several:
+        if eraser.config.title in loaded:
             raise ErasureError(f"'{source}' erases '{eraser.config.title}' a second time.")
-        several[eraser.config.title] = eraser
+        loaded[eraser.config.title] = eraser
     sampling = _sampling(model, steps, guidance, batch)
     runner = _runner(model, detector, concepts.names, out, sampling)
-    found = timeline(runner, concepts, several, seed=seed)
+    found = timeline(runner, concepts, loaded, seed=seed)
     if runner.main:
         from diffusers_erase.storage.atomic import whole_file
 
@@ -211,42 +209,6 @@ def continual(
             typer.echo(f"after {line['erased']:12} gone {shares[0]:>7}, kept {shares[1]:>7}")
 
 
-def _measure(
-    erasers: list[str],
-    out: Path,
-    suite: str,
-    model: str,
-    *,
-    attacks: list[str],
-    detector: str | None,
-    pictures: int | None,
-    attempts: int,
-    sampling: Any,
-    seed: int,
-    overwrite: bool,
-) -> None:
-    from diffusers_erase.attacks import attack_named
-    from diffusers_erase.eraser.adapter import EraserAdapter
-    from diffusers_erase.evaluation.evidence import evaluate as measure
-    from diffusers_erase.evaluation.report import KNOWN, RESULTS, TABLE, sheets_of, write_report
-    from diffusers_erase.runtime.plugin import load_erasure
-    from diffusers_erase.storage.atomic import check_folder
-
-    check_folder(out, overwrite=overwrite, marker=RESULTS, known=KNOWN)
-    erased = EraserAdapter.from_pretrained(erasers[0]).config.concepts
-    several = [attack_named(name, erased[0].concept) for name in attacks]
-    asked = _suite(suite, [each.name for each in erased], model, pictures)
-    labels = {label for g in asked.groups for _, wanted in g.prompts for label in wanted}
-    runner = _runner(model, detector, tuple(sorted(labels)), out, sampling)
-    for source in erasers:
-        load_erasure(runner.sampler.pipe, source, name=source)
-    evidence = measure(runner, asked, attacks=several, attempts=attempts, seed=seed)
-    if runner.main:
-        write_report(evidence, out, sheets_of(runner, asked, seed))
-        typer.echo((out / TABLE).read_text(encoding="utf-8").rstrip())
-        typer.echo(f"Everything is in {out}/; {_work(out)} may go, or make the next run quicker.")
-
-
 def _suite(name: str, concepts: list[str], model: str, pictures: int | None) -> Any:
     from diffusers_erase.evaluation.suites import Suite, shipped_protocols, unknown
     from diffusers_erase.playground.protocols import PROTOCOLS, protocol
@@ -254,10 +216,10 @@ def _suite(name: str, concepts: list[str], model: str, pictures: int | None) -> 
     if Path(name).suffix in (".yaml", ".yml"):
         return Suite.read(name)
     if name not in PROTOCOLS:
-        several = {k: path for k, path in shipped_protocols().items() if k != "netfive"}
-        if name in several:
-            return Suite.read(several[name])
-        raise ErasureError(f"{unknown('suite', name, (*PROTOCOLS, *several))} Or name a YAML file.")
+        shipped = {k: path for k, path in shipped_protocols().items() if k != "netfive"}
+        if name in shipped:
+            return Suite.read(shipped[name])
+        raise ErasureError(f"{unknown('suite', name, (*PROTOCOLS, *shipped))} Or name a YAML file.")
     if model != "playground":
         raise ErasureError(
             f"The suite '{name}' is about the playground; for '{model}' name a YAML file, see "
@@ -314,5 +276,5 @@ def _detector(name: str, labels: tuple[str, ...]) -> Any:
 
 
 def _work(out: Path) -> Path:
-    """Where a run keeps what it has seen."""
+    """The work folder of a run: its judgements and erasers."""
     return out.with_name(f"{out.name}.run")

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how a model is opened."""
+"""Options shared by commands, and the pipeline of a model's name."""
 
 from typing import Annotated, Any
 

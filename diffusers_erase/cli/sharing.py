@@ -18,9 +18,9 @@ def info(source: Source, revision: Revision = None, token: Token = None) -> None
     """Print what an eraser erases and how it was made, without downloading its weights."""
     from diffusers_erase.eraser.inspection import inspect_eraser
 
-    facts = inspect_eraser(source, revision=revision, token=token)
-    config = facts.config
-    typer.echo(f"{facts.source} erases {config.title}")
+    found = inspect_eraser(source, revision=revision, token=token)
+    config = found.config
+    typer.echo(f"{found.source} erases {config.title}")
     for erased in config.concepts:
         answer = erased.target or "the same prompt without it"
         typer.echo(f"  {', '.join(erased.names)} ({erased.kind}), answered as {answer}")
@@ -28,12 +28,12 @@ def info(source: Source, revision: Revision = None, token: Token = None) -> None
         "recipe": config.recipe,
         "base model": config.base_model or "not recorded",
         "made for": _joined(config.fingerprint),
-        "size": f"{facts.layers} layers, rank {config.rank}, {facts.numbers:,} numbers of type "
-        + ", ".join(facts.dtypes),
+        "size": f"{found.layers} layers, rank {config.rank}, {found.numbers:,} numbers of type "
+        + ", ".join(found.dtypes),
         "format": f"{config.format}: {', '.join(config.payloads)}",
         "made with": _joined(config.versions),
-        "commit": facts.commit,
-        "files": ", ".join(facts.files),
+        "commit": found.commit,
+        "files": ", ".join(found.files),
     }
     for name, value in rows.items():
         if value:

@@ -16,6 +16,7 @@ from diffusers_erase.eraser.adapter import EraserAdapter, check_output
 from diffusers_erase.eraser.config import CONFIG_NAME
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.making.api import erase
+from diffusers_erase.storage.atomic import slug
 from diffusers_erase.training.recipes import Recipe
 from diffusers_erase.training.targets import as_target
 
@@ -31,12 +32,12 @@ class TrainingRun:
 
     @property
     def work(self) -> Path:
-        """The folder of trajectories and checkpoints, there until the eraser is saved."""
+        """The folder of trajectories and checkpoints, deleted when the eraser is saved."""
         return self.output.with_name(f"{self.output.name}.run")
 
     @property
     def done(self) -> bool:
-        """Whether the eraser is saved and the work folder is gone."""
+        """True if the eraser is saved and the work folder is gone."""
         return (self.output / CONFIG_NAME).is_file() and not self.work.exists()
 
     def check(self, *, overwrite: bool, resume: bool) -> None:
@@ -102,8 +103,8 @@ def read_runs(path: Path, output: Path, kind: Kind, options: dict[str, Any]) -> 
         try:
             (name, *synonyms), target = _read_line(line)
             concept = Concept(name, kind, tuple(synonyms))
-            folder = re.sub(r"\W+", "-", name).strip("-")
-            if not folder:
+            folder = slug(name)
+            if folder == "-":
                 raise ErasureError(f"{name!r} has no letter or digit to name a folder by.")
             if folder.casefold() in runs:
                 raise ErasureError(f"This names '{folder}' twice; erase it in a run of its own.")
@@ -128,7 +129,7 @@ def _read_line(line: str) -> tuple[list[str], str | None]:
         raise ErasureError(f"{line!r} cannot be read: {error}.") from error
     if len(targets) > 1 or any(len(target) != 1 for target in targets):
         raise ErasureError(
-            f"{line!r} names several targets; write one, in double quotes if it has a comma."
+            f"{line!r} names more than one target; write one, in double quotes if it has a comma."
         )
     return [name.strip() for name in names], targets[0][0].strip() if targets else None
 
@@ -142,7 +143,7 @@ def run_all(
     accelerator: Accelerator,
     say: Callable[[str], None],
 ) -> None:
-    """Make the erasers; several are spread over the processes, one is trained by all of them."""
+    """Make the erasers: one is trained by all processes; of more, each process makes its share."""
     alone = len(runs) == 1
     rank, world = accelerator.process_index, accelerator.num_processes
     own = runs if alone else runs[rank::world]

@@ -123,7 +123,7 @@ def edit(
         V = without_shared_part(E, V, G)
     each = recipe.keep_weight / len(concepts)
     problem = Problem.of(E, V, S, keep_weight=each, ridge=recipe.ridge, protect=Q, G=G)
-    rank = recipe.rank * len(concepts) * texts.several
+    rank = recipe.rank * len(concepts) * texts.count
     map, kept, whole = solved_within(recipe.solver, problem, rank)
     return Edited(map, tuple(choices), whole, kept)
 

@@ -1,4 +1,4 @@
-"""Closed-form recipes: one row per paper, with what is replaced, kept and protected, and how."""
+"""Closed-form recipes, one row per paper."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -17,30 +17,29 @@ Choose = Literal["given", "nearest", "least-damage"]
 
 @dataclass(frozen=True)
 class Edit:
-    """How an eraser is solved for: which states it replaces, keeps and protects, and the solver."""
+    """A closed-form recipe: the states it replaces, keeps and protects, and its solver."""
 
     name: str
     solver: Solver = field(default_factory=Replace)
     tokens: Tokens = "all"
     """Which text states of a prompt with the concept are replaced."""
     aim: Aim = "replace"
-    """By what: the target's states, or the part of these that the concept's do not share."""
+    """Replacements: the target's states, or the part of these that the concept's do not share."""
     prompts: int = 16
     """Prompts of each concept, spread evenly over its templates and synonyms."""
     choose: Choose = "least-damage"
-    """How the target is chosen among the kept words where none is named; with `given` it is not,
-    and the target is the prompt without the concept."""
+    """Rule that chooses a target among the kept words if none is named; `given` chooses none, and
+    the target is the prompt without the concept."""
     keep_weight: float = 3.0
     """κ, the weight of all that is kept against a concept that is erased."""
     near: int = 16
     """Number of nearest words that weigh as much as all others together."""
     general: bool = False
-    """Whether the tokenizer's own words are kept beside those of the vocabulary; without a
-    vocabulary they are in any case."""
+    """The tokenizer's own words are kept too; without a vocabulary they always are."""
     ridge: float = 1e-4
     """λ, relative to the mean square of everything solved for."""
     protect_null: bool = True
-    """Whether the empty prompt's states cannot change at all."""
+    """The empty prompt's states do not change at all."""
     shell: int = 0
     """Number of states around each of the concept's own tokens that are erased too (`shell`)."""
     cosine: tuple[float, float] = (0.8, 1.0)
@@ -68,7 +67,7 @@ class Edit:
 
     @property
     def reads(self) -> bool:
-        """Whether the solution depends on the weights of the layers that read the text."""
+        """True if the solution depends on the weights of the layers that read the text."""
         return isinstance(self.solver, Regenerate) or self.aim == "tensor"
 
     def numbers(self) -> dict[str, Any]:

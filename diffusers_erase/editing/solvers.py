@@ -21,7 +21,7 @@ class Problem:
     E: Tensor
     """Text states to be replaced, n x width."""
     V: Tensor
-    """What replaces each of them, n x width."""
+    """The state that replaces each of them, n x width."""
     K: Tensor
     """Quadratic penalty on changing each text direction, without the ridge (width x width)."""
     ridge: float

@@ -56,9 +56,9 @@ def _map_to(E: Tensor, V: Tensor, A: Tensor) -> TextMap:
     return TextMap((V - E).T @ A, torch.eye(E.shape[1], dtype=E.dtype))
 
 
-def _finite(*several: Tensor) -> list[Tensor]:
+def _finite(*tensors: Tensor) -> list[Tensor]:
     """The tensors in float64 on the CPU; raises where one is not finite."""
-    found = [x.detach().double().cpu() for x in several]
+    found = [x.detach().double().cpu() for x in tensors]
     if not all(torch.isfinite(x).all() for x in found):
         raise ErasureError(
             "Text states hold values that are not finite numbers; run the text encoder in float32."

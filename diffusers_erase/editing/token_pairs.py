@@ -24,23 +24,23 @@ class Texts:
     encode: Callable[[Sequence[str]], Tensor]
     """Prompts -> P x tokens x width."""
     tokenizer: Any
-    """Whose words are known."""
+    """The tokenizer that finds the words of a prompt."""
     segments: tuple[Segment, ...] = ()
-    """What stands side by side in the states; if empty, what the tokenizer makes of a prompt."""
+    """The texts side by side in the states; if empty, one, by the tokenizer."""
 
     @property
-    def several(self) -> int:
-        """How many texts stand side by side: what differs in one differs in each."""
+    def count(self) -> int:
+        """Number of texts side by side in the states."""
         return max(1, sum(tokenizer is not None for tokenizer, _ in self.segments))
 
     def recalling(self, prompts: Sequence[str]) -> "Texts":
         """The same texts; these prompts are encoded now, all at once, and not again."""
-        several = list(dict.fromkeys(prompts))
-        known = dict(zip(several, self.encode(several), strict=True))
+        each = list(dict.fromkeys(prompts))
+        known = dict(zip(each, self.encode(each), strict=True))
 
         def encode(asked: Sequence[str]) -> Tensor:
-            there = all(prompt in known for prompt in asked)
-            return torch.stack([known[p] for p in asked]) if there else self.encode(asked)
+            recalled = all(prompt in known for prompt in asked)
+            return torch.stack([known[p] for p in asked]) if recalled else self.encode(asked)
 
         return replace(self, encode=encode)
 
@@ -78,7 +78,7 @@ def texts_of(model: Any) -> Texts:
 
 
 def _tokens(tokenizer: Any, prompt: str) -> list[int]:
-    """From the first token to the end-of-text one, without padding."""
+    """The tokens of a prompt up to the end-of-text one, without padding."""
     found: list[int] = tokenizer(prompt, truncation=True).input_ids
     return found
 

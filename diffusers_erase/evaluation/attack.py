@@ -12,7 +12,7 @@ from diffusers_erase.evaluation.suites import PromptCase
 
 
 Access = Literal["sampler", "white box", "fine-tune"]
-"""What the attacker may use: prompts, seeds and sampler; gradients too; training too."""
+"""Access of an attacker: prompts, seeds and sampler; gradients too; training too."""
 
 
 @dataclass
@@ -23,9 +23,9 @@ class Attempt:
     wanted: tuple[str, ...]
     seed: int
     before: bool = False
-    """Whether the erased model shows a wanted label without the attack."""
+    """The erased model shows a wanted label without the attack."""
     after: bool = False
-    """Whether it is shown before or in one of the attack's pictures."""
+    """It is shown before, or in one of the attack's pictures."""
     found: int = 0
     """Pictures of the attack that show it."""
     images: int = 0
@@ -44,7 +44,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class AttackResult:
-    """How often an attack brings an erased concept back."""
+    """The rates at which an attack brings an erased concept back."""
 
     attack: str
     access: Access
@@ -116,7 +116,7 @@ class Attack(Protocol):
 
     @property
     def access(self) -> Access:
-        """What the attack uses."""
+        """The access that the attack needs."""
         ...
 
     def __call__(self, sampler: PipelineSampler, cases: Sequence[PromptCase]) -> list[Attempt]:

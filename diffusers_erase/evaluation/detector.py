@@ -110,7 +110,7 @@ class FromFunction:
 
 
 def shows_any(labels: Iterable[str], wanted: Iterable[str]) -> bool:
-    """Whether one of the wanted labels is among the labels, in upper or lower case."""
+    """True if one of the wanted labels is among the labels, in upper or lower case."""
     return not {w.casefold() for w in wanted}.isdisjoint(label.casefold() for label in labels)
 
 
@@ -164,5 +164,5 @@ def require_info(detector: Detector, use: str) -> None:
 
 
 def measurable(base: Rate) -> bool:
-    """Whether the base model shows the concept often enough to measure its erasure."""
+    """True if the base model shows the concept often enough to measure its erasure."""
     return base.n > 0 and base.value >= MEASURABLE

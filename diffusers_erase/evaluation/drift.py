@@ -1,4 +1,4 @@
-"""How far an eraser moves the model's noise predictions: no sampling, no detector."""
+"""Drift is the mean change of the noise predictions by an eraser, without any detector."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,11 +36,11 @@ class Drift:
     """
 
     null: float
-    """On the empty prompt."""
+    """Drift on the empty prompt."""
     keep: float
-    """On prompts about other concepts."""
+    """Drift on prompts about other concepts."""
     target: float
-    """On prompts about the erased concept."""
+    """Drift on prompts about the erased concept."""
     guidance: float
     """cos(g(z,c), g*(z,c)) of the erased concept, g = eps(z,c) - eps(z,""): 1 without an eraser, 0
     or less if guidance no longer leads to the concept."""

@@ -215,7 +215,7 @@ def _drift(runner: Runner, suite: Suite) -> Mapping[str, float] | None:
 
 
 def _prompts(suite: Suite, expected: str) -> list[str]:
-    """At most `DRIFT_PROMPTS` prompts with that expectation, evenly spread."""
+    """Choose at most `DRIFT_PROMPTS` prompts with that expectation, evenly spread."""
     groups = [group for group in suite.groups if RELATIONS[group.relation].expected == expected]
     prompts = list(dict.fromkeys(prompt for group in groups for prompt, _ in group.prompts))
     return prompts[:: max(1, len(prompts) // DRIFT_PROMPTS)][:DRIFT_PROMPTS]

@@ -127,7 +127,7 @@ class Graph:
         return self.base[word].value - self.erased[erased][word].value
 
     def certain(self, erased: str, word: str) -> bool:
-        """Whether the 95 % interval of the damage excludes 0."""
+        """True if the 95 % interval of the damage excludes 0."""
         low, high = difference(self.base[word], self.erased[erased][word])
         return not low <= 0 <= high
 

@@ -102,7 +102,7 @@ def bars(summary: Summary, path: Path) -> None:
 
 
 def can_plot() -> bool:
-    """Whether matplotlib can be imported."""
+    """True if matplotlib can be imported."""
     try:
         optional("matplotlib", "plots")
     except ErasureError:

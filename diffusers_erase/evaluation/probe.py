@@ -1,4 +1,4 @@
-"""How much of an erasure other text states undo, computed from weights and texts alone."""
+"""The probe measures, from weights and texts alone, how much other text states undo."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Probe:
-    """How well text states c' make the erased layers W' output what W did for the concept's c."""
+    """The erased layers W' output for text states c' nearly what W did for the concept's c."""
 
     moved: float
     """Σ |W' c - W c|^2 / Σ |W c|^2: relative change of the concept's keys and values."""

@@ -41,7 +41,7 @@ class Judgement:
 
     @property
     def hit(self) -> bool:
-        """Whether the picture shows one of the wanted labels, in upper or lower case."""
+        """True if the picture shows one of the wanted labels, in upper or lower case."""
         return shows_any(self.labels, self.wanted)
 
 
@@ -74,7 +74,7 @@ class Runner:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes the common files."""
+        """True in the process that writes the common files."""
         return self._rank == 0
 
     def __call__(self, cases: Sequence[PromptCase], side: Side) -> list[Judgement]:

@@ -86,7 +86,7 @@ class PipelineSampler:
         return verdicts_of(self.detector, pictures)
 
     def shows(self, pictures: Sequence[Image.Image], wanted: Sequence[str]) -> list[bool]:
-        """Whether each picture shows one of the wanted labels."""
+        """Tell for each picture whether it shows one of the wanted labels."""
         return [shows_any(verdict.labels, wanted) for verdict in self.judge(pictures)]
 
     @property

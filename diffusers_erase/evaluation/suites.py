@@ -16,7 +16,7 @@ Expected = Literal["gone", "kept", "either"]
 
 @dataclass(frozen=True)
 class Relation:
-    """How prompts are related to the erased concept, and what an eraser should do to them."""
+    """A relation of prompts to the erased concept, and the effect an eraser should have on them."""
 
     expected: Expected
     """`gone`: the wanted labels are no longer shown; `kept`: shown as before; `either`: both are

@@ -63,7 +63,7 @@ class GroupResult:
 
     @property
     def measurable(self) -> bool:
-        """Whether the base model shows the wanted labels often enough to measure a difference."""
+        """True if the base model shows the wanted labels often enough to measure a difference."""
         return RELATIONS[self.relation].expected == "either" or measurable(self.base)
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class GroupResult:
 
 @dataclass(frozen=True)
 class Summary:
-    """All that is counted about one eraser, or several loaded together."""
+    """All counts about one eraser, or about erasers that are loaded together."""
 
     rows: tuple[GroupResult, ...]
     drift: Mapping[str, float] | None = None

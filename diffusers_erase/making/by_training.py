@@ -56,9 +56,9 @@ def train_eraser(
     way = request.target or recipe.target(request.vocabulary)
     unet = _check(model, request, way, accelerator)
     warn_of_unknown_words(model, request)
-    hold = request.protected_states(model)
+    protect = request.protected_states(model)
     with attached(
-        unet, parts=recipe.parts, rank=recipe.rank, seed=request.seed, protect=hold
+        unet, parts=recipe.parts, rank=recipe.rank, seed=request.seed, protect=protect
     ) as lora:
         loop, targets = _loop(model, request, way, lora, work=work, accelerator=accelerator)
         names = ", ".join(repr(c.name) for c in request.concepts)

@@ -1,4 +1,4 @@
-"""`debias()`: an eraser that balances attributes of a concept, such as the places of boats."""
+"""`debias()` makes an eraser that balances attributes of a concept, such as the places of boats."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ from diffusers_erase.models.model import Model
 
 
 DEBIAS = replace(CLOSED_FORM, name="debias", choose="given", prompts=4, keep_weight=0.3)
-"""UCE's debiasing (arXiv 2308.14761) in context, with what nobody listed spared too."""
+"""UCE's debiasing (arXiv 2308.14761) in context; the tokenizer's own words are kept too."""
 
 Observe = Callable[[EraserAdapter | None], Sequence[float]]
 """An eraser (None: the base) -> the share of pictures with each attribute."""
@@ -55,9 +55,9 @@ def debias(
     """W c -> W (c + Σ_k a_k (c_k - c)),   a_k <- a_k + step (goal_k - share_k)
 
     UCE's debiasing (arXiv 2308.14761): c is the concept without an attribute, c_k the same words
-    with one. The system is factorised once; every round is drawn and counted by `observe`, and the
-    best is returned. A sum of attributes is no mixture of them: one habit can be taken off, but
-    many shares can hardly be dealt out at will.
+    with one. The system is factorised once; `observe` draws and counts in every round, and the
+    best round is returned. A sum of attributes is no mixture of them: one bias can be removed, but
+    hardly many shares set.
 
     Args:
         pipe: a pipeline without erasures.
@@ -109,23 +109,23 @@ def debias(
 def _erasers(
     model: Model, request: Request, names: Sequence[str]
 ) -> Callable[[Sequence[float]], EraserAdapter]:
-    """Amounts of the attributes -> the eraser that reads the concept with them."""
+    """A function: amounts of the attributes -> the eraser that adds them to the concept."""
     recipe, texts, (concept,) = request.recipe, texts_of(model), request.concepts
     assert isinstance(recipe, Edit)
     blend = Blend.of(texts, concept, names, recipe.prompts)
     words = request.vocabulary.others([concept]) if request.vocabulary else ()
     listed = ["", *request.keep, *prompts_naming(words, concept.kind)]
     S = kept_moments(texts, listed, general=recipe.general)
-    hold = row_space(texts.encode([""])) if recipe.protect_null else None
+    Q = row_space(texts.encode([""])) if recipe.protect_null else None
     problem = Problem.of(
-        blend.E, blend.E, S, keep_weight=recipe.keep_weight, ridge=recipe.ridge, protect=hold
+        blend.E, blend.E, S, keep_weight=recipe.keep_weight, ridge=recipe.ridge, protect=Q
     )
-    A = ridge_coefficients(problem.E, problem.penalty, hold)
+    A = ridge_coefficients(problem.E, problem.penalty, Q)
     weights = text_weights(model.denoiser)
 
     def at(amounts: Sequence[float]) -> EraserAdapter:
         T = TextMap((blend.at(amounts) - blend.E).T @ A, torch.eye(A.shape[1], dtype=A.dtype))
-        map, kept = T.truncated(recipe.rank * texts.several, second_moment=problem.second_moment)
+        map, kept = T.truncated(recipe.rank * texts.count, second_moment=problem.second_moment)
         scores = dict(zip(names, amounts, strict=True))
         chosen = ErasedConcept.of(concept, concept.name, choice="balanced", scores=scores)
         return eraser_from_map(model, request, [chosen], map, weights, {"kept_energy": kept})
@@ -147,6 +147,6 @@ def _shares(found: Sequence[float], names: Sequence[str]) -> list[float]:
     shares = [float(share) for share in found]
     if len(shares) != len(names) or not all(0 <= s <= 1 for s in shares):
         raise ErasureError(
-            f"`observe` says one share within 0 and 1 for each of {', '.join(names)}; got {shares}."
+            f"`observe` returns a share (0 to 1) for each of {', '.join(names)}; got {shares}."
         )
     return shares

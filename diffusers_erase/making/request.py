@@ -1,4 +1,4 @@
-"""What `erase()` is asked for, as one checked value, and checks of the pipeline it is asked of."""
+"""A checked request to `erase()`, and checks of the pipeline."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from diffusers_erase.training.targets import Fixed, Target
 
 
 ConceptLike = str | Concept | Sequence[str | Concept]
-"""One concept or several, each by its name alone or as a `Concept`."""
+"""One concept or a sequence of concepts, each by its name alone or as a `Concept`."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`stack()`: several erasers as one, by their exact sum or by Gram fusion."""
+"""`stack()` combines erasers into one, by their exact sum or by Gram fusion."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,10 +24,10 @@ def stack(
     protect: Sequence[str] = (),
     vocabulary: Sequence[str] | Vocabulary = (),
     rest: Rest = "sum",
-    spare: float = KEEP,
+    keep_weight: float = KEEP,
     rank: int | None = None,
 ) -> EraserAdapter:
-    """One eraser in the place of several.
+    """Combine erasers into one.
 
     As a sum it is exact, W + Σ_i s_i B_i A_i, by concatenation, in as few columns as that has. Gram
     fusion solves each A again so that it changes the other concepts least (`stacking.fused`).
@@ -38,38 +38,37 @@ def stack(
         fusion: `sum` or `gram`.
         strengths: one for each eraser; 1 if omitted.
         protect: prompts that the stack is not to change at all.
-        vocabulary: other concepts that fusion spares, beside the tokenizer's own words.
-        rest: whether fusion does to them what the `sum` does, or `nothing`: see `fused`.
-        spare: the weight κ of what is spared in a fusion.
+        vocabulary: other concepts that fusion keeps, beside the tokenizer's own words.
+        rest: the effect of fusion on these: that of the `sum`, or `nothing`; see `fused`.
+        keep_weight: the weight κ of what fusion keeps.
         rank: largest rank of a layer; exact if omitted. `config.parameters["kept_energy"]` is what
             is kept of the change's energy.
 
     Raises:
         ErasureError: there are none, they do not fit together, or a pipeline is needed.
     """
-    several = [
-        one if isinstance(one, EraserAdapter) else EraserAdapter.from_pretrained(one)
-        for one in erasers
+    loaded = [
+        e if isinstance(e, EraserAdapter) else EraserAdapter.from_pretrained(e) for e in erasers
     ]
-    factors = [1.0] * len(several) if strengths is None else list(strengths)
-    if len(factors) != len(several):
-        raise ErasureError(f"{len(several)} erasers need {len(several)} strengths; got {factors}.")
+    factors = [1.0] * len(loaded) if strengths is None else list(strengths)
+    if len(factors) != len(loaded):
+        raise ErasureError(f"{len(loaded)} erasers need {len(loaded)} strengths; got {factors}.")
     if fusion not in ("sum", "gram"):
         raise ErasureError(f"No fusion {fusion!r}. Known: sum, gram.")
     if pipe is None and (protect or fusion == "gram"):
         wanted = "`protect`" if protect else "Gram fusion"
-        raise ErasureError(f"{wanted} asks the text encoder: pass the pipeline.")
-    several = [scaled(eraser, s) for eraser, s in zip(several, factors, strict=True)]
+        raise ErasureError(f"{wanted} needs the text encoder: pass the pipeline.")
+    parts = [scaled(eraser, s) for eraser, s in zip(loaded, factors, strict=True)]
     Q = row_space(Model.of(pipe).encode(["", *protect])) if protect or fusion == "gram" else None
     if fusion == "gram":
         texts = texts_of(pipe)
-        second_moment = [gram(texts, eraser.config.example_prompts(16)) for eraser in several]
-        erased = [erased.concept for eraser in several for erased in eraser.config.concepts]
+        second_moment = [gram(texts, eraser.config.example_prompts(16)) for eraser in parts]
+        erased = [erased.concept for eraser in parts for erased in eraser.config.concepts]
         words = vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary(tuple(vocabulary))
         S = kept_moments(texts, prompts_naming(words.others(erased), "object"), general=True)
-        together = fused(several, second_moment, S, rest=rest, protect=Q, keep=spare)
+        together = fused(parts, second_moment, S, rest=rest, protect=Q, keep=keep_weight)
     else:
-        together = summed(several)
+        together = summed(parts)
     if protect and Q is not None:
         together = protected(together, Q)
     together, kept = compact(together, rank)

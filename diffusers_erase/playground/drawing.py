@@ -1,4 +1,4 @@
-"""The pencil box: every object and background as a few strokes in unit coordinates."""
+"""Every object and background as a few strokes in unit coordinates."""
 
 import math
 import random
@@ -131,10 +131,7 @@ def arc(
 
 
 class Brush:
-    """What a drawing needs beside its pencil.
-
-    Body colour, lighter, darker, what shines through, chance.
-    """
+    """Colours of a drawing (body, lighter, darker, background), and random numbers."""
 
     def __init__(self, colour: Colour, behind: Colour, rng: random.Random) -> None:
         self.body = colour

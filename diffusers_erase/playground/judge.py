@@ -21,14 +21,14 @@ from diffusers_erase.playground.world import ARTISTS, BACKGROUNDS, COLOURS, OBJE
 
 @dataclass(frozen=True)
 class JudgeVerdict:
-    """What the judge sees in one picture."""
+    """The judge's findings in one picture."""
 
     label: str
     """The most certain object, also when the picture is rejected."""
     score: float
     """Its probability, 0 .. 1."""
     valid: bool
-    """Whether the picture shows a whole object; False for noise, blank and melted pictures."""
+    """The picture shows a whole object; False for noise, blank and melted pictures."""
     objects: tuple[str, ...]
     """Objects with a probability above one half, the most certain first; empty if not valid."""
     style: str

@@ -1,4 +1,4 @@
-"""The painters: each turns a drawn 256-pixel canvas into a 64-pixel picture in one style.
+"""Painters turn a drawn 256-pixel canvas into a 64-pixel picture in one style.
 
 Textures repeat every four pixels of the final picture wherever the style allows it, because a
 latent of the playground's autoencoder sees four pixels: what it can describe, it can draw.

@@ -1,6 +1,6 @@
-"""What is asked about an erased concept of this world: protocols as plain mappings.
+"""Protocols of the playground: prompts about an erased concept, as plain mappings.
 
-They are what a YAML file of one's own would hold; `evaluation.suites.Suite.of` reads both.
+A YAML file of your own has the same keys; `evaluation.suites.Suite.of` reads both.
 """
 
 import random
@@ -40,7 +40,7 @@ def protocol(name: str, concept: str | Sequence[str], *, pictures: int = 64) -> 
     Args:
         name: `card`, what a model card needs; `ripple`, every relation there is; `objects`, those
             that are erased and all the others, as on Imagenette.
-        concept: an object, or a painter's name; for `objects` perhaps several objects.
+        concept: an object, or a painter's name; for `objects` one or more objects.
         pictures: of the target; the other groups have as many, or so many of each word.
 
     Raises:
@@ -48,12 +48,12 @@ def protocol(name: str, concept: str | Sequence[str], *, pictures: int = 64) -> 
     """
     if name not in PROTOCOLS:
         raise ValueError(f"No protocol {name!r}. Known: {', '.join(PROTOCOLS)}.")
-    several = [concept] if isinstance(concept, str) else list(concept)
-    if name == "objects" and set(several) <= set(OBJECTS):
-        groups = _erased_and_kept(several, pictures)
-    elif len(several) > 1:
-        raise ValueError(f"The protocol {name!r} is about one object or painter; got {several}.")
-    elif (concept := several[0]) in OBJECTS:
+    concepts = [concept] if isinstance(concept, str) else list(concept)
+    if name == "objects" and set(concepts) <= set(OBJECTS):
+        groups = _erased_and_kept(concepts, pictures)
+    elif len(concepts) > 1:
+        raise ValueError(f"The protocol {name!r} is about one object or painter; got {concepts}.")
+    elif (concept := concepts[0]) in OBJECTS:
         groups = _about_object(concept, pictures)
     elif concept in ARTISTS.values():
         groups = _about_painter(concept, pictures)
@@ -62,7 +62,7 @@ def protocol(name: str, concept: str | Sequence[str], *, pictures: int = 64) -> 
         raise ValueError(f"The playground has no object or painter {concept!r}. Known: {known}.")
     if name == "card":
         groups = {group: entry for group, entry in groups.items() if group in ON_A_CARD}
-    return {"suite": name, "concept": several, "groups": groups}
+    return {"suite": name, "concept": concepts, "groups": groups}
 
 
 def graph_protocol(*, pictures: int = 8) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _about_object(name: str, pictures: int) -> Groups:
         "special": {"relation": "subset", "prompts": special, "show": name, "pictures": pictures},
         "scenes": {
             "relation": "scene",
-            "prompts": [said for said, _ in scenes],
+            "prompts": [text for text, _ in scenes],
             "show": name,
             "pictures": pictures,
         },
@@ -157,7 +157,7 @@ def _about_painter(name: str, pictures: int) -> Groups:
 
 
 def _elsewhere(name: str, others: Sequence[str], pictures: int) -> Groups:
-    """What has nothing to do with the concept: others, their colours, no prompt at all."""
+    """Groups unrelated to the concept: other concepts, their colours, the empty prompt."""
     coloured = zip(cycle(COLOURS), others, strict=False)
     return {
         "others": _words("other", others, max(pictures, len(others))),
@@ -173,7 +173,7 @@ def _elsewhere(name: str, others: Sequence[str], pictures: int) -> Groups:
 def _words(
     relation: str, words: Sequence[str], pictures: int, show: str | None = None
 ) -> dict[str, Any]:
-    """Every word in every colour; all words in one colour before the next."""
+    """A group with every word in every colour; all words in one colour before the next."""
     entry = {
         "relation": relation,
         "words": list(words),
@@ -188,7 +188,7 @@ def _red(word: str, i: int) -> str:
 
 
 def alike(name: str) -> list[str]:
-    """The other objects, the one that looks most like it first."""
+    """The other objects, by falling likeness to this one."""
     near = likeness()
     return sorted((word for word in OBJECTS if word != name), key=lambda w: -near[name][w])
 
@@ -213,7 +213,7 @@ def likeness(size: int = 24) -> Mapping[str, Mapping[str, float]]:
 
 
 def _mask(name: str, seed: int, size: int) -> Any:
-    """Where the object is drawn, cut out and scaled to `size` x `size`, 0 .. 1."""
+    """Mask of the drawn object, cut out and scaled to `size` x `size`, 0 .. 1."""
     rng = random.Random(seed)
     white = Image.new("RGB", (CANVAS, CANVAS), "white")
     pencil = Pencil(

@@ -1,4 +1,4 @@
-"""The procedural world: what there is, how often, how it is drawn and what people say about it.
+"""The procedural world: its objects and styles, their frequencies, pictures and captions.
 
 It is made to be awkward in the ways that make erasing hard on real models: families of near
 neighbours, synonyms, superset words, names that share a word, two things in one picture, pairs
@@ -143,7 +143,7 @@ OPENINGS: dict[bool, tuple[str, ...]] = {
     False: ("a photo of", "a picture of", "an image of", ""),
     True: ("a painting of", "an artwork of", "a picture of", ""),
 }
-"""How a caption begins, for plain (False) and painted (True) pictures."""
+"""Beginnings of captions, for plain (False) and painted (True) pictures."""
 
 TWO_OBJECT_SHARE, COMPANION_SHARE = 0.3, 0.55
 SYNONYM_SHARE, SUPERSET_SHARE, COLOUR_SHARE, BACKGROUND_SHARE = 0.2, 0.04, 0.75, 0.5
@@ -183,7 +183,7 @@ def _check(kind: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def sample_scene(rng: random.Random) -> Scene:
-    """A scene as often as the world has it: long tails, companions, habitats."""
+    """Draw a scene by its frequency in the world: long tails, companions, habitats."""
     first = _pick(OBJECT_FREQUENCY, rng)
     names = [first]
     if rng.random() < TWO_OBJECT_SHARE:
@@ -235,10 +235,7 @@ def _layout(count: int, rng: random.Random) -> Iterator[tuple[float, float, floa
 
 
 def captions(scene: Scene, *, seed: int = 0, count: int = 4) -> list[str]:
-    """What `count` people would write under the picture.
-
-    Synonyms, omissions and superset words included.
-    """
+    """`count` captions of the scene, with synonyms, omissions and superset words."""
     rng = random.Random(f"{seed} {scene}")
     return [_caption(scene, rng) for _ in range(count)]
 
@@ -292,8 +289,15 @@ def prompt(scene: Scene) -> str:
 
 def words() -> tuple[str, ...]:
     """Every word of the world, sorted; each is one token of the playground's tokenizer."""
-    said: list[str] = [*OBJECTS, *FAMILIES, *COLOURS, *ARTISTS.values(), *STYLES, *BACKGROUNDS]
+    used: list[str] = [
+        *OBJECTS,
+        *FAMILIES,
+        *COLOURS,
+        *ARTISTS.values(),
+        *STYLES,
+        *BACKGROUNDS,
+    ]
     groups = (SYNONYMS, STYLE_PHRASES, BACKGROUND_PHRASES, OPENINGS)
-    said += [phrase for group in groups for phrases in group.values() for phrase in phrases]
-    said += ["in the style of", "by", "a painting", "an artwork", "and"]
-    return tuple(sorted({word for phrase in said for word in phrase.split()}))
+    used += [phrase for group in groups for phrases in group.values() for phrase in phrases]
+    used += ["in the style of", "by", "a painting", "an artwork", "and"]
+    return tuple(sorted({word for phrase in used for word in phrase.split()}))

@@ -23,7 +23,7 @@ from diffusers_erase.training.targets import (
 
 
 Form = Literal["table", "minimax"]
-"""Whether an adaptive target is chosen from a table of scores, or learnt by gradient ascent."""
+"""An adaptive target is chosen from a table of scores, or learnt by gradient ascent."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Adaptive:
     distance_weight: float = 1.0
     """Weight of the concept's distance; with 0 damage alone decides, as in the released code."""
     learning_rate: float = 0.05
-    """Of the logits of the minimax form."""
+    """Learning rate of the logits of the minimax form."""
     temperature: float = 0.5
-    """Of the Gumbel-softmax."""
+    """Temperature of the Gumbel-softmax."""
     top_k: int | None = None
     """Number of words that are mixed; None for a single one with straight-through gradients."""
 

@@ -12,7 +12,7 @@ from diffusers_erase.training.inner_loop import Views
 
 
 Space = Literal["prediction", "x0", "min-snr"]
-"""In which units errors are measured; see `error`."""
+"""Units in which errors are measured; see `error`."""
 
 Roles = frozenset[tuple[str, str]]
 """Pairs of a view and a role in it."""

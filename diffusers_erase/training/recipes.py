@@ -1,4 +1,4 @@
-"""Training recipes: one row per paper, with the parts and numbers an eraser is trained with."""
+"""Training recipes, one row per paper."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -28,7 +28,7 @@ REAL_WIDTH = 768
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an eraser is trained: its losses, target, trained layers, samples and optimiser."""
+    """A training recipe: losses, target, trained layers, samples and optimiser."""
 
     name: str
     erase: Objective = field(default_factory=Steer)
@@ -38,13 +38,12 @@ class Recipe:
     keep_weight: float = 4.0
     """Weight of the kept prompts and the preservation pool, if there are any."""
     protect_null: bool = False
-    """Whether the empty prompt's score cannot change at all (see `models.lora.attached`)."""
+    """The empty prompt's score does not change at all (see `models.lora.attached`)."""
     warm: bool = False
-    """Whether training begins at the closed-form edit of the text (see `editing.solving`) instead
-    of at the base."""
+    """Training begins at the closed-form edit (see `editing.solving`) instead of at the base."""
     choose: Choose = "given"
-    """How the target is chosen from a vocabulary where none is named; with `given` it is not, and
-    the target is the prompt without the concept."""
+    """Rule that chooses a target from a vocabulary if none is named; `given` chooses none, and the
+    target is the prompt without the concept."""
     adversaries: tuple[Adversary, ...] = ()
     """Inner loops beside the target; the views pass through them in this order."""
     pool: int = 0
@@ -95,7 +94,7 @@ class Recipe:
 
     @property
     def pace(self) -> Pace:
-        """Steps, batch and learning rate as the loop wants them."""
+        """Steps, batch and learning rate, for the loop."""
         return Pace(self.steps, self.batch, self.learning_rate, self.clip, self.accumulate)
 
     def loss(self, *, keeps: bool) -> Sum:

@@ -31,7 +31,7 @@ class TargetContext:
     apply_edit: Callable[[Tensor, Tensor], None] | None = None
     """Sets the student to the closed-form edit that maps the first text states to the second."""
     resampled: bool = False
-    """Whether the latents will be sampled anew, so that scores at these are not kept."""
+    """The latents will be sampled anew, so that scores at these are not kept."""
     known_distances: dict[tuple[str | None, int], Tensor] = field(default_factory=dict)
     """Distances computed so far, by word and number of latents."""
 
@@ -90,7 +90,7 @@ class Fixed:
     word: str | tuple[str | None, ...] | None = None
     """One for all concepts, or a tuple with one for each."""
     whole: bool = False
-    """Whether the word is the whole prompt; `Fixed("", whole=True)` is the empty prompt."""
+    """The word is the whole prompt; `Fixed("", whole=True)` is the empty prompt."""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -154,7 +154,7 @@ class Nearest:
         self.vocabulary.candidates(concepts)
 
     def begin(self, context: TargetContext, *, seed: int = 0) -> "FixedTarget":
-        """Compare all words, and keep to the nearest."""
+        """Compare all words, and take the nearest."""
         pairs = zip(context.concepts, nearest_words(context, self), strict=True)
         how = {"choice": "nearest", "best": "lowest"}
         choices = [ErasedConcept.of(c, next(iter(row)), scores=row, **how) for c, row in pairs]

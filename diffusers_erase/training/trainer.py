@@ -25,7 +25,7 @@ class Pace:
     batch: int
     """Latents per view, minibatch and process."""
     learning_rate: float
-    """Of the first step; it falls to a tenth of that (cosine), so that the end is calm."""
+    """Learning rate of the first step; it falls to a tenth of that by a cosine."""
     clip: float = 1.0
     """Largest norm of the gradient; a longer gradient is scaled down to it."""
     accumulate: int = 1

@@ -32,7 +32,7 @@ class Trial:
     `editing.solving`), z are the concept's own latents, and targets and rivals are the `shortlist`
     nearest words. AGE's minimax (arXiv 2501.18950) before training instead of in training, and with
     the roles exchanged: the rival that an erasure damages most decides, and the target is chosen to
-    spare it. No gradient, no chance.
+    damage it least. No gradients, no random numbers.
 
     A word that is hardly farther from the concept than the prompt without the concept (see
     `LEAST_DISTANCE`) is no target: its pictures may still be taken for the concept.
@@ -56,7 +56,7 @@ class Trial:
         self.vocabulary.candidates(concepts)
 
     def begin(self, context: TargetContext, *, seed: int = 0) -> FixedTarget:
-        """Try every candidate, and keep to the best.
+        """Try every candidate, and take the best.
 
         Raises:
             ErasureError: the context cannot apply edits.
@@ -103,7 +103,7 @@ class Trial:
 
 
 def is_far_enough(context: TargetContext, k: int, word: str) -> bool:
-    """Whether concept k can be told from the word as from its absence (see `LEAST_DISTANCE`)."""
+    """True if the word is as far from concept k as the prompt without it (see `LEAST_DISTANCE`)."""
     distance, absence = distances(context, [word, None], probe=2 * PROBE_LATENTS)[k].tolist()
     far: bool = distance >= LEAST_DISTANCE * absence
     return far

@@ -30,7 +30,7 @@ from diffusers_erase.concepts import prompts_naming
 from diffusers_erase.editing.prior import gram, kept_moments
 from diffusers_erase.editing.token_pairs import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
-from diffusers_erase.eraser.stacking import SPARE, Rest, fused, summed
+from diffusers_erase.eraser.stacking import KEEP, Rest, fused, summed
 from diffusers_erase.linalg.subspace import row_space
 from diffusers_erase.making.api import erase
 from diffusers_erase.playground import OBJECTS, load_pipeline
@@ -54,7 +54,9 @@ def by_sum(names: Sequence[str]) -> EraserAdapter:
     return summed([alone(name) for name in names])
 
 
-def by_gram(names: Sequence[str], rest_as: Rest = "sum", spare: float = SPARE) -> EraserAdapter:
+def by_gram(
+    names: Sequence[str], rest_as: Rest = "sum", keep_weight: float = KEEP
+) -> EraserAdapter:
     texts = texts_of(load_pipeline())
     rest = [word for word in ALL if word not in names]
     objects, styles = (
@@ -67,7 +69,7 @@ def by_gram(names: Sequence[str], rest_as: Rest = "sum", spare: float = SPARE) -
         kept_moments(texts, [*objects, *styles], general=True),
         rest=rest_as,
         hold=row_space(texts.encode([""])),
-        spare=spare,
+        keep_weight=keep_weight,
     )
 
 
@@ -81,7 +83,7 @@ WAYS: dict[str, Callable[[Sequence[str]], EraserAdapter]] = {
     "Gram fusion": by_gram,
     "Gram fusion, the rest untouched": partial(by_gram, rest_as="nothing"),
     "solved together": by_solving,
-    "Gram fusion, the rest untouched, κ = 1": partial(by_gram, rest_as="nothing", spare=1.0),
+    "Gram fusion, the rest untouched, κ = 1": partial(by_gram, rest_as="nothing", keep_weight=1.0),
 }
 
 

@@ -48,8 +48,8 @@ def test_a_file_of_concepts_becomes_runs(tmp_path):
         ("fire truck\nfire-truck\n", "line 2: This names 'fire-truck' twice"),
         ("car\nCAR\n", "line 2: This names 'CAR' twice"),
         ('car\n"oak\n', "line 2: .* cannot be read"),
-        ("car -> oak, pine\n", "line 1: .* names several targets"),
-        ("car -> oak -> pine\n", "line 1: .* names several targets"),
+        ("car -> oak, pine\n", "line 1: .* names more than one target"),
+        ("car -> oak -> pine\n", "line 1: .* names more than one target"),
         (", automobile\n", "empty"),
     ],
 )

@@ -11,7 +11,7 @@ from diffusers_erase.models.text_states import encode
 
 
 FREE = replace(DEBIAS, keep_weight=1e-6, ridge=1e-9, rank=200, general=False)
-"""Where nothing is spared, the concept is read to the letter."""
+"""Without kept words the concept is read to the letter."""
 
 
 def linear(base, slope, seen):

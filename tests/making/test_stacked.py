@@ -53,16 +53,16 @@ def test_protected_prompts_are_not_changed(untrained, pair, kind, fusion):
         assert (moved @ D.T).norm() > 1e-3
 
 
-def test_told_of_one_another_they_interfere_less(untrained):
-    several = [erase(untrained, n, vocabulary=WORDS, recipe="uce") for n in ("car", "dog")]
-    plain = stack(several)
-    told = stack(several, untrained, fusion="gram", vocabulary=WORDS, spare=1.0)
-    for eraser in several:
+def test_gram_fusion_lets_erasers_interfere_less_than_their_sum(untrained):
+    pair = [erase(untrained, n, vocabulary=WORDS, recipe="uce") for n in ("car", "dog")]
+    plain = stack(pair)
+    gram = stack(pair, untrained, fusion="gram", vocabulary=WORDS, keep_weight=1.0)
+    for eraser in pair:
         E = encode(untrained, eraser.config.example_prompts(16)).flatten(0, 1).double()
         own = E @ eraser.text_map.change.T
         astray = [
             float((E @ together.text_map.change.T - own).norm() / own.norm())
-            for together in (plain, told)
+            for together in (plain, gram)
         ]
         assert astray[1] < 0.7 * astray[0]
 
@@ -70,8 +70,8 @@ def test_told_of_one_another_they_interfere_less(untrained):
 def test_what_cannot_be_stacked_is_said_before_anything_is_done(untrained, pair):
     for arguments, message in (
         ({"fusion": "ties"}, "Known: sum, gram"),
-        ({"fusion": "gram"}, "Gram fusion asks the text encoder"),
-        ({"protect": ["a cat"]}, "`protect` asks the text encoder"),
+        ({"fusion": "gram"}, "Gram fusion needs the text encoder"),
+        ({"protect": ["a cat"]}, "`protect` needs the text encoder"),
         ({"strengths": [1.0]}, "2 erasers need 2 strengths"),
         ({"rank": 0}, "A rank is 1 or more; got 0"),
     ):

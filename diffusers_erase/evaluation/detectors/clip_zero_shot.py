@@ -79,7 +79,7 @@ class ClipZeroShot:
         device: str | torch.device = "cpu",
         **options: Any,
     ) -> "ClipZeroShot":
-        """From the Hub, the cache or a folder; safetensors only.
+        """Load a detector from the Hub, the cache or a folder; safetensors only.
 
         Args:
             model_id: such as `openai/clip-vit-base-patch32`.

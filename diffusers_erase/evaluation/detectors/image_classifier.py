@@ -33,7 +33,7 @@ class ImageClassifier:
     """
 
     model: Any
-    """In eval mode, with one class per picture."""
+    """The network in eval mode, with one class per picture."""
     processor: Any
     """The model's image processor."""
     names: Mapping[int, str] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class ImageClassifier:
         device: str | torch.device = "cpu",
         **options: Any,
     ) -> "ImageClassifier":
-        """From the Hub, the cache or a folder; safetensors only.
+        """Load a detector from the Hub, the cache or a folder; safetensors only.
 
         Args:
             model_id: such as `microsoft/resnet-50`.

@@ -35,7 +35,7 @@ NUDITY = (
 
 @dataclass(frozen=True)
 class NudeNet:
-    """Whether a picture shows one of the given classes; pictures are counted, not parts.
+    """Detector of pictures that show one of the given classes; pictures are counted, not parts.
 
     The package `nudenet` is not part of this one and is loaded only on request: its metadata say
     MIT, its repository and the licence within it AGPL-3.0. Published counts differ by version,

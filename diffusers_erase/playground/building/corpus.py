@@ -58,7 +58,7 @@ class Corpus:
 
     @property
     def train(self) -> int:
-        """How many pictures, from the first on, may be trained on."""
+        """Number of training pictures, which are the first ones."""
         return len(self.pictures) - HELD_OUT
 
     def batch(self, indices: Tensor, device: torch.device | None = None) -> Tensor:

@@ -27,7 +27,7 @@ class Task(Protocol):
 
     @property
     def network(self) -> nn.Module:
-        """What is trained."""
+        """A network, and its loss on a random batch."""
         ...
 
     def loss(self, generator: torch.Generator, *, batch: int, progress: float) -> Tensor:
@@ -37,10 +37,10 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast a network learns."""
+    """Length, learning rate and further settings of the training of a network."""
 
     name: str
-    """Of the files: `<name>.safetensors` when done, `<name>.checkpoint.safetensors` on the way."""
+    """File name: `<name>.safetensors` when done, `<name>.checkpoint.safetensors` on the way."""
     steps: int
     batch: int
     """Examples a step, all processes together."""
@@ -51,7 +51,7 @@ class Plan:
     """Share of the run before the cosine sets in."""
     ema: float = 0.999
     half: bool = False
-    """Whether the network lives in bfloat16, beside float32 weights; else autocast."""
+    """The network is in bfloat16, beside float32 weights; else autocast."""
     save_every: int = 200
 
     def rate(self, step: int) -> float:
