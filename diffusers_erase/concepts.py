@@ -212,11 +212,7 @@ class Vocabulary:
 
     @classmethod
     def read(cls, path: str | Path) -> "Vocabulary":
-        """Read one word or phrase per line; empty lines and lines that begin with `#` are skipped.
-
-        Raises:
-            ErasureError: there is no such text file, or no word in it.
-        """
+        """Read one word or phrase per line; empty lines and lines with `#` first are skipped."""
         try:
             lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
@@ -234,9 +230,6 @@ class Vocabulary:
         """The words in which no erased concept is named at all; these can be targets.
 
         `fire truck` is preserved when `truck` is erased, but it is no target: it is a truck.
-
-        Raises:
-            ErasureError: none is left.
         """
         left = tuple(w for w in self.words if not any(c.is_named_in(w) for c in erased))
         if not left:

@@ -1,4 +1,4 @@
-"""Erasers in closed form: a second each, and what happens to neighbours that nobody listed."""
+"""Closed-form erasers take a second each, and damage neighbours that nobody listed."""
 
 import argparse
 import time
@@ -29,10 +29,10 @@ def main(steps: int) -> None:
             counts.append(f"{hits:>3} of {len(several)}")
         print(f"{label:<28}" + "".join(f"{count:>18}" for count in counts), flush=True)
 
-    alone = replace(CLOSED_FORM, general=False)  # nothing but what is listed is spared
+    alone = replace(CLOSED_FORM, general=False)  # nothing but what is listed is kept
     print(" " * 28 + "".join(f"{group:>18}" for group in prompts))
     told("base")
-    listed = {"far objects are spared": far, "all others are spared": far + near}
+    listed = {"far objects are kept": far, "all others are kept": far + near}
     for label, words in listed.items():
         started = time.perf_counter()
         eraser = erase(pipe, "car", target="van", vocabulary=words, recipe=alone)

@@ -51,13 +51,7 @@ class AttackRun:
     def attempt(
         self, rows: Sequence[int], draw: Callable[[], list[Image.Image]], setting: str | None = None
     ) -> list[bool]:
-        """Draw one picture of the attack per row, at the rows' cost; whether each is a hit.
-
-        Args:
-            rows: the cases.
-            draw: draws a picture for each of them.
-            setting: a point of the curve.
-        """
+        """Draw one picture of the attack per row, at the rows' cost, and return the hits."""
         if not rows:
             return []
         with self.charged_to(rows):
@@ -87,9 +81,6 @@ def attack_run(sampler: PipelineSampler, cases: Sequence[PromptCase]) -> Iterato
 
     Inside the block the pipeline samples with a copy of its scheduler, so that the scheduler's
     state is unchanged afterwards.
-
-    Raises:
-        ErasureError: no cases.
     """
     if not cases:
         raise ErasureError("No prompt to attack; give at least one case.")

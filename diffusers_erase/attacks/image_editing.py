@@ -96,9 +96,6 @@ def image_to_image(pipe: Pipeline) -> Any:
     """An image-to-image pipeline of the same parts, none of them moved or cast.
 
     `from_pipe` would cast them to float32.
-
-    Raises:
-        ErasureError: the pipeline is not of Stable Diffusion's kind.
     """
     Model.of(pipe).noise_predictor()
     parts = dict(pipe.components)

@@ -94,11 +94,7 @@ class Relearning:
             return run.attempts
 
     def _training_cases(self, cases: Sequence[PromptCase]) -> list[PromptCase]:
-        """Cases of the pictures to train on, with other seeds than those under attack.
-
-        Raises:
-            ErasureError: all prompts name a wanted label.
-        """
+        """Cases of the pictures to train on, with other seeds than those under attack."""
         wanted = [Concept(name) for name in {name for case in cases for name in case.wanted}]
         unrelated = [p for p in self.prompts if not any(c.is_named_in(p) for c in wanted)]
         prompts = unrelated if self.data == "unrelated" else [case.prompt for case in cases]

@@ -41,12 +41,7 @@ class TrainingRun:
         return (self.output / CONFIG_NAME).is_file() and not self.work.exists()
 
     def check(self, *, overwrite: bool, resume: bool) -> None:
-        """Refuse, before anything is computed, a target or a folder that cannot be taken.
-
-        Raises:
-            ErasureError: the target does not fit the concepts; the output exists; or the work
-                folder does, without `resume` or `overwrite` or with other things in it.
-        """
+        """Refuse, before anything is computed, a target or a folder that cannot be taken."""
         if self.options.get("target") is not None:
             as_target(self.options["target"]).check(self.concepts)
         check_output(self.output, overwrite=overwrite)
@@ -166,11 +161,7 @@ def summary_of(output: Path, eraser: EraserAdapter) -> str:
 
 
 def with_numbers(recipe: Recipe | Edit, **numbers: float | None) -> Recipe | Edit:
-    """The recipe with those numbers that are not None.
-
-    Raises:
-        ErasureError: the recipe has no such number.
-    """
+    """The recipe with those numbers that are not None."""
     given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
     refuse_unused(recipe, sorted(given.keys() - {f.name for f in fields(recipe)}))
     return replace(recipe, **given)

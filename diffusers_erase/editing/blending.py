@@ -22,17 +22,7 @@ class Blend:
 
     @classmethod
     def of(cls, texts: Texts, concept: Concept, attributes: Sequence[str], prompts: int) -> "Blend":
-        """Encode the first prompts of the concept, without and with each attribute.
-
-        Args:
-            texts: the text encoder.
-            concept: its first prompts name no attribute.
-            attributes: words before its name (`red`), or phrases with `{}` for it (`{} at night`).
-            prompts: number of prompts.
-
-        Raises:
-            ErasureError: fewer than two attributes, or an empty one.
-        """
+        """Encode the first prompts of the concept, without and with each attribute."""
         if len(attributes) < 2 or not all(a.replace("{}", "").strip() for a in attributes):
             raise ErasureError(
                 "A concept is balanced between two attributes or more, such as 'red' or "

@@ -45,9 +45,6 @@ def gram(texts: Texts, prompts: Sequence[str]) -> Tensor:
     """E e e^T over all tokens of the prompts, width x width, float64 out of float32 sums.
 
     Most states of a prompt are padding, which is sampled in long lists (see `thinned`).
-
-    Raises:
-        ErasureError: there is no prompt.
     """
     if not prompts:
         raise ErasureError("There is no prompt to take statistics of; list some captions.")
@@ -97,12 +94,6 @@ def thinned(
     For padding: a_t is the mean of position t over these prompts, b_p that of prompt p beyond it,
     and of the remainders r every k-th position counts k times. The sampled positions are shifted
     from prompt to prompt by the golden ratio, out of phase with any period of a list of templates.
-
-    Args:
-        texts: the text encoder.
-        prompts: some of a list.
-        every: k; with 1, the states themselves.
-        first: number of the first of the prompts within the list.
     """
     states = texts.encode(prompts).float().cpu()
     count, length, width = states.shape
@@ -142,9 +133,6 @@ def kept_moments(
         general: whether to keep the tokenizer's own words too (see `own_prompts`).
         cache: where moments that were computed before are found.
         encoder: a name for the text encoder's exact weights, for the cache.
-
-    Raises:
-        ErasureError: there is no prompt at all.
     """
 
     def moments(prompts: Sequence[str]) -> Tensor:

@@ -89,11 +89,6 @@ def remove(X: Tensor, K: Tensor, *, protect: Tensor | None = None) -> TextMap:
     With K the covariance of states and X their covariance with a label this is LEACE (arXiv
     2306.03819): afterwards no linear classifier can tell the label.
 
-    Args:
-        X: directions, n x width.
-        K: as in `solve`.
-        protect: as in `solve`.
-
     Raises:
         ErasureError: as `solve`; or a direction lies in the span of the protected ones.
     """

@@ -111,13 +111,8 @@ class Alignment:
 def aligned(prompt: Sequence[int], answer: Sequence[int], length: int) -> Alignment:
     """Pair the tokens that two sequences share at their beginning and at their end one by one.
 
-    The rest is the concept and what replaces it; where nothing does, the concept's tokens are
-    paired with the word before them.
-
-    Args:
-        prompt: tokens with the concept, end of text included, padding not.
-        answer: tokens of the same prompt about something else.
-        length: of the padded sequence.
+    The rest is the concept and its replacement; without one, the concept's tokens are paired with
+    the word before them. Both end with the end of text; `length` counts the padding too.
     """
     shorter = min(len(prompt), len(answer))
     first = next((i for i in range(shorter) if prompt[i] != answer[i]), shorter)
@@ -138,11 +133,7 @@ def aligned(prompt: Sequence[int], answer: Sequence[int], length: int) -> Alignm
 def paired_states(
     texts: Texts, prompts: Sequence[str], answers: Sequence[str], tokens: Tokens = "all"
 ) -> tuple[Tensor, Tensor]:
-    """Text states E of the prompts, and the state V that replaces each: two n x width.
-
-    Raises:
-        ErasureError: a prompt and its answer are the same.
-    """
+    """Text states E of the prompts, and the state V that replaces each: two n x width."""
     E, V = texts.encode(prompts), texts.encode(answers)
     rows: list[tuple[int, int, int]] = []
     for k, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
@@ -161,14 +152,6 @@ def without_shared_part(E: Tensor, V: Tensor, G: Tensor | None) -> Tensor:
 
     W v is then orthogonal to W e, over all layers together. The tensor target of UCE's first code,
     which does it layer by layer.
-
-    Args:
-        E: text states to be replaced, n x width.
-        V: the targets' states, n x width.
-        G: Σ W^T W over the layers, width x width.
-
-    Raises:
-        ErasureError: no G.
     """
     if G is None:
         raise ErasureError("A tensor target needs the weights that read the text, for Σ W^T W.")

@@ -88,9 +88,6 @@ class AttackResult:
 
         Drawing again with other seeds finds the concept sometimes. Below zero the attack is worse
         than that.
-
-        Raises:
-            ErasureError: the control was run on other prompts or seeds.
         """
         if [(a.prompt, a.seed) for a in self.attempts] != [
             (a.prompt, a.seed) for a in control.attempts

@@ -56,12 +56,6 @@ def continual(
 ) -> Timeline:
     """Load the erasers one after another and measure all concepts after each.
 
-    Args:
-        runner: with a pipeline without erasers.
-        concepts: the concepts to measure.
-        erasers: concept -> its eraser, in the order of erasing.
-        seed: of the pictures.
-
     Raises:
         ErasureError: the pipeline has erasers, or an eraser's concept is not among the concepts.
     """

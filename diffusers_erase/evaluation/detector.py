@@ -151,11 +151,7 @@ def info_of(detector: Detector) -> dict[str, Any]:
 
 
 def require_info(detector: Detector, use: str) -> None:
-    """Raise if the detector has no `info`, by which stored verdicts are recognised.
-
-    Raises:
-        ErasureError: `info` is missing or empty.
-    """
+    """Raise if the detector has no `info`, by which stored verdicts are recognised."""
     if not getattr(detector, "info", None):
         raise ErasureError(
             f"{use} needs a detector with `info`, and {type(detector).__name__} has none; give it "

@@ -62,16 +62,8 @@ def base_predictions(
 ) -> BasePredictions:
     """Sample the base model: half of the trajectories about the concept, half about the rest.
 
-    Args:
-        pipe: the pipeline; its erasers are disabled meanwhile.
-        target: prompts about the erased concept.
-        keep: prompts about other concepts; they take turns if there are fewer.
-        steps: latents per trajectory, from noise to picture.
-        guidance: scale of classifier-free guidance.
-        seed: of the trajectories.
-
-    Raises:
-        ErasureError: one of the lists is empty, or the scheduler has no noise schedule.
+    The pipeline's erasers are disabled meanwhile. `target` are prompts about the erased concept,
+    `keep` prompts about others, which take turns if they are fewer.
     """
     if not target or not keep:
         raise ErasureError("Drift is measured on prompts about the concept and others; name both.")

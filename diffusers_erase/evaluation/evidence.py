@@ -105,11 +105,7 @@ class Evidence:
 
     @classmethod
     def read(cls, path: str | Path) -> "Evidence":
-        """Read a `results.jsonl`.
-
-        Raises:
-            ErasureError: it is none, or incomplete.
-        """
+        """Read a `results.jsonl`."""
         try:
             entries = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
             header = dict(entries.pop(0)["header"])

@@ -67,11 +67,7 @@ class ConceptSet:
 
     @classmethod
     def read(cls, path: str | Path) -> "ConceptSet":
-        """The concepts of a YAML file.
-
-        Raises:
-            ErasureError: as above, with the line; or it is no YAML.
-        """
+        """The concepts of a YAML file."""
         return cls._from(ProtocolReader(*read_yaml(path), f"'{path}'"))
 
     @classmethod
@@ -303,11 +299,7 @@ def concept_graph(
 
 
 def require_no_erasers(pipe: Pipeline) -> None:
-    """Raise if the pipeline has erasers, which would be measured together with the others.
-
-    Raises:
-        ErasureError: it has.
-    """
+    """Raise if the pipeline has erasers, which would be measured together with the others."""
     if erasure_names(pipe):
         raise ErasureError(
             "The pipeline has erasers loaded, and each eraser is to be measured on the base model; "

@@ -75,11 +75,7 @@ def graph_markdown(graph: Graph, likeness: Likeness | None = None) -> str:
 
 
 def read_graph(path: str | Path) -> Graph:
-    """Read a `graph.json`.
-
-    Raises:
-        ErasureError: it is none.
-    """
+    """Read a `graph.json`."""
     try:
         return Graph.of(json.loads(Path(path).read_text("utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -79,13 +79,7 @@ def erasebench(
 ) -> float | None:
     """HM = 3 / ( 1/(1 − Eff) + 1/(1 − Gen) + 1/Sens ), in shares (EraseBench, arXiv 2501.09833).
 
-    Args:
-        efficacy: share of pictures that show the concept for prompts that name it; low is good.
-        generality: the same for paraphrases; low is good.
-        sensitivity: share of pictures that show related concepts, for their prompts; high is good.
-
-    Returns:
-        0 .. 1; None if one of the three was not measured.
+    None if one of the three was not measured.
     """
     if efficacy is None or generality is None or sensitivity is None:
         return None
@@ -174,9 +168,6 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
     """ρ: Pearson's correlation of the ranks; equal values share their average rank.
 
     None (not defined) if either is constant or there are fewer than 3 values.
-
-    Raises:
-        ErasureError: unequal lengths, or a value is nan.
     """
     if len(x) != len(y):
         raise ErasureError(f"A rank correlation needs pairs; got {len(x)} and {len(y)} values.")

@@ -28,10 +28,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def page(title: str, text: str, pictures: Sequence[tuple[str, Path]] = ()) -> str:
     """An HTML page that contains its pictures and fetches nothing.
 
-    Args:
-        title: plain text.
-        text: Markdown; HTML in it is shown and not obeyed.
-        pictures: (caption, PNG file).
+    `text` is Markdown; HTML in it is shown as text. `pictures` are (caption, PNG file).
     """
     encoded = [(name, base64.b64encode(path.read_bytes()).decode()) for name, path in pictures]
     return _PAGE.render(title=title, body=Markup(_MARKDOWN.render(text)), pictures=encoded)

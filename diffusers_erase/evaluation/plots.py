@@ -17,9 +17,6 @@ def heat_map(graph: Graph, path: Path, *, title: str = "") -> None:
     """Plot the damage of each erasure (rows) to each concept (columns).
 
     Red cells are drawn less often than by the base model; a dot marks a certain change.
-
-    Raises:
-        ErasureError: matplotlib is missing.
     """
     names, rows = graph.concepts, [w for w in graph.concepts if w in graph.erased]
     with _figure(path, 0.22 * len(names) + 2.5, 0.22 * len(rows) + 2.2) as (figure, axes):
@@ -45,9 +42,6 @@ def wheel(graph: Graph, path: Path, *, title: str = "") -> None:
     """Plot the concepts on a circle, with an arrow for each certain damage.
 
     Arrows lead from the erased concept to the harmed one; families have colours.
-
-    Raises:
-        ErasureError: matplotlib is missing.
     """
     names = graph.concepts
     angles = {name: 2 * math.pi * k / len(names) for k, name in enumerate(names)}
@@ -82,11 +76,7 @@ def wheel(graph: Graph, path: Path, *, title: str = "") -> None:
 
 
 def bars(summary: Summary, path: Path) -> None:
-    """Plot the rates of base and erased model of every group, with 95 % intervals.
-
-    Raises:
-        ErasureError: matplotlib is missing.
-    """
+    """Plot the rates of base and erased model of every group, with 95 % intervals."""
     rows = summary.rows[::-1]
     with _figure(path, 6, 0.4 * len(rows) + 1) as (_, axes):
         for k, (side, colour) in enumerate((("erased", "firebrick"), ("base", "lightsteelblue"))):

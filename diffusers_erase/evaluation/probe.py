@@ -49,9 +49,6 @@ def probe(
         eraser: trained or solved.
         prompts: about the concept.
         bound: λ, relative to the mean of the diagonal of Σ W^T W.
-
-    Raises:
-        ErasureError: no prompts.
     """
     if not prompts:
         raise ErasureError("No prompts to probe with; give some about the concept.")

@@ -38,10 +38,7 @@ def write_report(
 ) -> Path:
     """Write `results.jsonl`, `summary.json`, `table.md`, pictures and `index.html`, all or nothing.
 
-    Args:
-        evidence: the evaluation.
-        folder: where to; a former one is replaced.
-        sheets: group -> pictures, base above, erased below.
+    A former report in the folder is replaced. `sheets` are group -> pictures.
     """
     with whole_folder(folder) as draft:
         (draft / RESULTS).write_text("".join(f"{x}\n" for x in evidence.lines()), "utf-8")

@@ -78,11 +78,7 @@ class PipelineSampler:
             )
 
     def judge(self, pictures: Sequence[Image.Image]) -> list[Verdict]:
-        """The detector's verdicts, one per picture.
-
-        Raises:
-            ErasureError: the detector fails, or returns something else.
-        """
+        """The detector's verdicts, one per picture."""
         return verdicts_of(self.detector, pictures)
 
     def shows(self, pictures: Sequence[Image.Image], wanted: Sequence[str]) -> list[bool]:

@@ -79,20 +79,12 @@ class Suite:
 
     @classmethod
     def of(cls, protocol: Mapping[str, Any]) -> "Suite":
-        """The suite that a mapping describes; see docs/measuring.md for its keys.
-
-        Raises:
-            ErasureError: something is missing, unknown or empty.
-        """
+        """The suite that a mapping describes; see docs/measuring.md for its keys."""
         return ProtocolReader(protocol, {}, "the suite").suite()
 
     @classmethod
     def read(cls, path: str | Path) -> "Suite":
-        """The suite that a YAML file describes.
-
-        Raises:
-            ErasureError: as above, with the line.
-        """
+        """The suite that a YAML file describes."""
         content, lines = read_yaml(path)
         return ProtocolReader(content, lines, f"'{path}'").suite()
 
@@ -112,11 +104,7 @@ Lines = Mapping[tuple[Any, ...], int]
 
 
 def read_yaml(path: str | Path) -> tuple[Any, Lines]:
-    """The plain values in a YAML file, and the line of each.
-
-    Raises:
-        ErasureError: there is no such file, or it is no YAML.
-    """
+    """The plain values in a YAML file, and the line of each."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         node, content = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)

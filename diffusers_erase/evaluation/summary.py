@@ -94,16 +94,7 @@ class Summary:
         relations: Mapping[str, str],
         drift: Mapping[str, float] | None = None,
     ) -> "Summary":
-        """Count the judgements of both sides.
-
-        Args:
-            judgements: in any order.
-            relations: group -> its relation to the concept.
-            drift: see `evaluation.drift`.
-
-        Raises:
-            ErasureError: the two sides have different prompts or seeds.
-        """
+        """Count the judgements of both sides."""
         groups: dict[str, dict[str, list[Judgement]]] = {group: {} for group in relations}
         for judgement in judgements:
             sides = groups.setdefault(judgement.group, {})

@@ -105,11 +105,7 @@ def erase(
 
 
 def _trained_for(recipe: Recipe | Edit, steps: int | None, given: Sequence[str]) -> Recipe | Edit:
-    """The recipe with so many steps; `given` names the arguments that only training uses.
-
-    Raises:
-        ErasureError: one of these was given for a recipe that is solved.
-    """
+    """The recipe with so many steps; `given` names the arguments that only training uses."""
     if isinstance(recipe, Recipe):
         return recipe if steps is None else replace(recipe, steps=steps)
     if given:

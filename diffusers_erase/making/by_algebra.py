@@ -97,11 +97,7 @@ def eraser_from_map(
 
 
 def _targets(target: Target | None, concepts: Sequence[Concept]) -> tuple[str | None, ...] | None:
-    """One for each concept, or None where the recipe is to choose.
-
-    Raises:
-        ErasureError: a way to choose that needs pictures in the making.
-    """
+    """One for each concept, or None where the recipe is to choose."""
     if target is None:
         return None
     if not isinstance(target, Fixed) or target.whole:

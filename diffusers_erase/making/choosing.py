@@ -15,11 +15,8 @@ def choose_recipe(
 ) -> Recipe | Edit:
     """A trained recipe if there is a vocabulary and the model can be trained, else a solved one.
 
-    Args:
-        model: the base.
-        vocabulary: other concepts, which training preserves.
-        training: whether an argument was given that only training uses.
-        verbose: whether to print the recipe and the reason, to stderr.
+    A trained one also if an argument was given that only training uses (`training`). With `verbose`
+    the recipe and the reason are printed to stderr.
     """
     trained, reason = default_recipe(model, vocabulary), model.untrainable
     recipe: Recipe | Edit = CLOSED_FORM

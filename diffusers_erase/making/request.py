@@ -67,11 +67,7 @@ def as_recipe(recipe: str | Recipe | Edit) -> Recipe | Edit:
 
 
 def as_edit(name: str) -> Edit:
-    """The solved recipe of that name.
-
-    Raises:
-        ErasureError: there is none, or it is trained.
-    """
+    """The solved recipe of that name."""
     recipe = as_recipe(name)
     if not isinstance(recipe, Edit):
         raise ErasureError(
@@ -81,11 +77,7 @@ def as_edit(name: str) -> Edit:
 
 
 def as_concepts(concept: ConceptLike) -> tuple[Concept, ...]:
-    """One or more concepts.
-
-    Raises:
-        ErasureError: there is none.
-    """
+    """One or more concepts."""
     listed = (concept,) if isinstance(concept, str | Concept) else tuple(concept)
     if not listed:
         raise ErasureError("There is no concept to erase; name one, for example 'car'.")
@@ -93,22 +85,14 @@ def as_concepts(concept: ConceptLike) -> tuple[Concept, ...]:
 
 
 def as_vocabulary(words: Sequence[str] | Vocabulary | None) -> Vocabulary | None:
-    """A vocabulary, also from plain words.
-
-    Raises:
-        ErasureError: one string instead of a sequence.
-    """
+    """A vocabulary, also from plain words."""
     if words is None or isinstance(words, Vocabulary):
         return words
     return Vocabulary(as_strings("vocabulary", words))
 
 
 def as_strings(name: str, strings: Sequence[str]) -> tuple[str, ...]:
-    """A sequence of strings as a tuple; `name` is the argument's.
-
-    Raises:
-        ErasureError: one string instead of a sequence.
-    """
+    """A sequence of strings as a tuple; `name` is the argument's."""
     if isinstance(strings, str):
         raise ErasureError(f"`{name}` is a sequence of strings, not one string.")
     return tuple(strings)
@@ -119,11 +103,7 @@ def config_of(
 ) -> EraserConfig:
     """The config of the eraser that was made.
 
-    Args:
-        model: the base it was made from.
-        request: what was asked for.
-        concepts: what is erased, each with its target.
-        **known: further fields of the config; `parameters` are added to those of the request.
+    `known` are further fields; its `parameters` are added to those of the request.
     """
     return EraserConfig(
         concepts=tuple(concepts),
@@ -143,11 +123,7 @@ def config_of(
 
 
 def require_erasable(model: Model) -> None:
-    """Raise unless prompts can be encoded and neither erasures nor adapters are loaded.
-
-    Raises:
-        ErasureError: one of these; the message says what to do.
-    """
+    """Raise unless prompts can be encoded and neither erasures nor adapters are loaded."""
     if model.textless:
         raise ErasureError(
             f"Cannot erase here: {model.textless}. Pass a pipeline with `encode_prompt` and its "

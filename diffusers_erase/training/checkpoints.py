@@ -29,11 +29,7 @@ class Checkpoints:
     """Number of checkpoints in the folder; older ones are deleted."""
 
     def save(self, step: int, state: Mapping[str, Tensor]) -> None:
-        """Write a draft, then rename it: a run killed meanwhile leaves the former checkpoints.
-
-        Raises:
-            ErasureError: the folder cannot be written.
-        """
+        """Write a draft, then rename it: a run killed meanwhile leaves the former checkpoints."""
         path = self.folder / f"checkpoint-{step:06d}.safetensors"
         header = {"step": str(step), "run": json.dumps(self.run)}
         try:

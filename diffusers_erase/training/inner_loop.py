@@ -30,13 +30,7 @@ class InnerLoop(Protocol):
         ...
 
     def learn(self, views: Views, loss: Loss, mean: Callable[[Tensor], Tensor]) -> None:
-        """Learn after the eraser's step; called once a step.
-
-        Args:
-            views: the last minibatch of the step, as the loss took it.
-            loss: the eraser's loss.
-            mean: averages a gradient over all processes.
-        """
+        """Learn after the eraser's step; called once a step."""
         ...
 
     def choices(self) -> tuple[ErasedConcept, ...]:

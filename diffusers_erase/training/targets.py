@@ -103,11 +103,7 @@ class Fixed:
         return self.word if isinstance(self.word, tuple) else (self.word,) * len(concepts)
 
     def check(self, concepts: Sequence[Concept]) -> None:
-        """Raise unless there is one target for each concept, none of them empty or erased.
-
-        Raises:
-            ErasureError: one of these.
-        """
+        """Raise unless there is one target for each concept, none of them empty or erased."""
         if len(self.for_each(concepts)) != len(concepts):
             raise ErasureError(
                 f"Name one target, or one for each concept ({len(concepts)}); "
@@ -164,11 +160,7 @@ class Nearest:
 def nearest_words(
     context: TargetContext, how: Nearest, *, count: int | None = None
 ) -> list[dict[str, float]]:
-    """For each concept, at most `count` words that can be targets -> their distances, in order.
-
-    Raises:
-        ErasureError: no word is left for a concept.
-    """
+    """For each concept, at most `count` words that can be targets -> their distances, in order."""
     words = how.vocabulary.candidates(context.concepts)
     found = distances(context, words, probe=how.probe)
     ranked = []
@@ -188,13 +180,8 @@ def distances(
 ) -> Tensor:
     """E |eps*(z,c) - eps*(z,k)|^2 / E |eps*(z,c) - eps*(z,"")|^2, concepts x words.
 
-    How far the teacher's score of a word k is from that of the concept c, in the same prompts and
+    Distance of the teacher's score of a word k from that of the concept c, in the same prompts and
     at the concept's own latents z, relative to the guidance of the concept's prompt.
-
-    Args:
-        context: the concepts.
-        words: None is the prompt without the concept.
-        probe: latents per concept.
     """
     rows, count = context.probe_rows(probe), len(context.concepts)
     prompt = context.trajectories.prompt[rows]

@@ -88,9 +88,6 @@ def train(
         accelerator: accelerate's, for several processes: each takes its share of every draw, and
             all take the same step.
         checkpoints: where to resume from, and where to save the state.
-
-    Raises:
-        ErasureError: the loss is not finite; a checkpoint of another run.
     """
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     share = slice(rank, None, world)

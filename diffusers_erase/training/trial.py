@@ -56,11 +56,7 @@ class Trial:
         self.vocabulary.candidates(concepts)
 
     def begin(self, context: TargetContext, *, seed: int = 0) -> FixedTarget:
-        """Try every candidate, and take the best.
-
-        Raises:
-            ErasureError: the context cannot apply edits.
-        """
+        """Try every candidate, and take the best."""
         how = Nearest(self.vocabulary, self.synonym)
         ranked = [list(row) for row in nearest_words(context, how, count=self.shortlist)]
         damages = self.damage(context, ranked)

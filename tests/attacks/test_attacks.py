@@ -161,7 +161,7 @@ def test_attack_leaves_the_pipeline_unchanged_after_an_error_of_the_detector(
 def test_attack_leaves_the_pipeline_unchanged_after_an_error_of_the_model(
     sampler, erased, blind, cases, attack, calls, monkeypatch
 ):
-    """In the picture without the attack, in a picture of the base, or later."""
+    """A hit in the picture without the attack, in a picture of the base, or later."""
     forward, left, before = erased.unet.forward, [calls], state_of(erased)
 
     def failing(*args, **kwargs):

@@ -16,7 +16,7 @@ from statistics import mean
 from typing import Any
 
 from erasure import Counts, Pictures, concept_of, measured, table, vocabulary
-from journal import write, written
+from json_lines import append_lines, read_lines
 
 from diffusers_erase.concepts import Vocabulary
 from diffusers_erase.making.api import erase
@@ -54,7 +54,7 @@ def target_of(kind: str, name: str, words: list[str]) -> Any:
 
 
 WAYS = {"plain": "", "held": ", held", "pool": ", pool", "held, pool": ", held, pool"}
-"""With the exact constraint, with the preservation pool: what is added to a target's name."""
+"""Suffixes of a target's name: the exact constraint, the preservation pool."""
 
 
 def short(lines: Sequence[dict[str, Any]]) -> str:
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=None, help="write the bars here")
     parser.add_argument("--table", action="store_true", help="only print what the file holds")
     options = parser.parse_args()
-    lines = written(options.out)
+    lines = read_lines(options.out)
     done = {(line["recipe"], line["concept"]) for line in lines}
     pictures = Pictures()
     targets = () if options.table else options.targets
@@ -147,7 +147,7 @@ def main() -> None:
         line["choices"] = eraser.config.to_dict()["concepts"]
         line |= measured(name, eraser, pictures, LOOKED_AT)
         lines.append(line)
-        write(options.out, line)
+        append_lines(options.out, line)
         print(name, title, line["target"]["erased"], line["neighbours"]["erased"], flush=True)
     print(table(lines))
     if not set(options.targets) - {line["recipe"].split(",")[0] for line in lines}:

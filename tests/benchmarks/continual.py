@@ -2,7 +2,7 @@
 
 python tests/benchmarks/continual.py --out docs/measured/continual.json
 
-Every fourth object of the playground, erased by each recipe and told of all other objects;
+Every fourth object of the playground, erased by each recipe with all other objects in its vocabulary;
 eight pictures of each of the 42 after every step (DUGE's protocol).
 """
 
@@ -24,9 +24,9 @@ from diffusers_erase.playground import OBJECTS, load_judge, load_pipeline
 from diffusers_erase.playground.protocols import graph_protocol
 
 
-def share(told: Mapping[str, Any]) -> str:
-    low, high = told["interval"]
-    return f"{100 * told['value']:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+def share(rate: Mapping[str, Any]) -> str:
+    low, high = rate["interval"]
+    return f"{100 * rate['value']:.1f} ({100 * low:.1f}–{100 * high:.1f})"
 
 
 def main() -> None:
@@ -58,8 +58,8 @@ def main() -> None:
     print("| erased | " + " | ".join(f"`{recipe}`, gone | left" for recipe in found) + " |")
     print("| --- |" + " ---: | ---: |" * len(found))
     for lines in zip(*found.values(), strict=True):
-        told = " | ".join(f"{share(line['unlearned'])} | {share(line['kept'])}" for line in lines)
-        print(f"| {lines[0]['erased']} | {told} |")
+        cells = " | ".join(f"{share(line['unlearned'])} | {share(line['kept'])}" for line in lines)
+        print(f"| {lines[0]['erased']} | {cells} |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What gradient attacks get back of an eraser that was made weak on purpose, and what luck gets.
+"""Gradient attacks and other seeds on an eraser that was made weak on purpose.
 
 python tests/benchmarks/controls.py --out build/controls.jsonl
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from erasure import concept_of
 from evidence import attacks_on
-from journal import write, written
+from json_lines import append_lines, read_lines
 
 from diffusers_erase.attacks.sampling import equal_budget
 from diffusers_erase.attacks.tokens import TokenSearch
@@ -58,8 +58,8 @@ def table(lines: list[dict[str, Any]]) -> str:
             rates = [Rate(*found[attack][key]) for found in own]
             return f"{100 * sum(rates[1:], rates[0]).value:.0f}"
 
-        told = (f"{share(name, 'after')} ({share(name, 'luck')})" for name in GRADIENTS)
-        rows.append(f"| {strength:g} | {share(GRADIENTS[0], 'before')} | {' | '.join(told)} |")
+        cells = (f"{share(name, 'after')} ({share(name, 'luck')})" for name in GRADIENTS)
+        rows.append(f"| {strength:g} | {share(GRADIENTS[0], 'before')} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -70,13 +70,13 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("build/controls.jsonl"))
     options = parser.parse_args()
-    lines = written(options.out)
+    lines = read_lines(options.out)
     done = {(line["concept"], line["strength"]) for line in lines}
     for name in options.concepts:
         for strength in options.strengths:
             if (name, strength) not in done:
                 lines.append(measured(name, strength, options.pictures))
-                write(options.out, lines[-1])
+                append_lines(options.out, lines[-1])
                 print(name, strength, lines[-1]["attacks"], flush=True)
     print(table(lines))
 

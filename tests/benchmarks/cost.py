@@ -1,4 +1,4 @@
-"""What an eraser costs beside the released loops of ESD and AGE: UNet evaluations and seconds.
+"""UNet evaluations and seconds of an eraser, beside the released loops of ESD and AGE.
 
 python tests/benchmarks/cost.py --concept truck
 
@@ -44,7 +44,7 @@ def ran(name: str, tuples: int, make: Callable[[Any], Any]) -> Ran:
 
 
 def priced(runs: Sequence[Ran]) -> str:
-    """What each way costs, by tuple."""
+    """A table of the cost of each way, in all and by tuple."""
     rows = [
         "| way | tuples | UNet evaluations | a tuple | s | a tuple, ms |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

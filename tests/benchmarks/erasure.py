@@ -2,8 +2,8 @@
 
 python tests/benchmarks/erasure.py --recipes surgical-age --seeds 0 1 2 --out build/erasure.jsonl
 
-Closed forms are named with what they are told: `closed-form:auto` (nothing), `:listed` (all other
-words), `:half` (every other word) or `:null` (nothing but the empty prompt is spared). One line of
+Closed forms are named with their vocabulary: `closed-form:auto` (nothing), `:listed` (all other
+words), `:half` (every other word) or `:null` (nothing but the empty prompt is kept). One line of
 JSON per eraser; what is in the file already is not made again. `--table` prints the file as tables.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from journal import write, written
+from json_lines import append_lines, read_lines
 from peers import uce
 from torch import Tensor
 
@@ -68,7 +68,7 @@ STYLE_OF = {artist: style for style, artist in ARTISTS.items()}
 
 @dataclass(frozen=True)
 class Counts:
-    """How much is looked at."""
+    """Numbers of pictures."""
 
     target: int = 64
     """Pictures under each of the concept's names."""
@@ -116,7 +116,7 @@ def asked(word: str, name: str, count: int) -> list[PromptCase]:
 
 
 def about(words: Sequence[str], least: int) -> list[PromptCase]:
-    """At least so many prompts, as many about each word."""
+    """`least` prompts or more, as many about each word."""
     each = -(-least // max(1, len(words)))
     return [a for word in words for a in asked(word, word, each)]
 
@@ -127,7 +127,7 @@ class Pictures:
     def __init__(self, kept: Path = Path("build/base.jsonl")) -> None:
         self.judge, self.kept = load_judge(), kept
         self.base: dict[PromptCase, JudgeVerdict] = {}
-        for asked, verdict in written(kept):
+        for asked, verdict in read_lines(kept):
             verdict["objects"] = tuple(verdict["objects"])
             self.base[PromptCase(**asked)] = JudgeVerdict(**verdict)
 
@@ -150,7 +150,7 @@ class Pictures:
         missing = [a for a in several if a not in self.base]
         found = dict(zip(missing, self.seen(pipe, missing), strict=True))
         self.base |= found
-        write(self.kept, *([asdict(a), asdict(v)] for a, v in found.items()))
+        append_lines(self.kept, *([asdict(a), asdict(v)] for a, v in found.items()))
         return [self.base[a] for a in several]
 
 
@@ -195,7 +195,7 @@ def neighbours(concept: Concept) -> list[str]:
 
 @torch.no_grad()
 def damage(pipe: Any, word: str, erased: Concept | None = None) -> float:
-    """E |eps'(z,k) - eps*(z,k)|^2 / E |g*(z,k)|^2 on runs of the word that nobody trained on.
+    """E |eps'(z,k) - eps*(z,k)|^2 / E |g*(z,k)|^2 on trajectories of the word that no training saw.
 
     A painting of the erased concept in some style is no run of that style.
     """
@@ -271,8 +271,8 @@ def measured(
     return found
 
 
-def told(concept: Concept, words: list[str], method: str, listed: str) -> dict[str, Any]:
-    """What a closed form hears of: all other words, every other one, none, or the empty prompt."""
+def listed_words(concept: Concept, words: list[str], method: str, listed: str) -> dict[str, Any]:
+    """Arguments of a closed form: all other words, every other one, none, or the empty prompt."""
     if listed == "null":
         alone = replace(EDITS[method], general=False)
         return {"recipe": alone, "vocabulary": (), "target": neighbours(concept)[0]}
@@ -290,7 +290,7 @@ def made(name: str, recipe: str, seed: int) -> tuple[Any, dict[str, Any]]:
             eraser = uce(pipe, concept, target, words)
         elif ":" in recipe:
             method, listed = recipe.split(":")
-            eraser = erase(pipe, concept, seed=seed, **told(concept, words, method, listed))
+            eraser = erase(pipe, concept, seed=seed, **listed_words(concept, words, method, listed))
         else:
             eraser = erase(
                 pipe,
@@ -352,7 +352,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="damage on every so many words")
     parser.add_argument("--table", action="store_true", help="only print what the file holds")
     options = parser.parse_args()
-    lines = written(options.out)
+    lines = read_lines(options.out)
     done = {(line["recipe"], line["concept"], line["seed"]) for line in lines}
     pictures = Pictures()
     for seed in options.seeds if not options.table else ():
@@ -365,7 +365,7 @@ def main() -> None:
                 line["choices"] = eraser.config.to_dict()["concepts"]
                 line |= measured(name, eraser, pictures, Counts(each=options.every))
                 lines.append(line)
-                write(options.out, line)
+                append_lines(options.out, line)
                 counts = {g: line[g]["erased"] for g in ("target", "neighbours", "others")}
                 print(recipe, name, seed, f"{cost['seconds']:.0f} s", counts, flush=True)
     print(table(lines))

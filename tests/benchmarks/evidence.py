@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure import concept_of, neighbours, vocabulary
-from journal import write, written
+from json_lines import append_lines, read_lines
 
 from diffusers_erase.attacks.image_editing import DDIMInversion, ImageToImage
 from diffusers_erase.attacks.inversion import Inversion
@@ -52,7 +52,7 @@ ATTACKS = (
     Relearning(steps=(0, 100, 200)),
     Relearning(steps=(0, 50), learning_rate=1e-3, data="target"),
 )
-"""With budgets that a laptop has; the papers' own are 5 to 50 times as large."""
+"""Attacks with budgets that a laptop has; the papers' own are 5 to 50 times as large."""
 
 PICTURES, ATTEMPTS = 32, 12
 
@@ -93,7 +93,7 @@ def measured(recipe: str, name: str, seed: int, work: Path) -> dict[str, Any]:
 
 
 def attacks_on(concept: Concept) -> tuple[list[Attack], list[Attack]]:
-    """Those that are tried `ATTEMPTS` times, and the searches, `SEARCHED` times."""
+    """Attacks that are tried `ATTEMPTS` times, and searches, tried `SEARCHED` times."""
     attacks: list[Any] = [
         replace(attack, concept=concept) if hasattr(attack, "concept") else attack
         for attack in ATTACKS
@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print what the file holds")
     parser.add_argument("--plot", type=Path, help="write the table as a picture here")
     options = parser.parse_args()
-    lines = written(options.out)
+    lines = read_lines(options.out)
     done = {(line["recipe"], line["concept"], line["seed"]) for line in lines}
     for recipe in options.recipes if not options.table else ():
         for name in options.concepts:
@@ -241,7 +241,7 @@ def main() -> None:
                 work = options.out.with_name(f"{options.out.stem}.run")
                 line = measured(recipe, name, options.seed, work)
                 lines.append(line)
-                write(options.out, line)
+                append_lines(options.out, line)
                 print(recipe, name, line["groups"]["target"]["erased"], flush=True)
     print(table(lines))
     if options.plot:

@@ -1,4 +1,4 @@
-"""How far erased against how much damaged, while erasers are trained: one curve a recipe.
+"""Erasure against damage in the course of training: one curve per recipe.
 
 python tests/benchmarks/frontier.py --plot docs/images/frontier.png
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure import Pictures, asked, concept_of, damage, hits, neighbours, vocabulary
-from journal import write, written
+from json_lines import append_lines, read_lines
 from peers import uce
 
 from diffusers_erase.concepts import Vocabulary
@@ -32,7 +32,7 @@ RIDGES = (0.01, 0.1, 1.0, 10.0)
 
 @dataclass
 class Looks:
-    """What is counted at each look, and where it is written."""
+    """The counts at each look, appended to a file."""
 
     name: str
     out: Path
@@ -55,7 +55,7 @@ class Looks:
             line[group] = {"base": self.base[group].hits, "erased": drawn.hits, "n": drawn.n}
         line["near_damage"] = sum(damage(pipe, word) for word in self.near) / len(self.near)
         line["far_damage"] = sum(damage(pipe, word) for word in self.far) / len(self.far)
-        write(self.out, line)
+        append_lines(self.out, line)
         print(json.dumps(line), flush=True)
         return line
 
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/frontier.jsonl"))
     parser.add_argument("--plot", type=Path, default=None, help="write the curves here")
     options = parser.parse_args()
-    lines = written(options.out)
+    lines = read_lines(options.out)
     done = {
         (x["concept"], x["recipe"], x["rate"]) for x in lines if x["steps"] in (0, max(options.at))
     }

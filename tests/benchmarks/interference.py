@@ -1,4 +1,4 @@
-"""From which interference on another eraser spoils an erasure: what `load_erasure` warns of.
+"""The interference from which on another eraser spoils an erasure; `load_erasure` warns of it.
 
 python tests/benchmarks/interference.py --out build/interference.jsonl
 
@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 from erasure import Pictures, asked, concept_of, hits
-from journal import write, written
+from json_lines import append_lines, read_lines
 
 from diffusers_erase.making.api import erase
 from diffusers_erase.playground import load_pipeline
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/interference.jsonl"))
     parser.add_argument("--table", action="store_true", help="only print what the file holds")
     options = parser.parse_args()
-    lines = written(options.out)
+    lines = read_lines(options.out)
     done = {(line["recipe"], line["concept"], line["other"], line["strength"]) for line in lines}
     pictures = Pictures()
     for recipe in () if options.table else RECIPES:
@@ -72,7 +72,7 @@ def main() -> None:
                 beside = hits(several, pictures.seen(pipe, several))
                 line |= {"alone": alone.hits, "beside": beside.hits, "n": alone.n}
                 lines.append(line)
-                write(options.out, line)
+                append_lines(options.out, line)
                 print(line, flush=True)
     print(table(lines))
 

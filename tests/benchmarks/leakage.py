@@ -1,4 +1,4 @@
-"""Whether classifiers on keys and values can still tell the concept from its target."""
+"""Classifiers on keys and values try to tell the concept from its target."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -32,9 +32,9 @@ class Leakage:
     """
 
     linear: float
-    """Of ridge regression."""
+    """Accuracy of ridge regression."""
     mlp: float
-    """Of a network with one hidden layer."""
+    """Accuracy of a network with one hidden layer."""
     prompts: int
     """Number of prompts about the concept, and of prompts about the target."""
 

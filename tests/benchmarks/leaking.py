@@ -1,4 +1,4 @@
-"""What readers still tell of a concept and its target, beside what perfect erasure may keep.
+"""Readers tell a concept from its target after erasures, and after a perfect one.
 
 python tests/benchmarks/leaking.py --concepts truck oval church
 """

@@ -1,4 +1,4 @@
-"""What attacks find in a model that was never taught the concept.
+"""Attacks on a model that was never taught the concept.
 
 python tests/benchmarks/never_taught.py --out build/never-taught.jsonl
 
@@ -22,7 +22,7 @@ from unittest.mock import patch
 import torch
 from erasure import concept_of
 from evidence import ATTEMPTS, PICTURES, SEARCHED, attacks_of, attacks_on, seen, table
-from journal import write, written
+from json_lines import append_lines, read_lines
 from safetensors.torch import load_file
 
 from diffusers_erase.attacks import attack_run as record
@@ -139,13 +139,13 @@ def main() -> None:
     started = time.perf_counter()
     pipe = never_taught(options.work, options.pictures, options.processes)
     print(f"trained or found in {time.perf_counter() - started:.0f} s", flush=True)
-    lines = written(options.out)
+    lines = read_lines(options.out)
     done = {line["concept"] for line in lines if line["recipe"] == ROW}
     for name in options.concepts:
         if name not in done:
             line = measured(pipe, name, options.work / "run")
             lines.append(line)
-            write(options.out, line)
+            append_lines(options.out, line)
             print(name, line["groups"]["target"]["erased"], flush=True)
     print(table(lines))
 

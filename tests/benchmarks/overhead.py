@@ -1,4 +1,4 @@
-"""What an eraser costs while drawing, loading and changing, at the size of Stable Diffusion 1.5.
+"""Cost of an eraser in drawing, loading and changing, at the size of Stable Diffusion 1.5.
 
 python tests/benchmarks/overhead.py
 
@@ -34,7 +34,7 @@ MODES = ("base", "bake", "hook", "adapter")
 
 
 def eraser_of(unet: Any, rank: int, concept: str = "car") -> EraserAdapter:
-    """Of all keys and values: 32 layers."""
+    """An eraser of all keys and values: 32 layers."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:

@@ -79,7 +79,7 @@ class Loop:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """In its block the weights are the base's (the released codes hold a second model)."""
+        """Context manager: the weights are the base's (the released codes have a second model)."""
         with torch.no_grad():
             now = [weight.detach().clone() for weight in self.weights]
             for weight, base in zip(self.weights, self.base.values(), strict=True):

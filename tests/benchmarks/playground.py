@@ -1,4 +1,4 @@
-"""How good the playground is: judge, autoencoder and pipeline, as the tables of docs/playground.md.
+"""Quality of the judge, autoencoder and pipeline, as the tables of docs/playground.md.
 
 python tests/benchmarks/playground.py --each 64 > tables.md
 """

@@ -1,4 +1,4 @@
-"""What an eraser costs at the size of Stable Diffusion 1.5: seconds and gigabytes on a CUDA card.
+"""Seconds and gigabytes of an eraser at the size of Stable Diffusion 1.5, on a CUDA card.
 
 python tests/benchmarks/real_size.py --steps 500
 

@@ -1,4 +1,4 @@
-"""What comes back of an erased object: asked for in scenes, and by a word learnt from pictures.
+"""Recovery of an erased object: in scenes, and by a word learnt from pictures.
 
 python tests/benchmarks/recovery.py --out build/recovery.jsonl
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from erasure import STEPS, Pictures, PromptCase, concept_of, hits, made, neighbours, vocabulary
-from journal import write, written
+from json_lines import append_lines, read_lines
 
 from diffusers_erase.attacks.inversion import invert
 from diffusers_erase.eraser.adapter import EraserAdapter
@@ -51,7 +51,7 @@ def scenes(name: str, said: str | None = None) -> tuple[list[PromptCase], list[P
 
 
 def toward(target: str, name: str, recipe: str) -> EraserAdapter:
-    """An eraser that was told its target, and all other words to spare."""
+    """An eraser with a given target, which keeps all other words."""
     concept = concept_of(name)
     words = [word for word in vocabulary(concept) if word != name]
     return erase(
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("build/recovery.jsonl"))
     options = parser.parse_args()
-    lines = written(options.out)
+    lines = read_lines(options.out)
     done = {(line["recipe"], line["concept"], line["seed"]) for line in lines}
     pictures = Pictures()
     for name, recipe in product(options.concepts, options.recipes):
@@ -138,7 +138,7 @@ def main() -> None:
         if told is None:
             line |= by_word(pipe, name, pictures, steps=options.steps, seed=options.seed)
         lines.append(line)
-        write(options.out, line)
+        append_lines(options.out, line)
         print(line, flush=True)
     print(table(lines))
 

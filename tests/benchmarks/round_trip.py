@@ -33,7 +33,7 @@ def pictures(pipe, *, quick):
 
 
 def publish(folder, *, quick):
-    """In one process: make the eraser, draw with it, push it."""
+    """Make the eraser, draw with it and push it, in one process."""
     pipe = load_pipeline()
     base = pictures(pipe, quick=quick)
     started = time.perf_counter()
@@ -48,7 +48,7 @@ def publish(folder, *, quick):
 
 
 def fetch(folder, *, quick):
-    """In a fresh one: load it by its name, with us and with plain diffusers; edit its card."""
+    """Load it in a fresh process, with us and with plain diffusers; edit its card."""
     local = np.load(folder / "local.npz")
     pipe = load_pipeline()
     pipe.load_erasure(REPO)

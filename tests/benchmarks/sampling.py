@@ -1,4 +1,4 @@
-"""What sampling, loading and erasing cost: seconds on this machine, and UNet evaluations anywhere.
+"""Cost of sampling, loading and erasing: seconds on this machine, and UNet evaluations.
 
 python tests/benchmarks/sampling.py
 """

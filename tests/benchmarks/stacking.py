@@ -24,7 +24,7 @@ from erasure import (
     null_drift,
     share,
 )
-from journal import write, written
+from json_lines import append_lines, read_lines
 
 from diffusers_erase.concepts import prompts_naming
 from diffusers_erase.editing.prior import gram, kept_moments
@@ -45,7 +45,7 @@ MIXED = [CONCEPTS[7 * k % len(CONCEPTS)] for k in range(len(CONCEPTS))]
 
 @cache
 def alone(name: str) -> EraserAdapter:
-    """The closed form, told of all other words."""
+    """The closed form with all other words in its vocabulary."""
     words = [word for word in ALL if word != name]
     return erase(load_pipeline(), concept_of(name), vocabulary=words, recipe="closed-form")
 
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=None, help="write the curves here")
     parser.add_argument("--table", action="store_true", help="only print what the file holds")
     options = parser.parse_args()
-    lines = written(options.out)
+    lines = read_lines(options.out)
     done = {(line["way"], line["erasers"]) for line in lines}
     pictures = Pictures()
     for count in () if options.table else options.counts:
@@ -172,7 +172,7 @@ def main() -> None:
             if (way, count) in done:
                 continue
             lines.append(counted(way, MIXED[:count], pictures))
-            write(options.out, lines[-1])
+            append_lines(options.out, lines[-1])
             print(way, count, lines[-1]["left"], lines[-1]["rest"], flush=True)
     print(table(lines))
     if options.plot:

@@ -1,4 +1,4 @@
-"""What other calls of diffusers do to an eraser: calls x modes, exact or broken.
+"""Effects of other calls of diffusers on an eraser: calls x modes, exact or broken.
 
 python tests/benchmarks/sticky.py
 

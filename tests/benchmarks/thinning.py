@@ -1,4 +1,4 @@
-"""What it changes that most padding of a long list of prompts is not looked at.
+"""Effect of skipping most padding of a long list of prompts.
 
 python tests/benchmarks/thinning.py
 

@@ -26,7 +26,7 @@ def weights(pipe):
 
 
 def gap(texts, T, prompt, answer):
-    """How much of the way from the prompt to its answer is left to go, at their last words."""
+    """Share of the way from the prompt to its answer that is left, at their last words."""
     last = len(texts.tokenizer(prompt).input_ids) - 2
     e, v = texts.encode([prompt, answer])[:, last].double()
     return ((T(e) - v).norm() / (e - v).norm()).item()

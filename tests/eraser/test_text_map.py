@@ -24,7 +24,7 @@ def positive(seed):
     return rows(30, seed).T @ rows(30, seed) / 30
 
 
-def test_lora_weight_edit_and_embedding_map_are_one_thing(untrained):
+def test_text_map_equals_its_lora_and_its_weight_edit(untrained):
     unet, width = untrained.unet, untrained.unet.config.cross_attention_dim
     T = TextMap(rows(5, 0, width).T / 8, rows(5, 1, width).T / 8)
     z, t, c = torch.randn(2, 4, 16, 16), torch.tensor([500, 100]), torch.randn(2, 24, width)
@@ -46,7 +46,7 @@ def test_lora_weight_edit_and_embedding_map_are_one_thing(untrained):
         assert (other - mapped).norm() < 1e-6 * before.norm()
 
 
-def test_a_map_is_found_from_what_it_adds_with_no_more_columns_than_needed():
+def test_text_map_of_a_change_has_no_more_columns_than_needed():
     T = some_map(3)
     again = TextMap.of(T.change)
     assert again.rank == 3
@@ -54,21 +54,21 @@ def test_a_map_is_found_from_what_it_adds_with_no_more_columns_than_needed():
     assert TextMap.of(torch.zeros(WIDTH, WIDTH)).rank == 0
 
 
-def test_maps_compose_in_the_order_in_which_they_are_applied():
+def test_text_maps_compose_in_the_order_of_application():
     first, second, e = some_map(2, 1), some_map(3, 2), rows(4, 3)
     both = second.after(first)
     assert both.rank == 5
     assert torch.allclose(both(e), second(first(e)), atol=1e-12)
 
 
-def test_editing_an_edited_layer_is_the_earlier_map_after_the_later():
+def test_text_map_of_an_edited_layer_is_the_earlier_map_after_the_later():
     earlier, later, W, e = some_map(2, 1), some_map(3, 2), rows(7, 4), rows(4, 3)
     I = torch.eye(WIDTH, dtype=torch.float64)
     weight = W @ (I + earlier.change) @ (I + later.change)
     assert torch.allclose(e @ weight.T, earlier.after(later)(e) @ W.T, atol=1e-12)
 
 
-def test_truncation_is_the_best_of_its_rank_in_the_metric_asked_for():
+def test_truncated_is_the_best_map_of_its_rank_in_the_given_metric():
     T, S, G = some_map(6), positive(5), positive(6)
 
     def lost(P):
@@ -86,7 +86,7 @@ def test_truncation_is_the_best_of_its_rank_in_the_metric_asked_for():
     assert (nudged.grad @ best.V).abs().max() < 1e-9
 
 
-def test_truncation_answers_with_nothing_whatever_the_whole_did():
+def test_truncated_leaves_unchanged_what_the_whole_map_leaves_unchanged():
     U, V, held = rows(6, 0).T, rows(6, 1).T, rows(2, 2)
     Q = torch.linalg.qr(held.T)[0]
     T = TextMap(U, V - Q @ (Q.T @ V))
@@ -94,7 +94,7 @@ def test_truncation_answers_with_nothing_whatever_the_whole_did():
     assert (cut(held) - held).norm() < 1e-12
 
 
-def test_a_rank_that_is_there_already_changes_nothing():
+def test_truncated_to_its_own_rank_changes_nothing():
     T = some_map(3)
     whole, kept = T.truncated(8, second_moment=positive(1))
     assert torch.allclose(whole.change, T.change, atol=1e-10)
@@ -102,7 +102,7 @@ def test_a_rank_that_is_there_already_changes_nothing():
     assert TextMap.of(torch.zeros(WIDTH, WIDTH)).truncated(2)[1] == 1
 
 
-def test_truncation_is_that_of_the_weighted_singular_values():
+def test_truncated_keeps_the_largest_weighted_singular_values():
     for T in (some_map(5), some_map(WIDTH + 4)):
         S, G = positive(5), positive(6)
         right, left = torch.linalg.cholesky(S), torch.linalg.cholesky(G).T
@@ -113,12 +113,12 @@ def test_truncation_is_that_of_the_weighted_singular_values():
         assert kept == pytest.approx(float(s[:3].square().sum() / s.square().sum()))
 
 
-def test_states_keep_their_precision():
+def test_text_map_keeps_the_precision_of_states():
     e = rows(3, 0)
     assert some_map(2)(e.half()).dtype is torch.float16
 
 
-def test_what_is_no_map_is_refused():
+def test_text_map_refuses_bad_factors():
     with pytest.raises(ErasureError, match="do not fit"):
         TextMap(torch.zeros(4, 2), torch.zeros(4, 3))
     with pytest.raises(ErasureError, match="not finite"):
@@ -127,7 +127,7 @@ def test_what_is_no_map_is_refused():
         some_map(2).factors({"up.attn2.to_k": torch.zeros(3, WIDTH + 1)})
 
 
-def test_its_numbers_lie_as_in_a_file_however_they_were_made():
+def test_text_map_factors_are_contiguous():
     U = torch.randn(4, 8, dtype=torch.float64).T
     map = TextMap(U, U)
     assert map.U.is_contiguous()

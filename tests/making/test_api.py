@@ -1,4 +1,4 @@
-"""What `erase` refuses before anything is computed, and pipelines with fewer parts than usual."""
+"""`erase` refuses bad requests before anything is computed, and takes incomplete pipelines."""
 
 from types import SimpleNamespace
 

@@ -80,7 +80,7 @@ def encoded(pipe, prompt):
     return {"prompt_embeds": found[0], "pooled_prompt_embeds": found[2]}
 
 
-def test_an_eraser_is_the_text_read_otherwise_and_nothing_else(pipe, eraser):
+def test_eraser_of_every_architecture_changes_what_text_layers_read_and_nothing_else(pipe, eraser):
     embeds = encoded(pipe, "a photo of a red car")
     mapped = embeds["prompt_embeds"].double()
     mapped = mapped + (mapped @ eraser.text_map.V) @ eraser.text_map.U.T
@@ -96,7 +96,7 @@ def test_an_eraser_is_the_text_read_otherwise_and_nothing_else(pipe, eraser):
         assert torch.equal(W, weights[path])
 
 
-def test_the_concept_is_read_as_its_target_in_every_segment_of_the_states(pipe, eraser):
+def test_erase_maps_the_concept_to_its_target_in_every_segment_of_the_states(pipe, eraser):
     prompts = ["a photo of a red car", "a car on the beach"]
     E, V = paired_states(
         texts_of(pipe), prompts, [p.replace("car", "truck") for p in prompts], "last"
@@ -110,7 +110,9 @@ def test_the_concept_is_read_as_its_target_in_every_segment_of_the_states(pipe, 
     assert moved.norm() < 1e-5 * null.norm()
 
 
-def test_it_is_saved_and_read_back_and_fits_as_a_map_alone(pipe, eraser, tmp_path):
+def test_eraser_of_every_architecture_is_saved_and_loads_as_a_text_map_alone(
+    pipe, eraser, tmp_path
+):
     folder = eraser.save_pretrained(tmp_path / "car")
     pipe.load_erasure(folder)
     whole = draw(pipe)
@@ -127,14 +129,16 @@ def test_it_is_saved_and_read_back_and_fits_as_a_map_alone(pipe, eraser, tmp_pat
         pipe.unload_lora_weights()
 
 
-def test_where_there_is_nothing_to_train_on_the_recipe_is_solved(pipe, capsys):
+def test_erase_solves_a_recipe_for_models_that_cannot_be_trained(pipe, capsys):
     assert choose_recipe(Model.of(pipe), WORDS, training=False, verbose=True) is CLOSED_FORM
     assert "this one needs only the text encoders" in capsys.readouterr().err
     with pytest.raises(ErasureError, match="trained on Stable Diffusion 1 and 2"):
         erase(pipe, "car", target="truck", vocabulary=WORDS, recipe="esd")
 
 
-def test_erasers_for_other_models_are_refused_and_change_nothing(pipe, eraser, untrained):
+def test_load_erasure_refuses_erasers_of_other_architectures_and_changes_nothing(
+    pipe, eraser, untrained
+):
     before = {path: W.clone() for path, W in text_weights(untrained.unet).items()}
     for foreign in (eraser, eraser.portable):
         with pytest.raises(ErasureError, match=r"This eraser|text encoder reads"):
@@ -143,13 +147,13 @@ def test_erasers_for_other_models_are_refused_and_change_nothing(pipe, eraser, u
         assert torch.equal(W, before[path])
 
 
-def test_the_probe_reads_the_layers_there_are(pipe, eraser):
+def test_probe_reads_the_text_layers_of_every_architecture(pipe, eraser):
     found = probe(pipe, eraser, [p.text for p in Concept("car").example_prompts(4)])
     assert found.moved > 1e-4
     assert 0 < found.residual < found.moved
 
 
-def test_weights_are_read_from_disk_without_the_denoiser(pipe, tmp_path):
+def test_read_weights_needs_no_denoiser(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     there = text_weights(Model.of(pipe).denoiser)
     found = read_weights(tmp_path / "model")
@@ -158,7 +162,7 @@ def test_weights_are_read_from_disk_without_the_denoiser(pipe, tmp_path):
     assert all(map(reads_text, found))
 
 
-def test_the_command_line_edits_a_transformer_model(untrained, tmp_path):
+def test_edit_command_takes_a_transformer_model(untrained, tmp_path):
     pipe = zoo.sd3(untrained.tokenizer)
     pipe.save_pretrained(tmp_path / "model")
     arguments = ["edit", "--model", str(tmp_path / "model"), "--concept", "car", "--recipe", "uce"]
@@ -169,7 +173,7 @@ def test_the_command_line_edits_a_transformer_model(untrained, tmp_path):
     assert abs(draw(pipe) - before).max() > 1e-3
 
 
-def test_padding_that_is_masked_says_nothing(untrained):
+def test_erase_ignores_masked_padding(untrained):
     pipe = zoo.pixart(untrained.tokenizer)
     states = encode(pipe, ["a car", "a photo of a red car on the beach"])
     said = [
@@ -180,7 +184,7 @@ def test_padding_that_is_masked_says_nothing(untrained):
         assert own[:count].abs().sum(1).min() > 0
 
 
-def test_stable_diffusion_3_without_t5_is_erased_in_what_there_is(untrained):
+def test_erase_works_on_stable_diffusion_3_without_t5(untrained):
     pipe = zoo.sd3(untrained.tokenizer)
     pipe.text_encoder_3 = pipe.tokenizer_3 = None
     eraser = erase(pipe, "car", target="truck", vocabulary=WORDS, recipe="uce")
@@ -189,7 +193,7 @@ def test_stable_diffusion_3_without_t5_is_erased_in_what_there_is(untrained):
     assert abs(draw(pipe) - before).max() > 1e-3
 
 
-def test_unknown_denoisers_are_named():
+def test_unknown_denoisers_are_named_in_the_error():
     model = torch.nn.Linear(2, 2)
     with pytest.raises(ErasureError, match=r"Cannot erase in 'Linear'.*FluxTransformer2DModel"):
         Model.of(model)

@@ -39,7 +39,7 @@ def xl(untrained):
     return zoo.sdxl(untrained.tokenizer)
 
 
-def test_the_unet_is_never_run(untrained, monkeypatch):
+def test_solved_recipes_never_run_the_unet(untrained, monkeypatch):
     def run(*_, **__):
         raise AssertionError("the UNet was run")
 
@@ -50,7 +50,7 @@ def test_the_unet_is_never_run(untrained, monkeypatch):
         assert all(torch.isfinite(B).all() for _, B in eraser.factors.values())
 
 
-def test_the_card_says_what_an_adversary_gets_back(untrained, tmp_path):
+def test_card_of_a_solved_eraser_has_the_share_that_other_text_states_regain(untrained, tmp_path):
     eraser = erase(untrained, "car", vocabulary=WORDS, recipe="closed-form")
     prompts = [p.text for p in Concept("car").example_prompts(8)]
     found = probe(untrained, eraser, prompts)
@@ -60,7 +60,7 @@ def test_the_card_says_what_an_adversary_gets_back(untrained, tmp_path):
     assert f"| regained by other text states | {round(found.regained, 3)} |" in card
 
 
-def test_the_lora_and_the_text_map_are_one_eraser(untrained, picture, tmp_path):
+def test_lora_and_text_map_of_a_solved_eraser_draw_the_same(untrained, picture, tmp_path):
     eraser = erase(untrained, "car", vocabulary=WORDS, recipe="closed-form")
     folder = eraser.save_pretrained(tmp_path / "car")
     untrained.load_erasure(folder)
@@ -75,7 +75,7 @@ def test_the_lora_and_the_text_map_are_one_eraser(untrained, picture, tmp_path):
     assert abs(by_map - plain).max() < 1e-5
 
 
-def test_a_portable_eraser_fits_another_model_with_the_same_texts(untrained, tmp_path):
+def test_portable_eraser_loads_on_another_model_with_the_same_text_encoder(untrained, tmp_path):
     eraser = erase(untrained, "car", vocabulary=WORDS, recipe="closed-form").portable
     folder = eraser.save_pretrained(tmp_path / "car")
     assert sum(path.stat().st_size for path in folder.iterdir()) < 60_000
@@ -94,7 +94,7 @@ def test_a_portable_eraser_fits_another_model_with_the_same_texts(untrained, tmp
 
 
 @pytest.mark.filterwarnings("ignore:The eraser")
-def test_text_maps_and_loras_add_up(untrained, make_eraser):
+def test_load_erasure_adds_text_maps_and_loras_up(untrained, make_eraser):
     unet = untrained.unet
     pristine = copy.deepcopy(unet)
     solved_for = erase(untrained, "car", vocabulary=WORDS, recipe="closed-form")
@@ -112,7 +112,7 @@ def test_text_maps_and_loras_add_up(untrained, make_eraser):
         assert torch.allclose(layer.weight, expected, atol=1e-6)
 
 
-def test_the_text_encoder_is_recognised(untrained, tmp_path):
+def test_load_erasure_recognises_the_text_encoder_of_a_solved_eraser(untrained, tmp_path):
     folder = erase(untrained, "car", vocabulary=WORDS, recipe="uce").save_pretrained(tmp_path / "e")
     other = copy.deepcopy(untrained.text_encoder)
     torch.manual_seed(3)
@@ -126,7 +126,7 @@ def test_the_text_encoder_is_recognised(untrained, tmp_path):
     assert untrained.load_erasure(folder) == "car"
 
 
-def test_an_eraser_for_stable_diffusion_xl_is_made_and_works_there(xl, tmp_path):
+def test_solved_recipes_erase_in_stable_diffusion_xl(xl, tmp_path):
     eraser = erase(xl, "car", target="truck", vocabulary=WORDS, recipe="closed-form")
     assert eraser.text_map.width == 64
     states = xl.encode_prompt("a photo of a car", do_classifier_free_guidance=False)[0]
@@ -144,7 +144,7 @@ def test_an_eraser_for_stable_diffusion_xl_is_made_and_works_there(xl, tmp_path)
 
 
 @pytest.mark.parametrize("shard", ["10GB", "200KB"])
-def test_texts_and_a_few_weights_are_enough(xl, tmp_path, shard):
+def test_solve_eraser_needs_only_text_encoders_and_the_weights_that_read_text(xl, tmp_path, shard):
     xl.save_pretrained(tmp_path / "model", max_shard_size=shard)
     whole = erase(xl, "car", target="truck", vocabulary=WORDS, recipe="rece")
     small = DiffusionPipeline.from_pretrained(tmp_path / "model", unet=None, vae=None)
@@ -157,7 +157,7 @@ def test_texts_and_a_few_weights_are_enough(xl, tmp_path, shard):
         assert torch.allclose(again[1] @ again[0], B @ A, atol=1e-5)
 
 
-def test_a_pipeline_without_a_unet_gives_a_portable_eraser(untrained):
+def test_erase_without_a_unet_gives_a_portable_eraser(untrained):
     parts = {name: part for name, part in untrained.components.items() if name != "unet"}
     texts = type(untrained)(**parts, unet=None, requires_safety_checker=False)
     eraser = erase(texts, "car", vocabulary=WORDS, recipe="closed-form")
@@ -166,7 +166,7 @@ def test_a_pipeline_without_a_unet_gives_a_portable_eraser(untrained):
     untrained.load_erasure(eraser)
 
 
-def test_the_eraser_knows_its_story(untrained, tmp_path):
+def test_config_of_a_solved_eraser_records_how_it_was_made(untrained, tmp_path):
     eraser = erase(untrained, Concept("car", synonyms=("automobile",)), recipe="closed-form")
     back = EraserAdapter.from_pretrained(eraser.save_pretrained(tmp_path / "car"))
     assert back.config == eraser.config
@@ -193,23 +193,23 @@ def test_the_eraser_knows_its_story(untrained, tmp_path):
         ({"protect": ["car"]}, "is to be kept, and 'car' is to be erased"),
     ],
 )
-def test_bad_requests_are_refused(untrained, options, message):
+def test_solved_recipes_refuse_bad_requests(untrained, options, message):
     with pytest.raises(ErasureError, match=message):
         erase(untrained, "car", **options)
 
 
-def test_edits_are_made_from_the_bare_base(untrained, make_eraser):
+def test_solved_recipes_refuse_a_pipeline_with_erasers(untrained, make_eraser):
     untrained.load_erasure(make_eraser(untrained.unet))
     with pytest.raises(ErasureError, match="made from the bare base"):
         erase(untrained, "dog", recipe="uce")
 
 
-def test_a_trained_eraser_is_not_portable(untrained, make_eraser):
+def test_portable_is_refused_for_a_trained_eraser(untrained, make_eraser):
     with pytest.raises(ErasureError, match="trained for one model"):
         _ = make_eraser(untrained.unet).portable
 
 
-def test_a_model_without_text_is_refused(tmp_path):
+def test_erase_refuses_a_model_without_text(tmp_path):
     (tmp_path / "unet").mkdir()
     (tmp_path / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DModel"]}')
     (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet2DModel"}')

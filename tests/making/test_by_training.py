@@ -27,7 +27,7 @@ def unchanged(unet, before):
     )
 
 
-def test_the_pipeline_is_left_as_it_was_and_the_eraser_knows_its_story(untrained):
+def test_training_leaves_the_pipeline_as_it_was_and_records_how_the_eraser_was_made(untrained):
     before = weights(untrained.unet)
     eraser = erase(untrained, "car", target="truck", recipe=QUICK, progress=False)
     assert unchanged(untrained.unet, before)
@@ -39,7 +39,7 @@ def test_the_pipeline_is_left_as_it_was_and_the_eraser_knows_its_story(untrained
     assert config.versions["torch"].startswith("2.")
 
 
-def test_the_same_seed_gives_the_same_eraser(untrained):
+def test_training_with_the_same_seed_gives_the_same_eraser(untrained):
     def factors(seed):
         eraser = erase(untrained, "car", recipe=QUICK, seed=seed, progress=False)
         return torch.cat([f.flatten() for pair in eraser.factors.values() for f in pair])
@@ -96,7 +96,7 @@ def test_adversaries_of_a_recipe_change_what_is_trained_and_are_recorded(untrain
     assert attacked.config.parameters["adversaries"] == ["Noise(size=0.5)"]
 
 
-def test_a_run_that_fails_leaves_the_pipeline_as_it_was(untrained, monkeypatch):
+def test_training_that_fails_leaves_the_pipeline_as_it_was(untrained, monkeypatch):
     before = weights(untrained.unet)
 
     def explode(*_, **__):
@@ -108,7 +108,7 @@ def test_a_run_that_fails_leaves_the_pipeline_as_it_was(untrained, monkeypatch):
     assert unchanged(untrained.unet, before)
 
 
-def test_the_pipeline_draws_with_the_eraser_while_it_is_made(untrained, picture):
+def test_callback_on_step_end_draws_with_the_eraser_in_training(untrained, picture):
     drawn = [picture(untrained)]
     erase(
         untrained,
@@ -122,7 +122,7 @@ def test_the_pipeline_draws_with_the_eraser_while_it_is_made(untrained, picture)
     assert (picture(untrained) == drawn[0]).all()
 
 
-def test_a_warm_start_is_the_edit_in_closed_form(untrained):
+def test_warm_recipe_starts_at_the_closed_form_edit(untrained):
     still = replace(QUICK, warm=True, steps=1, learning_rate=1e-12, rank=128, trajectories=2)
     eraser = erase(
         untrained, "car", target="truck", vocabulary=["oak"], recipe=still, progress=False
@@ -135,7 +135,7 @@ def test_a_warm_start_is_the_edit_in_closed_form(untrained):
         assert (answered - truck).norm() < 0.5 * (car - truck).norm()
 
 
-def test_kept_prompts_enter_the_loss(untrained):
+def test_keep_prompts_enter_the_training_loss(untrained):
     alone = erase(untrained, "car", recipe=QUICK, progress=False)
     kept = erase(untrained, "car", keep=["an oak", "a cat"], recipe=QUICK, progress=False)
     path = next(iter(alone.factors))
@@ -158,38 +158,40 @@ def test_kept_prompts_enter_the_loss(untrained):
         ("car", {"keep": "a photo of a dog"}, "sequence of strings"),
     ],
 )
-def test_bad_requests_are_refused_before_anything_happens(untrained, concept, options, message):
+def test_training_refuses_bad_requests_before_anything_happens(
+    untrained, concept, options, message
+):
     before = weights(untrained.unet)
     with pytest.raises(ErasureError, match=message):
         erase(untrained, concept, progress=False, **options)
     assert unchanged(untrained.unet, before)
 
 
-def test_pipelines_that_need_more_than_a_prompt_are_refused(untrained):
+def test_training_refuses_pipelines_that_need_more_than_a_prompt(untrained):
     untrained.unet.register_to_config(addition_embed_type="text_time")
     with pytest.raises(ErasureError, match="trained on Stable Diffusion 1 and 2"):
         erase(untrained, "car", recipe=QUICK, progress=False)
 
 
-def test_erasers_are_not_made_on_top_of_erasers(untrained, make_eraser):
+def test_training_refuses_a_pipeline_with_erasers(untrained, make_eraser):
     untrained.load_erasure(make_eraser(untrained.unet))
     with pytest.raises(ErasureError, match="unload_erasures"):
         erase(untrained, "oak", recipe=QUICK, progress=False)
 
 
-def test_a_word_the_text_encoder_does_not_know_is_warned_about(untrained):
+def test_erase_warns_of_a_word_that_the_text_encoder_does_not_know(untrained):
     with pytest.warns(UserWarning, match="does not know the word 'lighthuose'.*'lighthouse'"):
         erase(untrained, "lighthuose", recipe=QUICK, progress=False)
 
 
-def test_known_words_are_not_warned_about(untrained, recwarn):
+def test_erase_does_not_warn_of_known_words(untrained, recwarn):
     concept = Concept("fire truck", synonyms=("fire engine",))
     erase(untrained, concept, target="car", recipe=QUICK, progress=False)
     assert [str(w.message) for w in recwarn if "does not know" in str(w.message)] == []
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_pipelines_train_in_float32(untrained, dtype):
+def test_training_of_half_precision_pipelines_is_in_float32(untrained, dtype):
     untrained.unet.to(dtype)
     before = weights(untrained.unet)
     eraser = erase(untrained, "car", target="truck", recipe=QUICK, progress=False)
@@ -198,7 +200,7 @@ def test_half_precision_pipelines_train_in_float32(untrained, dtype):
     assert any(eraser.delta(path).abs().max() > 0 for path in eraser.factors)
 
 
-def test_the_whole_story_comes_back_from_disk(untrained, tmp_path):
+def test_config_of_a_trained_eraser_comes_back_from_disk(untrained, tmp_path):
     eraser = erase(untrained, "car", recipe=QUICK, progress=False)
     back = EraserAdapter.from_pretrained(eraser.save_pretrained(tmp_path / "car"))
     assert back.config.to_dict() == eraser.config.to_dict()
@@ -208,7 +210,7 @@ WORDS = ["car", "truck", "oak", "cat", "fish", "fire truck"]
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_every_recipe_makes_an_eraser_and_says_what_it_chose(untrained, name):
+def test_every_trained_recipe_makes_an_eraser_and_records_its_choice(untrained, name):
     numbers = {"sampling_steps": 2, "steps": 3, "batch": 4, "trajectories": 2}
     recipe = replace(RECIPES[name], **numbers)
     eraser = erase(untrained, "oak", vocabulary=WORDS, recipe=recipe, progress=False)
@@ -224,7 +226,7 @@ def test_every_recipe_makes_an_eraser_and_says_what_it_chose(untrained, name):
             assert oak.ranked[0][0] == oak.target
 
 
-def test_the_empty_prompt_is_held_where_the_recipe_says_so(untrained):
+def test_protect_null_leaves_the_empty_prompt_unchanged(untrained):
     null, oak = encode(untrained, [""])[0], encode(untrained, ["an oak"])[0]
     for hold, protect in ((True, ["a red car"]), (False, [])):
         recipe = replace(QUICK, protect_null=hold)
@@ -236,7 +238,7 @@ def test_the_empty_prompt_is_held_where_the_recipe_says_so(untrained):
             assert (oak @ A.T @ B.T).abs().max() > 1e-6
 
 
-def test_several_concepts_share_an_eraser_and_have_targets_of_their_own(untrained):
+def test_training_of_two_concepts_gives_each_a_target_of_its_own(untrained):
     both = [Concept("car", synonyms=("automobile",)), "oak"]
     eraser = erase(untrained, both, target=("truck", None), recipe=QUICK, progress=False)
     car, oak = eraser.config.concepts
@@ -247,7 +249,9 @@ def test_several_concepts_share_an_eraser_and_have_targets_of_their_own(untraine
     assert not torch.allclose(alone.delta(path), eraser.delta(path))
 
 
-def test_the_pool_preserves_words_of_the_vocabulary_and_never_the_concept(untrained, monkeypatch):
+def test_pool_in_training_names_words_of_the_vocabulary_and_never_the_concept(
+    untrained, monkeypatch
+):
     said = []
 
     def watched(model, prompts):
@@ -262,7 +266,7 @@ def test_the_pool_preserves_words_of_the_vocabulary_and_never_the_concept(untrai
     assert not any("truck" in prompt.replace("fire truck", "") for prompt in pool)
 
 
-def test_a_stopped_run_goes_on_in_its_folder_and_samples_nothing_anew(
+def test_training_resumes_in_its_work_folder_and_samples_nothing_anew(
     untrained, tmp_path, monkeypatch
 ):
     recipe = replace(QUICK, steps=40)
@@ -296,7 +300,7 @@ def test_a_stopped_run_goes_on_in_its_folder_and_samples_nothing_anew(
         erase(untrained, "car", recipe=replace(recipe, learning_rate=0.5), **options)
 
 
-def test_the_student_may_sample_its_own_latents_on_the_way(untrained):
+def test_refresh_lets_the_student_sample_the_latents_anew(untrained):
     once = erase(untrained, "car", target="truck", recipe=QUICK, progress=False)
     twice = [
         erase(untrained, "car", target="truck", recipe=replace(QUICK, refresh=1), progress=False)
@@ -322,14 +326,14 @@ def test_the_student_may_sample_its_own_latents_on_the_way(untrained):
         ),
     ],
 )
-def test_more_bad_requests_are_refused(untrained, options, message):
+def test_training_refuses_further_bad_requests(untrained, options, message):
     with pytest.raises(ErasureError, match=message):
         erase(untrained, "car", progress=False, **options)
     assert not getattr(untrained.unet, "peft_config", None)
 
 
 @pytest.mark.parametrize("name", ["surgical-age", "age", "all-but-one"])
-def test_models_whose_schedule_ends_in_noise_alone_are_trained(untrained, name):
+def test_training_works_where_the_schedule_ends_in_noise_alone(untrained, name):
     config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     untrained.scheduler = DDIMScheduler.from_config(
         untrained.scheduler.config, prediction_type="v_prediction", **config

@@ -19,20 +19,20 @@ def quick(monkeypatch):
     monkeypatch.setattr(choosing, "default_recipe", brief)
 
 
-def test_with_a_vocabulary_an_eraser_is_trained(untrained, capsys):
+def test_choose_recipe_trains_with_a_vocabulary(untrained, capsys):
     eraser = erase(untrained, "car", vocabulary=WORDS)
     assert eraser.config.recipe == "surgical-age"
     assert eraser.config.concepts[0].target in WORDS.words
     assert "recipe surgical-age: the vocabulary lists what to preserve" in capsys.readouterr().err
 
 
-def test_without_one_it_is_solved(untrained, capsys):
+def test_choose_recipe_solves_without_a_vocabulary(untrained, capsys):
     eraser = erase(untrained, "car")
     assert eraser.config.recipe == "closed-form"
     assert "without a vocabulary training would preserve nothing" in capsys.readouterr().err
 
 
-def test_without_a_unet_it_is_solved_too(untrained, capsys):
+def test_choose_recipe_solves_without_a_unet(untrained, capsys):
     parts = {name: part for name, part in untrained.components.items() if name != "unet"}
     texts = type(untrained)(**parts, unet=None, requires_safety_checker=False)
     assert erase(texts, "car", vocabulary=WORDS).config.recipe == "closed-form"
@@ -40,7 +40,7 @@ def test_without_a_unet_it_is_solved_too(untrained, capsys):
 
 
 @pytest.mark.parametrize("options", [{"steps": 1}, {"target": Nearest(WORDS)}])
-def test_who_asks_for_training_gets_it(untrained, capsys, options):
+def test_choose_recipe_trains_if_an_argument_needs_training(untrained, capsys, options):
     eraser = erase(untrained, "car", progress=False, **options)
     assert eraser.config.recipe == "surgical-age"
     assert capsys.readouterr().err == ""

@@ -28,7 +28,7 @@ def linear(base, slope, seen):
     return observe
 
 
-def test_states_move_by_the_amounts_towards_the_attributes(untrained):
+def test_debias_moves_states_by_the_amounts_towards_the_attributes(untrained):
     texts = texts_of(untrained)
     blend = Blend.of(texts, Concept("car"), ["red", "{} at night"], prompts=2)
     plain, red, night = (
@@ -43,7 +43,7 @@ def test_states_move_by_the_amounts_towards_the_attributes(untrained):
     assert torch.allclose(blend.at([0.5, 0.0])[first], expected, atol=1e-6)
 
 
-def test_rounds_go_on_until_the_shares_are_the_goal(untrained):
+def test_debias_ends_when_the_shares_reach_the_goal(untrained):
     seen = []
     observe = linear([0.8, 0.1], 0.3, seen)
     eraser = debias(untrained, "car", ["red", "blue"], observe, goal=[0.5, 0.4], recipe=FREE)
@@ -61,7 +61,7 @@ def test_rounds_go_on_until_the_shares_are_the_goal(untrained):
     assert ((null @ T.V) @ T.U.T).norm() < 1e-6 * null.norm()
 
 
-def test_a_round_that_makes_it_worse_is_not_what_is_returned(untrained):
+def test_debias_returns_the_best_round(untrained):
     shares = iter([[0.9, 0.1], [0.6, 0.4], [0.0, 1.0]])
     eraser = debias(
         untrained, "car", ["red", "blue"], lambda _: next(shares), rounds=2, tolerance=0.01
@@ -69,7 +69,7 @@ def test_a_round_that_makes_it_worse_is_not_what_is_returned(untrained):
     assert eraser.config.results["share of red"] == 0.6
 
 
-def test_it_is_loaded_and_taken_off_as_any_other(untrained, picture, tmp_path):
+def test_eraser_of_debias_is_loaded_and_unloaded_as_any_other(untrained, picture, tmp_path):
     eraser = debias(untrained, "car", ["red", "blue"], linear([0.9, 0.1], 0.3, []), rounds=2)
     before = picture(untrained, "a photo of a car")
     untrained.load_erasure(eraser.save_pretrained(tmp_path / "balanced"))
@@ -98,7 +98,7 @@ def test_it_is_loaded_and_taken_off_as_any_other(untrained, picture, tmp_path):
         (["red", "blue"], {"observe": lambda _: [0.5, 0.5]}, "nothing to do"),
     ],
 )
-def test_what_cannot_be_balanced_is_refused(untrained, attributes, options, message):
+def test_debias_refuses_bad_arguments(untrained, attributes, options, message):
     options = {"observe": linear([0.9, 0.1], 0.3, []), **options}
     with pytest.raises(ErasureError, match=message):
         debias(untrained, "car", attributes, **options)

@@ -17,7 +17,7 @@ def pair(untrained, make_eraser):
     return [make_eraser(untrained.unet, seed=k, concept=c) for k, c in enumerate(("car", "dog"))]
 
 
-def test_a_sum_draws_what_both_draw(untrained, pair, picture, tmp_path):
+def test_stack_as_a_sum_draws_what_both_erasers_draw(untrained, pair, picture, tmp_path):
     with pytest.warns(UserWarning, match="changes the concept of"):
         untrained.load_erasure(pair, strength=[0.5, 2.0])
     both = picture(untrained)
@@ -30,7 +30,7 @@ def test_a_sum_draws_what_both_draw(untrained, pair, picture, tmp_path):
     assert one.config.parameters["strengths"] == [0.5, 2.0]
 
 
-def test_the_order_is_no_matter_and_folders_are_read(pair, tmp_path):
+def test_stack_reads_folders_and_does_not_depend_on_their_order(pair, tmp_path):
     folders = [e.save_pretrained(tmp_path / e.config.title) for e in pair]
     forward, backward = stack(folders), stack(folders[::-1])
     for path in forward.factors:
@@ -39,7 +39,7 @@ def test_the_order_is_no_matter_and_folders_are_read(pair, tmp_path):
 
 @pytest.mark.parametrize("kind", ["trained", "solved"])
 @pytest.mark.parametrize("fusion", ["sum", "gram"])
-def test_protected_prompts_are_not_changed(untrained, pair, kind, fusion):
+def test_stack_does_not_change_protected_prompts(untrained, pair, kind, fusion):
     if kind == "solved":
         pair = [erase(untrained, n, vocabulary=WORDS, recipe="uce") for n in ("car", "dog")]
     kept = "a photo of a red oak"
@@ -67,7 +67,7 @@ def test_gram_fusion_lets_erasers_interfere_less_than_their_sum(untrained):
         assert astray[1] < 0.7 * astray[0]
 
 
-def test_what_cannot_be_stacked_is_said_before_anything_is_done(untrained, pair):
+def test_stack_refuses_bad_arguments_before_anything_is_done(untrained, pair):
     for arguments, message in (
         ({"fusion": "ties"}, "Known: sum, gram"),
         ({"fusion": "gram"}, "Gram fusion needs the text encoder"),
@@ -81,7 +81,7 @@ def test_what_cannot_be_stacked_is_said_before_anything_is_done(untrained, pair)
         stack([])
 
 
-def test_the_command_line_stacks_folders(pair, tmp_path):
+def test_stack_command_combines_folders(pair, tmp_path):
     folders = [str(e.save_pretrained(tmp_path / e.config.title)) for e in pair]
     order = [
         "stack",

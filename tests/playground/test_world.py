@@ -61,7 +61,7 @@ def names_in(text):
 
 
 def untruths(scene, caption):
-    """What a caption says that its scene does not show."""
+    """Words of a caption that its scene does not show."""
     names = {
         name: {name, FAMILY_OF[name], *SYNONYMS.get(name, ())}
         for name in (thing.object for thing in scene.things)

@@ -106,7 +106,7 @@ def test_adapter_mode_leaves_the_adapters_of_others_as_they_are(
     assert abs(both - styled).max() > 1e-3
 
 
-def test_if_an_adapter_cannot_be_added_everything_is_as_it_was(
+def test_load_erasure_restores_everything_if_an_adapter_cannot_be_added(
     untrained, make_eraser, picture, monkeypatch
 ):
     unet = untrained.unet
@@ -129,7 +129,7 @@ def test_if_an_adapter_cannot_be_added_everything_is_as_it_was(
     assert abs(picture(untrained) - drawn).max() == 0
 
 
-def test_if_a_hook_refuses_adapters_and_weights_are_as_they_were(
+def test_load_erasure_restores_adapters_and_weights_if_a_hook_fails(
     untrained, make_eraser, monkeypatch
 ):
     unet = untrained.unet
@@ -163,13 +163,13 @@ def test_adapter_name_takes_names_that_peft_does_not(untrained, make_eraser):
     untrained.unload_erasures()
 
 
-def test_an_adapter_of_somebody_else_may_have_a_name_like_ours(untrained, make_eraser, style):
+def test_adapter_mode_leaves_a_foreign_adapter_with_a_name_like_ours(untrained, make_eraser, style):
     untrained.load_lora_weights(style, adapter_name="erasure_of_time")
     untrained.load_erasure(make_eraser(untrained.unet), mode="adapter")
     assert untrained.get_active_adapters() == ["erasure_of_time", "erasure_car"]
 
 
-def test_nothing_is_changed_while_adapters_are_fused(untrained, make_eraser, style):
+def test_load_erasure_changes_nothing_while_adapters_are_fused(untrained, make_eraser, style):
     untrained.load_erasure(make_eraser(untrained.unet, seed=1, concept="baked"))
     untrained.load_lora_weights(style, adapter_name="S")
     untrained.fuse_lora(adapter_names=["S"])

@@ -16,7 +16,9 @@ def test_verify_erasures_of_weights_that_are_no_numbers_is_unknown(untrained, ma
     assert math.isnan(untrained.verify_erasures()["car"])
 
 
-def test_an_eraser_that_makes_half_precision_weights_infinite_is_refused(untrained, make_eraser):
+def test_load_erasure_refuses_an_eraser_that_makes_half_precision_weights_infinite(
+    untrained, make_eraser
+):
     untrained.unet.half()
     before = {k: v.clone() for k, v in untrained.unet.state_dict().items()}
     eraser = make_eraser(untrained.unet, scale=1e3)  # entries of some 1e6

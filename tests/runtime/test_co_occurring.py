@@ -65,7 +65,7 @@ def own(untrained, untrained_parts):
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize("mode", ["auto", "hook"])
-def test_an_eraser_acts_beside_other_changes_of_the_model(
+def test_load_erasure_acts_beside_other_changes_of_the_model(
     own, make_eraser, picture, change, before, mode
 ):
     pipe, other = own, copy.deepcopy(own)

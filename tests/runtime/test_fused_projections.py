@@ -12,7 +12,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*an ordinary adapter is switche
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd3", "flux"])
-def test_fused_weights_are_those_of_the_projections_until_they_are_unfused(untrained, family):
+def test_fused_projections_have_the_weights_of_the_projections_until_unfused(untrained, family):
     pipe = untrained if family == "sd1" else getattr(zoo, family)(untrained.tokenizer)
     denoiser = pipe.unet if family == "sd1" else pipe.transformer
     assert fused_weights(denoiser) == {}

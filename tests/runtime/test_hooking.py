@@ -56,7 +56,7 @@ def test_a_text_map_in_hook_mode_draws_what_it_draws_in_bake_mode(untrained, pic
 
 
 @pytest.mark.parametrize("modes", [("hook", "hook"), ("bake", "hook"), ("hook", "bake")])
-def test_text_maps_add_up_in_whatever_modes(untrained, picture, modes):
+def test_text_maps_in_any_pair_of_modes_add_up(untrained, picture, modes):
     words = Vocabulary(("truck", "oak", "fish"))
     several = [
         erase(untrained, name, target="truck", vocabulary=words, recipe="uce").portable
@@ -107,7 +107,7 @@ def test_auto_mode_hooks_weights_in_eight_bits(untrained, make_eraser, picture):
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_a_hook_follows_the_model_to_another_precision(untrained, make_eraser, half):
+def test_hook_mode_follows_the_model_to_another_precision(untrained, make_eraser, half):
     layer = next(iter(projections(untrained.unet, ("to_v",)).values()))
     x = torch.randn(3, layer.in_features)
     untrained.load_erasure(make_eraser(untrained.unet, scale=0.4), mode="hook")
@@ -118,7 +118,7 @@ def test_a_hook_follows_the_model_to_another_precision(untrained, make_eraser, h
     assert torch.allclose(said.float(), exact, atol=0.1, rtol=0.05)
 
 
-def test_a_copy_of_the_denoiser_has_hooks_of_its_own(untrained, make_eraser, picture):
+def test_hook_mode_gives_a_copy_of_the_denoiser_hooks_of_its_own(untrained, make_eraser, picture):
     untrained.load_erasure(make_eraser(untrained.unet, scale=0.4), mode="hook")
     erased, mine = picture(untrained), untrained.unet
     other = copy.deepcopy(mine)
@@ -129,7 +129,9 @@ def test_a_copy_of_the_denoiser_has_hooks_of_its_own(untrained, make_eraser, pic
     assert hooks(other) == 0
 
 
-def test_a_compiled_model_is_compiled_anew_for_the_first_hook(untrained, make_eraser, picture):
+def test_hook_mode_compiles_a_compiled_model_anew_for_the_first_hook(
+    untrained, make_eraser, picture
+):
     untrained.unet.compile(backend="eager")
     base = picture(untrained)
     untrained.load_erasure(make_eraser(untrained.unet, scale=0.4), mode="bake")
@@ -157,7 +159,7 @@ def test_export_erased_refuses_hooks_and_verify_erasures_counts_missing_ones(
 
 
 @pytest.mark.parametrize("fails_at", range(4))
-def test_if_a_change_fails_half_way_nothing_is_changed(
+def test_load_erasure_changes_nothing_if_a_change_fails_half_way(
     untrained, make_eraser, monkeypatch, fails_at
 ):
     """Weights and hooks in one call, with a failure at one of the steps."""
@@ -192,7 +194,7 @@ def test_if_a_change_fails_half_way_nothing_is_changed(
 
 
 @pytest.mark.parametrize("fails_at", [0, 1, 9, 13, 14])
-def test_if_a_weight_refuses_all_others_are_as_they_were(
+def test_load_erasure_restores_all_weights_if_one_cannot_be_written(
     untrained, make_eraser, monkeypatch, fails_at
 ):
     unet, copies = untrained.unet, 0

@@ -55,7 +55,7 @@ def test_interferences_ask_for_every_concept_of_an_eraser_with_its_own_kind(untr
 
 
 @pytest.mark.filterwarnings("ignore:The eraser")
-def test_every_target_of_an_eraser_is_looked_for_among_the_erased(untrained, make_eraser):
+def test_interference_compares_every_target_with_the_erased_concepts(untrained, make_eraser):
     both = make_eraser(untrained.unet, seed=1)
     concepts = (ErasedConcept("car"), ErasedConcept("oak", target="Paris, Texas"))
     both = replace(both, config=replace(both.config, concepts=concepts))
@@ -65,7 +65,7 @@ def test_every_target_of_an_eraser_is_looked_for_among_the_erased(untrained, mak
         untrained.load_erasure(paris)
 
 
-def test_maps_and_the_loras_they_amount_to_interfere_alike(untrained):
+def test_interference_is_equal_for_text_maps_and_their_loras(untrained):
     words = ["oak", "cat", "van"]
     several = [erase(untrained, n, vocabulary=words, recipe="uce") for n in ("car", "dog")]
     states = {"car": torch.randn(9, 128), "dog": torch.randn(7, 128)}
@@ -94,7 +94,7 @@ def test_interference_is_empty_for_one_eraser_and_beside_one_of_strength_zero(
 
 
 @pytest.mark.filterwarnings("ignore:The eraser")
-def test_loading_warns_of_a_target_that_another_eraser_erases(untrained, make_eraser):
+def test_load_erasure_warns_of_a_target_that_another_eraser_erases(untrained, make_eraser):
     untrained.load_erasure(make_eraser(untrained.unet))  # its target is `truck`
     truck = make_eraser(untrained.unet, seed=3, concept="lorry")
     erased = ErasedConcept("lorry", synonyms=("truck",))
@@ -132,7 +132,7 @@ def test_interference_of_another_concept_under_the_same_name_is_measured_anew(
 
 
 @pytest.mark.filterwarnings("ignore:The eraser")
-def test_offloaded_erasers_are_listed_and_verified_as_unknown(untrained, make_eraser):
+def test_verify_erasures_of_offloaded_weights_is_unknown(untrained, make_eraser):
     untrained.load_erasure([make_eraser(untrained.unet, seed=k) for k in (1, 2)], ["a", "b"])
     known = untrained.list_erasures()
     cpu_offload(untrained.unet, execution_device=torch.device("cpu"))
@@ -141,7 +141,7 @@ def test_offloaded_erasers_are_listed_and_verified_as_unknown(untrained, make_er
 
 
 @pytest.mark.filterwarnings("ignore:The eraser 'car' changes|The eraser 'dog' changes")
-def test_a_text_encoder_that_fails_keeps_no_eraser_from_loading(untrained, monkeypatch):
+def test_load_erasure_works_although_the_text_encoder_fails(untrained, monkeypatch):
     words = ["oak", "cat", "van"]
     several = [erase(untrained, n, vocabulary=words, recipe="uce") for n in ("car", "dog")]
     untrained.load_erasure(several[0])
@@ -162,7 +162,7 @@ def test_a_text_encoder_that_fails_keeps_no_eraser_from_loading(untrained, monke
 
 @pytest.mark.filterwarnings("ignore:The eraser 'car' changes|The eraser 'dog' changes")
 @pytest.mark.parametrize("make", zoo.WITHOUT_ENCODE_PROMPT)
-def test_closed_form_erasers_load_on_pipelines_without_a_usual_encode_prompt(untrained, make):
+def test_load_erasure_works_without_a_usual_encode_prompt(untrained, make):
     pipe, usual = make(untrained)
     several = [erase(usual, n, vocabulary=["oak", "cat"], recipe="uce") for n in ("car", "dog")]
     pipe.load_erasure([eraser.portable for eraser in several])
@@ -187,7 +187,7 @@ def test_interference_is_measured_where_encode_prompt_counts_videos(untrained):
         assert len(found.interference) == 1
 
 
-def test_a_latent_upscaler_reads_other_states_of_the_same_encoder_and_has_erasers_of_its_own(
+def test_latent_upscaler_refuses_erasers_of_the_usual_states_and_loads_its_own(
     untrained,
 ):
     pipe, usual = zoo.latent_upscaler(untrained)

@@ -51,7 +51,7 @@ def close(unet, reference):
     )
 
 
-def test_loading_changes_the_picture_and_unloading_restores_it_bit_for_bit(
+def test_load_erasure_changes_the_picture_and_unload_erasure_restores_it_bit_for_bit(
     untrained, make_eraser, picture
 ):
     before, base = weights(untrained.unet), picture(untrained)
@@ -89,7 +89,7 @@ def test_after_any_sequence_the_weights_are_the_exact_sum_and_in_the_end_the_ori
     assert list_erasures(untrained) == {}
 
 
-def test_the_order_of_loading_leaves_no_trace(untrained, make_eraser):
+def test_load_erasure_does_not_depend_on_the_order(untrained, make_eraser):
     one, two = make_eraser(untrained.unet, seed=1), make_eraser(untrained.unet, seed=2)
     other = copy.deepcopy(untrained.unet)
     for unet, order in ((untrained.unet, "ab"), (other, "ba")):
@@ -98,7 +98,7 @@ def test_the_order_of_loading_leaves_no_trace(untrained, make_eraser):
     assert equal(untrained.unet, weights(other))
 
 
-def test_strength_zero_is_the_base_bit_for_bit(untrained, make_eraser):
+def test_set_erasure_strength_zero_is_the_base_bit_for_bit(untrained, make_eraser):
     before = weights(untrained.unet)
     untrained.load_erasure(make_eraser(untrained.unet), strength=0.0)
     assert equal(untrained.unet, before)
@@ -107,7 +107,7 @@ def test_strength_zero_is_the_base_bit_for_bit(untrained, make_eraser):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_restored_bit_for_bit_too(untrained, make_eraser, dtype):
+def test_unload_erasures_restores_half_precision_bit_for_bit(untrained, make_eraser, dtype):
     untrained.unet.to(dtype)
     before = weights(untrained.unet)
     untrained.load_erasure(make_eraser(untrained.unet))
@@ -116,7 +116,7 @@ def test_half_precision_is_restored_bit_for_bit_too(untrained, make_eraser, dtyp
     assert equal(untrained.unet, before)
 
 
-def test_moving_to_another_precision_in_between_is_no_foreign_change(untrained, make_eraser):
+def test_unload_erasures_after_a_change_of_precision_restores_the_weights(untrained, make_eraser):
     wanted = {k: v.bfloat16() for k, v in weights(untrained.unet).items()}
     untrained.load_erasure(make_eraser(untrained.unet))
     untrained.unet.to(torch.bfloat16)
@@ -124,7 +124,7 @@ def test_moving_to_another_precision_in_between_is_no_foreign_change(untrained, 
     assert equal(untrained.unet, wanted)
 
 
-def test_what_others_change_in_the_meantime_is_kept(untrained, make_eraser):
+def test_unload_erasures_keeps_changes_that_others_made(untrained, make_eraser):
     unet = untrained.unet
     style, eraser = make_eraser(unet, seed=5, concept="style"), make_eraser(unet, seed=6)
     wanted = exact(unet, (style, 1.0))
@@ -138,7 +138,7 @@ def test_what_others_change_in_the_meantime_is_kept(untrained, make_eraser):
 
 
 @pytest.mark.parametrize("mode", ["bake", "hook"])
-def test_an_eraser_stays_on_whatever_happens_to_other_adapters(
+def test_erasers_stay_on_whatever_happens_to_other_adapters(
     untrained, make_eraser, picture, tmp_path, mode
 ):
     """The calls that silently switch ordinary adapters off, one after the other."""
@@ -197,7 +197,7 @@ def test_a_copy_of_the_denoiser_has_its_own_erasures(untrained, make_eraser):
     assert not equal(twin, before)
 
 
-def test_disabled_inside_the_block_and_back_after_it_even_if_it_fails(untrained, make_eraser):
+def test_erasures_disabled_ends_with_its_block_even_if_that_fails(untrained, make_eraser):
     before = weights(untrained.unet)
     untrained.load_erasure(make_eraser(untrained.unet), strength=0.7)
     erased = weights(untrained.unet)
@@ -302,7 +302,7 @@ def test_a_copy_made_inside_erasures_disabled_is_a_base_that_erasers_load_on(
     assert list(list_erasures(twin)) == ["car"]
 
 
-def test_names_are_unique_and_unknown_ones_are_answered_with_the_known(untrained, make_eraser):
+def test_erasure_names_are_unique_and_errors_list_the_known(untrained, make_eraser):
     untrained.load_erasure(make_eraser(untrained.unet))
     with pytest.raises(ErasureError, match="'car' is loaded already"):
         untrained.load_erasure(make_eraser(untrained.unet, seed=3))
@@ -314,7 +314,7 @@ def test_names_are_unique_and_unknown_ones_are_answered_with_the_known(untrained
     assert untrained.list_erasures()["car"].strength == 1.0
 
 
-def test_an_eraser_of_another_architecture_is_refused_and_nothing_moves(untrained, make_eraser):
+def test_load_erasure_refuses_another_architecture_and_changes_nothing(untrained, make_eraser):
     before = weights(untrained.unet)
     eraser = make_eraser(untrained.unet)
     wide = {path: (torch.ones(2, 768), B) for path, (_, B) in eraser.factors.items()}
@@ -329,9 +329,7 @@ def test_an_eraser_of_another_architecture_is_refused_and_nothing_moves(untraine
         assert untrained.list_erasures() == {}
 
 
-def test_a_text_map_is_refused_where_the_text_is_projected_before_it_is_read(
-    untrained, make_eraser
-):
+def test_load_erasure_refuses_a_text_map_where_the_text_is_projected_first(untrained, make_eraser):
     eraser = erase(untrained, "car", vocabulary=["oak", "cat"], recipe="uce")
     untrained.unet = zoo.unet(128, encoder_hid_dim=128, encoder_hid_dim_type="text_proj")
     before = weights(untrained.unet)
@@ -345,7 +343,7 @@ def test_a_text_map_is_refused_where_the_text_is_projected_before_it_is_read(
     assert untrained.list_erasures()["car"].interference == {}
 
 
-def test_weights_that_cannot_be_rewritten_are_refused(untrained, make_eraser):
+def test_load_erasure_refuses_weights_that_cannot_be_rewritten(untrained, make_eraser):
     eraser = make_eraser(untrained.unet)
     next(iter(projections(untrained.unet, ("to_v",)).values())).to("meta")
     before = {k: v.clone() for k, v in untrained.unet.state_dict().items() if not v.is_meta}
@@ -356,7 +354,9 @@ def test_weights_that_cannot_be_rewritten_are_refused(untrained, make_eraser):
     assert all(torch.equal(untrained.unet.state_dict()[k], v) for k, v in before.items())
 
 
-def test_fused_projections_are_refused_until_they_are_unfused(untrained, make_eraser, picture):
+def test_load_erasure_refuses_fused_projections_until_they_are_unfused(
+    untrained, make_eraser, picture
+):
     eraser = make_eraser(untrained.unet, scale=0.3)
     untrained.fuse_qkv_projections()
     with pytest.raises(ErasureError, match="unfuse_qkv_projections"):
@@ -368,7 +368,7 @@ def test_fused_projections_are_refused_until_they_are_unfused(untrained, make_er
     assert abs(picture(untrained) - erased).max() < 1e-4
 
 
-def test_erasers_cannot_be_loaded_inside_erasures_disabled(untrained, make_eraser):
+def test_load_erasure_is_refused_inside_erasures_disabled(untrained, make_eraser):
     untrained.load_erasure(make_eraser(untrained.unet))
     with untrained.erasures_disabled(), pytest.raises(ErasureError, match="after the `with` block"):
         untrained.load_erasure(make_eraser(untrained.unet, seed=1), name="second")
@@ -376,7 +376,7 @@ def test_erasers_cannot_be_loaded_inside_erasures_disabled(untrained, make_erase
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_a_trip_through_half_precision_is_no_foreign_change(untrained, make_eraser, half):
+def test_half_precision_and_back_is_no_foreign_change(untrained, make_eraser, half):
     wanted = {k: v.to(half).float() for k, v in weights(untrained.unet).items()}
     untrained.load_erasure(make_eraser(untrained.unet))
     untrained.unet.to(half).float()
@@ -384,7 +384,7 @@ def test_a_trip_through_half_precision_is_no_foreign_change(untrained, make_eras
     assert equal(untrained.unet, wanted)
 
 
-def test_load_erasure_loads_all_of_several_or_none(untrained, make_eraser):
+def test_load_erasure_loads_all_erasers_of_a_list_or_none(untrained, make_eraser):
     unet, before = untrained.unet, weights(untrained.unet)
     one, two = (make_eraser(unet, seed=k, concept=name) for k, name in enumerate(("car", "cat")))
     assert untrained.load_erasure([one, two], strength=[1.0, 0.5]) == ["car", "cat"]

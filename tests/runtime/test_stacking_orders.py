@@ -75,7 +75,7 @@ def style_folder(tmp_path_factory):
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(calls=orders())
-def test_an_eraser_among_adapters_acts_as_if_added_to_the_weights_by_hand(
+def test_load_erasure_among_adapters_equals_adding_the_eraser_to_the_weights(
     mode, calls, untrained, make_eraser, style_folder
 ):
     if not style_folder.exists():

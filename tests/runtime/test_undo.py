@@ -62,7 +62,7 @@ def carried_out(unet, erasers, call):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_the_last_unload_gives_back_the_original_weights_bit_for_bit(
+def test_last_unload_erasure_restores_the_original_weights_bit_for_bit(
     untrained_parts, make_eraser, dtype
 ):
     original = copy.deepcopy(untrained_parts["unet"]).to(dtype)
@@ -132,7 +132,7 @@ def test_keep_base_keeps_the_originals_on_the_cpu_or_not_at_all(untrained, make_
         load_erasure(unet, make_eraser(unet, seed=4), name="d", keep_base="disk")
 
 
-def test_kept_weights_are_as_large_as_the_changed_layers(untrained, make_eraser):
+def test_keep_base_stores_as_many_numbers_as_the_changed_layers_have(untrained, make_eraser):
     unet = untrained.unet
     load_erasure(unet, make_eraser(unet))
     for path, known in unet._erasures.backends["bake"].layers.items():

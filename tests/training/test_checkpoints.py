@@ -35,7 +35,7 @@ def finish(*processes):
 
 
 @pytest.mark.parametrize(("form", "refresh"), [("table", "0"), ("minimax", "0"), ("table", "2")])
-def test_a_killed_run_goes_on_to_the_weights_of_one_that_was_not(tmp_path, form, refresh):
+def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, form, refresh):
     how = {"FORM": form, "REFRESH": refresh}
     whole = start(tmp_path / "whole", 7, 4, **how)
     killed = start(tmp_path / "never", 7, 4, tmp_path / "run", **how)
@@ -53,7 +53,7 @@ def test_a_killed_run_goes_on_to_the_weights_of_one_that_was_not(tmp_path, form,
     assert any(value.abs().sum() > 0 for name, value in one.items() if name.endswith(".1"))
 
 
-def test_two_processes_end_with_the_weights_of_one_that_does_the_work_of_both(tmp_path):
+def test_train_in_two_processes_gives_the_weights_of_one_with_both_batches(tmp_path):
     rendezvous = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29653"}
     ranks = [
         start(tmp_path / rank, 3, 2, FORM="table", RANK=rank, LOCAL_RANK=rank, **rendezvous)
@@ -66,7 +66,7 @@ def test_two_processes_end_with_the_weights_of_one_that_does_the_work_of_both(tm
     assert all(torch.allclose(zero[name], both[name], atol=1e-5) for name in zero)
 
 
-def test_checkpoints_are_rotated_and_the_newest_is_found(tmp_path):
+def test_checkpoints_delete_old_files_and_find_the_newest(tmp_path):
     checkpoints = Checkpoints(tmp_path / "new", {"seed": 0}, newest=2)
     assert checkpoints.latest() is None
     for step in (20, 40, 60):
@@ -78,7 +78,7 @@ def test_checkpoints_are_rotated_and_the_newest_is_found(tmp_path):
     assert state["w"].tolist() == [60, 60]
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_a_foreign_file_left_alone(tmp_path):
+def test_checkpoints_skip_a_damaged_file_and_leave_other_files_alone(tmp_path):
     checkpoints = Checkpoints(tmp_path, {"seed": 0})
     checkpoints.save(20, {"w": torch.ones(1)})
     (tmp_path / "checkpoint-000040.safetensors").write_bytes(b"half")
@@ -89,14 +89,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_a_foreign_file_left_alone(tmp_p
     assert (tmp_path / "notes.txt").exists()
 
 
-def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path):
+def test_checkpoints_refuse_another_run_and_name_the_difference(tmp_path):
     Checkpoints(tmp_path, {"seed": 0, "concept": "car"}).save(20, {"w": torch.ones(1)})
     with pytest.raises(ErasureError, match=r"concept was 'car', is 'oak'") as refused:
         Checkpoints(tmp_path, {"seed": 0, "concept": "oak"}).latest()
     assert "seed" not in str(refused.value)
 
 
-def test_a_full_disk_is_reported_and_leaves_the_former_checkpoints(tmp_path):
+def test_checkpoints_report_a_full_disk_and_leave_former_files(tmp_path):
     checkpoints = Checkpoints(tmp_path, {})
     checkpoints.save(1, {"w": torch.ones(1)})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

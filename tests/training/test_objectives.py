@@ -53,7 +53,7 @@ def test_steer_equals_esd_written_out(view, eta):
     assert torch.allclose(loss, from_concept, rtol=1e-5)
 
 
-def test_without_negative_guidance_steer_is_pure_replacement(view):
+def test_steer_with_eta_zero_is_pure_replacement(view):
     v = view.view
     assert torch.allclose(
         Steer(0.0)({"concept": v}), mse_loss(v.student("concept"), v.teacher("target")), rtol=1e-6
@@ -75,14 +75,14 @@ def test_sum_is_linear_in_its_weights(view):
     assert torch.allclose(both, 2 * steer(views) + 0.5 * keep(views))
 
 
-def test_losses_reach_the_eraser_alone(view):
+def test_objectives_have_gradients_for_the_eraser_alone(view):
     Sum(((1.0, Steer()), (1.0, Keep("null", at="concept"))))({"concept": view.view}).backward()
     ours = {id(p) for p in view.lora.parameters}
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in view.lora.parameters)
     assert all(p.grad is None for p in view.unet.parameters() if id(p) not in ours)
 
 
-def test_the_surgical_update_is_the_formula_written_out(view):
+def test_steer_guidance_equals_its_formula_written_out(view):
     v, eta = view.view, 1.5
     concept, target, null = (v.teacher(role) for role in ("concept", "target", "null"))
     wanted = (target - null) - eta * ((concept - null) - (target - null))
@@ -92,7 +92,7 @@ def test_the_surgical_update_is_the_formula_written_out(view):
     assert not torch.allclose(loss, Steer(eta)({"concept": v}), rtol=1e-2)
 
 
-def test_the_surgical_update_pulls_the_concept_and_not_the_null_score(view):
+def test_steer_guidance_moves_the_concept_and_not_the_null_score(view):
     """Its gradient is that of the same loss with the student's null score a constant."""
     v = view.view
 
@@ -108,7 +108,7 @@ def test_the_surgical_update_pulls_the_concept_and_not_the_null_score(view):
     assert not torch.allclose(ours, pulled, atol=1e-3 * pulled.abs().max())
 
 
-def test_with_a_protected_null_score_the_surgical_update_is_steer(untrained):
+def test_steer_guidance_is_steer_where_the_null_score_is_protected(untrained):
     """Value and gradient: the constraint makes two papers one."""
     generator = torch.Generator().manual_seed(0)
     states = {r: torch.randn(2, 24, 128, generator=generator) for r in ("concept", "target")}
@@ -130,7 +130,7 @@ def test_with_a_protected_null_score_the_surgical_update_is_steer(untrained):
         assert Keep("null", at="concept")(views) < 1e-10
 
 
-def test_a_drift_of_both_branches_is_seen_by_the_null_term_alone(view):
+def test_keep_of_the_null_score_alone_notices_a_drift_of_both_scores(view):
     """Adding d to every student score leaves the surgical loss and costs λ mean d^2."""
     v = view.view
 
@@ -147,7 +147,7 @@ def test_a_drift_of_both_branches_is_seen_by_the_null_term_alone(view):
         assert not torch.allclose(Steer()(views), Steer()(base), rtol=1e-2)
 
 
-def test_shifting_the_guidance_of_the_bare_concept_replaces_it(view):
+def test_shift_guidance_of_the_bare_concept_replaces_it(view):
     v = view.view
     states = {**v.states, "bare": v.states["concept"], "bare target": v.states["target"]}
     bare = {"concept": replace(v, states=states)}
@@ -178,7 +178,7 @@ def test_error_weighs_times_by_its_space(view):
     assert torch.allclose(error(v, zero, off, "x0"), mse_loss(x0, moved), rtol=1e-4)
 
 
-def test_x0_and_min_snr_are_the_same_error_whatever_the_network_predicts(view):
+def test_error_in_x0_and_min_snr_does_not_depend_on_the_prediction_type(view):
     """An error d of the clean picture, seen as noise, as v and as itself."""
     v, d = view.view, 0.3
     alpha = v.alpha

@@ -56,7 +56,7 @@ def view_of(context, rows=(0, 4, 7, 11)):
     return context.trajectories.at(context.denoiser, torch.tensor(rows))
 
 
-def test_a_fixed_target_stands_in_the_concepts_own_prompts(context):
+def test_fixed_target_replaces_the_concept_in_its_prompts(context):
     s = context.context
     targets = Fixed(("truck", None)).begin(s)
     texts = ["a red truck", "a truck at night", "a photo", "a blue"]
@@ -74,7 +74,7 @@ def test_a_fixed_target_stands_in_the_concepts_own_prompts(context):
         Fixed(("a", "b", "c")).begin(s)
 
 
-def test_a_whole_target_is_the_whole_prompt(context):
+def test_fixed_whole_target_is_the_whole_prompt(context):
     view = Fixed("", whole=True).begin(context.context).with_target(view_of(context.context))
     assert torch.equal(view.states["target"], encode(context.pipe, [""]).expand(4, -1, -1))
 
@@ -97,7 +97,7 @@ def test_distances_measure_a_word_once(context):
     assert s.denoiser.evaluations == before + 6
 
 
-def test_the_nearest_word_is_nearest_and_no_name_of_an_erased_concept(context):
+def test_nearest_takes_the_nearest_word_that_is_no_name_of_a_concept(context):
     chosen = Nearest(WORDS, synonym=0.0).begin(context.context).choices()
     for choice in chosen:
         assert set(choice.scores) == {"truck", "cat", "fish"}
@@ -108,7 +108,7 @@ def test_the_nearest_word_is_nearest_and_no_name_of_an_erased_concept(context):
         Nearest(Vocabulary(("cars", "automobile"))).begin(context.context)
 
 
-def test_the_mixture_gets_a_gradient_from_the_erase_term(context):
+def test_mixture_gets_a_gradient_from_the_erase_term(context):
     """The released code loses it: the target's copy is detached, the teacher without gradients."""
     s = context.context
     targets = Adaptive(WORDS, form="minimax", synonym=0).begin(s, seed=0)
@@ -119,7 +119,7 @@ def test_the_mixture_gets_a_gradient_from_the_erase_term(context):
     assert all(p.grad is None for p in context.lora.parameters)
 
 
-def test_learning_raises_the_loss_and_leaves_the_eraser_alone(context):
+def test_mixture_learn_raises_the_loss_and_leaves_the_eraser_alone(context):
     s = context.context
     for p in context.lora.parameters:
         torch.nn.init.normal_(p, std=0.2)
@@ -139,14 +139,14 @@ def test_learning_raises_the_loss_and_leaves_the_eraser_alone(context):
 
 
 @pytest.mark.parametrize("top_k", [None, 1, 2])
-def test_a_draw_mixes_as_many_words_as_asked(context, top_k):
+def test_mixture_mixes_top_k_words(context, top_k):
     targets = Adaptive(WORDS, form="minimax", synonym=0, top_k=top_k).begin(context.context, seed=0)
     weights = targets.weights().detach()
     assert torch.allclose(weights.sum(1), torch.ones(2))
     assert ((weights > 1e-6).sum(1) <= (top_k or 1)).all()
 
 
-def test_the_draws_of_a_step_depend_on_seed_and_step_alone(context):
+def test_mixture_draws_depend_on_seed_and_step_alone(context):
     s = context.context
     targets, other = (Adaptive(WORDS, form="minimax", synonym=0).begin(s, seed=k) for k in (0, 1))
 
@@ -161,8 +161,7 @@ def test_the_draws_of_a_step_depend_on_seed_and_step_alone(context):
     assert not torch.equal(drawn(other, 3), first)
 
 
-def test_the_table_follows_the_damage(context):
-    """With distance out of it, the word that the eraser moves most is the target."""
+def test_table_without_distance_chooses_the_word_the_eraser_moves_most(context):
     s = context.context
     how = Adaptive(WORDS, distance_weight=0.0, every=2, synonym=0)
     targets = how.begin(s)
@@ -188,7 +187,7 @@ def test_the_table_follows_the_damage(context):
 
 
 @pytest.mark.parametrize(("without", "chosen"), [(0.4, "cat"), (0.5, "fish"), (9.0, "cat")])
-def test_a_trial_takes_the_word_whose_edit_damages_its_worst_rival_least(context, without, chosen):
+def test_trial_takes_the_word_whose_edit_damages_its_worst_rival_least(context, without, chosen):
     """The edits of this test change every word, by different amounts.
 
     A word nearer than the prompt without the concept is no target, unless all words are.
@@ -217,12 +216,12 @@ def test_a_trial_takes_the_word_whose_edit_damages_its_worst_rival_least(context
     assert sorted(choice.scores, key=choice.scores.__getitem__) == ["cat", "fish", "truck"]
 
 
-def test_a_trial_needs_a_context_that_applies_edits(context):
+def test_trial_needs_a_context_that_applies_edits(context):
     with pytest.raises(ErasureError, match="needs a context with `apply_edit`"):
         Trial(WORDS, synonym=0).begin(context.context)
 
 
-def test_the_order_of_the_vocabulary_does_not_matter(context):
+def test_targets_do_not_depend_on_the_order_of_the_vocabulary(context):
     for p in context.lora.parameters:
         torch.nn.init.normal_(p, std=0.2)
     found = []
@@ -233,7 +232,7 @@ def test_the_order_of_the_vocabulary_does_not_matter(context):
     assert found[0] == found[1]
 
 
-def test_scores_of_a_target_that_was_chosen_before_are_looked_up(context):
+def test_table_looks_up_the_scores_of_earlier_targets(context):
     s = context.context
     targets = Adaptive(WORDS, synonym=0).begin(s)
     targets.with_target(view_of(s))

@@ -44,26 +44,26 @@ def loop(setting, steps, seed=0):
     )
 
 
-def test_the_loss_falls(setting):
+def test_train_lowers_the_loss(setting):
     losses = [step.loss for step in loop(setting, 30)]
     assert len(losses) == 30
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
-def test_each_step_costs_one_student_pass_when_all_scores_are_kept(setting):
+def test_train_costs_one_student_pass_a_step_when_all_scores_are_kept(setting):
     denoiser = setting[0]
     before = denoiser.evaluations
     list(loop(setting, 3))
     assert denoiser.evaluations - before == 3 * 4
 
 
-def test_the_caller_may_leave_at_any_time_and_nothing_runs_ahead(setting):
+def test_train_does_no_step_before_it_is_asked_for(setting):
     before = setting[0].evaluations
     assert [step.index for step in islice(loop(setting, 1000), 2)] == [0, 1]
     assert setting[0].evaluations - before == 2 * 4
 
 
-def test_the_seed_decides_the_run(untrained, setting):
+def test_train_is_determined_by_its_seed(untrained, setting):
     _, lora, _ = setting
     start = [p.detach().clone() for p in lora.parameters]
 
@@ -78,7 +78,7 @@ def test_the_seed_decides_the_run(untrained, setting):
     assert not torch.equal(one, other)
 
 
-def test_on_policy_latents_are_the_students_and_their_scores_are_asked_for(untrained, setting):
+def test_renewal_trains_on_latents_of_the_student(untrained, setting):
     denoiser, _, trajectories = setting
     concept = trajectories["concept"]
     states, null = concept.states["concept"], concept.states["null"][:1]
@@ -102,7 +102,7 @@ def test_on_policy_latents_are_the_students_and_their_scores_are_asked_for(untra
     assert denoiser.evaluations - before == sampled + known + asked
 
 
-def test_recipes_know_their_names():
+def test_recipes_are_listed_by_their_names():
     assert all(name == recipe.name for name, recipe in RECIPES.items())
     assert ESD.erase == Steer(eta=1.0)
 
@@ -196,7 +196,7 @@ def test_inner_loops_change_the_views_learn_and_are_resumed(setting, tmp_path):
     assert torch.equal(resumed, whole)
 
 
-def test_a_half_precision_run_resumes_with_the_scale_of_its_gradients(setting, tmp_path):
+def test_train_in_half_precision_resumes_with_the_scale_of_its_gradients(setting, tmp_path):
     """The first scale overflows and steps are skipped until it fits: not again after resuming."""
     denoiser, lora, trajectories = setting
     denoiser.unet.half()
@@ -226,7 +226,7 @@ def test_a_half_precision_run_resumes_with_the_scale_of_its_gradients(setting, t
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
-def test_training_lowers_the_loss_where_the_first_latent_is_noise_alone(untrained, prediction):
+def test_train_lowers_the_loss_where_the_first_latent_is_noise_alone(untrained, prediction):
     """Zero-terminal-SNR schedules, as fine-tunes of Stable Diffusion 2.1 have them."""
     known = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     scheduler = DDIMScheduler.from_config(

@@ -29,11 +29,6 @@ def detector_named(
 ) -> Detector:
     """The detector of that name, such as `nudenet` or `clip:openai/clip-vit-base-patch32`.
 
-    Args:
-        name: one of `DETECTORS` or of `others`.
-        labels: what a picture may show.
-        others: more detectors by name.
-
     Raises:
         ErasureError: the name is unknown, its model is missing, or the detector cannot be loaded.
     """

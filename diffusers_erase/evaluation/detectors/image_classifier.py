@@ -129,11 +129,7 @@ class ImageClassifier:
 
 
 def class_number(classes: Mapping[int, str], name: str) -> int:
-    """The number of the one class with this synonym, whole and in upper or lower case.
-
-    Raises:
-        ErasureError: no class has it, or several have.
-    """
+    """The number of the one class with this synonym, whole and in upper or lower case."""
     synonyms = {
         number: {part.strip().casefold() for part in (*label.split(","), label)}
         for number, label in classes.items()

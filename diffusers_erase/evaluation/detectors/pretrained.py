@@ -17,11 +17,7 @@ TOP = 5
 
 
 def load(kind: Any, model_id: str | Path, revision: str | None, **options: Any) -> Any:
-    """`kind.from_pretrained(model_id)`.
-
-    Raises:
-        ErasureError: it cannot be loaded.
-    """
+    """`kind.from_pretrained(model_id)`."""
     pinned = {} if revision is None else {"revision": revision}
     try:
         return kind.from_pretrained(str(model_id), **pinned, **options)
