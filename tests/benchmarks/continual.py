@@ -2,7 +2,7 @@
 
 python tests/benchmarks/continual.py --out docs/measured/continual.json
 
-Every fourth object of the playground, erased by each recipe with all other objects in its vocabulary;
+Every fourth object of the playground, erased by each recipe with all others in its vocabulary;
 eight pictures of each of the 42 after every step (DUGE's protocol).
 """
 
