@@ -65,14 +65,8 @@ def ddim_step(
     Diffusers' DDIM has no maximum and is nan where s² > 1-ᾱ'. The authors of the noise attack take
     the absolute value there, which is another step.
 
-    Args:
-        z: latents at ᾱ.
-        eps: the predicted noise in them.
-        alpha: ᾱ.
-        to: ᾱ'; a smaller one than ᾱ inverts.
-        s: standard deviation of the noise that is added.
-        noise: that noise.
-        clean: x̂_0; needed where ᾱ is 0, since noise does not determine it there.
+    `to` is ᾱ'; a smaller one than ᾱ inverts. x̂_0 must be given (`clean`) where ᾱ is 0, since noise
+    does not determine it there.
     """
     if clean is None:
         clean = (z - (1 - alpha) ** 0.5 * eps) / alpha**0.5

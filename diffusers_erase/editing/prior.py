@@ -126,13 +126,8 @@ def kept_moments(
     An empty group leaves its weight to the others. Without general prompts an edit that keeps all
     listed objects ruins styles.
 
-    Args:
-        texts: the text encoder.
-        listed: prompts to be kept.
-        near: prompts about the nearest words, which an edit damages first.
-        general: whether to keep the tokenizer's own words too (see `own_prompts`).
-        cache: where moments that were computed before are found.
-        encoder: a name for the text encoder's exact weights, for the cache.
+    `near` are prompts about the nearest words, which an edit damages first; `general` adds the
+    tokenizer's own words (see `own_prompts`); `encoder` names its weights for the cache.
     """
 
     def moments(prompts: Sequence[str]) -> Tensor:

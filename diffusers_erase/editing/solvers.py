@@ -47,14 +47,8 @@ class Problem:
 
         argmin_P  mean |(I + P) E - V|^2 + κ mean |P R|^2 + λ |P|^2
 
-        Args:
-            E: ... x width.
-            V: of the same shape.
-            kept: second moments of R, the states to be kept, width x width.
-            keep_weight: κ, how much R weighs against E.
-            ridge: λ, relative to the mean square of what is solved for.
-            protect: as in `solve`.
-            G: as above.
+        `kept` are second moments of R, the states to be kept; `ridge` is λ relative to the mean
+        square of what is solved for.
         """
         E, V = (x.detach().double().cpu().reshape(-1, x.shape[-1]) for x in (E, V))
         K = keep_weight * len(E) * kept.double().cpu()

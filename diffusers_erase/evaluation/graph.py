@@ -229,18 +229,6 @@ class Graph:
             },
         }
 
-    @classmethod
-    def of(cls, content: Mapping[str, Any]) -> "Graph":
-        """The inverse of `to_dict`."""
-        return cls(
-            {name: tuple(words) for name, words in content["families"].items()},
-            {word: Rate(*rate) for word, rate in content["base"].items()},
-            {
-                e: {word: Rate(*rate) for word, rate in row.items()}
-                for e, row in content["erased"].items()
-            },
-        )
-
     def csv(self) -> str:
         """One line per pair of concepts: families, hits and pictures before and after, damage."""
         text = io.StringIO()

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.graph import Graph, Likeness
 from diffusers_erase.evaluation.page import page, table
 from diffusers_erase.evaluation.plots import can_plot, heat_map, wheel
@@ -72,14 +71,6 @@ def graph_markdown(graph: Graph, likeness: Likeness | None = None) -> str:
             ),
         )
     )
-
-
-def read_graph(path: str | Path) -> Graph:
-    """Read a `graph.json`."""
-    try:
-        return Graph.of(json.loads(Path(path).read_text("utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ErasureError(f"'{path}' holds no concept graph: {error}.") from error
 
 
 def _listed(shares: Mapping[str, float]) -> str:

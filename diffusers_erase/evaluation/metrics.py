@@ -91,11 +91,8 @@ def esr(ranked: Sequence[Sequence[str]], wanted: str | Sequence[str], k: int = 1
 
     For pictures of erased classes (AP, arXiv 2410.15618; AGE, arXiv 2501.18950).
 
-    Args:
-        ranked: each picture's labels, best first; no labels where nothing can be judged.
-        wanted: the label that each picture should show, or one label for all; upper and lower case
-            are equal.
-        k: 1 or 5 in the papers.
+    `ranked` are each picture's labels, best first; none where nothing can be judged. `wanted` is
+    one label for each picture or for all, in upper or lower case.
 
     Raises:
         ErasureError: the numbers of pictures and labels differ, or k is below 1.
@@ -135,13 +132,6 @@ def paired_bootstrap(
     variation between prompts; with fewer than `ENOUGH_PROMPTS` prompts pairs alone are resampled.
     The interval is a point if all pairs change alike, and somewhat too narrow below 100 pairs (91 %
     coverage at 50): read it beside the two Wilson intervals.
-
-    Args:
-        before: whether each pair is a hit before.
-        after: whether it is one after.
-        prompts: the prompt of each pair.
-        resamples: more make the ends less random.
-        seed: equal seeds give equal intervals.
 
     Raises:
         ErasureError: no pairs, unequal lengths, values that are not true or false, or no resamples.

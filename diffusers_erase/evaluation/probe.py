@@ -44,11 +44,7 @@ def probe(
     2407.12383). An attacker who sets the text states, and not only the prompt, achieves as much.
     Every edit with a ridge is invertible, so the residual goes to zero with λ.
 
-    Args:
-        pipe: the base model's pipeline, without erasers.
-        eraser: trained or solved.
-        prompts: about the concept.
-        bound: λ, relative to the mean of the diagonal of Σ W^T W.
+    The pipeline has no erasers; λ is `bound` times the mean of the diagonal of Σ W^T W.
     """
     if not prompts:
         raise ErasureError("No prompts to probe with; give some about the concept.")

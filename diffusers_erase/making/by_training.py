@@ -205,18 +205,8 @@ class _Sampling:
     def __call__(self, prompts: Sequence[str], seed: int) -> Trajectories:
         states, null = self.model.encode(prompts), self.model.encode([""])
 
-        def sampled() -> Trajectories:
-            return sample_trajectories(
-                self.denoiser,
-                self._scheduler,
-                states,
-                null,
-                seed=seed,
-                **self._options,
-            )
-
         if self.cache is None:
-            return sampled()
+            return self._sampled(states, null, seed)
         key = {
             **self._options,
             "seed": seed,
@@ -226,7 +216,7 @@ class _Sampling:
             "class": type(self._scheduler).__name__,
             "precision": str(self.denoiser.precision),
         }
-        tensors = self.cache.get(key, lambda: sampled().tensors())
+        tensors = self.cache.get(key, lambda: self._sampled(states, null, seed).tensors())
         return Trajectories.of(tensors, states, null)
 
     @property
@@ -248,17 +238,15 @@ class _Sampling:
         states, null = self.model.encode(prompts), self.model.encode([""])
 
         def sample(step: int) -> Trajectories:
-            return sample_trajectories(
-                self.denoiser,
-                self._scheduler,
-                states,
-                null,
-                seed=seed * 1_000_003 + step,
-                student=True,
-                **self._options,
-            )
+            return self._sampled(states, null, seed * 1_000_003 + step, student=True)
 
         return Renewal(self.recipe.refresh, sample)
+
+    def _sampled(
+        self, states: Tensor, null: Tensor, seed: int, *, student: bool = False
+    ) -> Trajectories:
+        options = {**self._options, "seed": seed, "student": student}
+        return sample_trajectories(self.denoiser, self._scheduler, states, null, **options)
 
 
 def _weights(unet: Any) -> str:

@@ -16,10 +16,7 @@ def load_pipeline(
 ) -> StableDiffusionPipeline:
     """A fresh StableDiffusionPipeline of the playground: 64 x 64 pictures, 24 tokens, DDIM.
 
-    Args:
-        folder: a folder written by `playground.building`; the weights shipped with the package if
-            omitted.
-        dtype: precision of all parts; the files hold float16.
+    The folder is one written by `playground.building`; by default the shipped weights, in float16.
 
     Raises:
         FileNotFoundError: the folder holds no pipeline; the message says how to get one.

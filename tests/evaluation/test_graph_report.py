@@ -1,8 +1,9 @@
+import json
+
 import pytest
 
-from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.graph import Graph
-from diffusers_erase.evaluation.graph_report import read_graph, write_graph
+from diffusers_erase.evaluation.graph_report import write_graph
 from diffusers_erase.evaluation.metrics import Rate
 
 
@@ -21,7 +22,9 @@ def graph():
 
 def test_write_graph_writes_numbers_tables_figures_and_page(graph, tmp_path):
     folder = write_graph(graph, tmp_path / "graph", likeness=LIKENESS)
-    assert read_graph(folder / "graph.json") == graph
+    numbers = json.loads((folder / "graph.json").read_text())
+    assert numbers["erased"]["car"]["truck"] == [60, 100]
+    assert numbers["families"]["vehicle"] == ["car", "truck"]
     assert len((folder / "graph.csv").read_text().splitlines()) == 1 + 16
     table = (folder / "table.md").read_text()
     assert "| car | truck | 100 % | 60.0 %" in table
@@ -30,10 +33,3 @@ def test_write_graph_writes_numbers_tables_figures_and_page(graph, tmp_path):
     assert page.count("data:image/png;base64,") == 2
     assert "://" not in page
     assert "<b>" not in page
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", "erased,concept"])
-def test_read_graph_refuses_files_that_are_no_graph(tmp_path, text):
-    (tmp_path / "graph.json").write_text(text)
-    with pytest.raises(ErasureError, match="no concept graph"):
-        read_graph(tmp_path / "graph.json")
