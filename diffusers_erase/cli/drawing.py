@@ -17,7 +17,7 @@ def demo(
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Erase an object and a style on the playground, and show what it did to everything else."""
+    """Erase an object and a style on the playground, and show the effect on everything else."""
     from diffusers_erase.cli.demo import run_demo
 
     if not run_demo(out, overwrite=overwrite, seed=seed, say=typer.echo):

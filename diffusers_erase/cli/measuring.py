@@ -30,7 +30,7 @@ Batch = Annotated[int, typer.Option(min=1, help="Pictures in a batch.")]
 Pictures = Annotated[
     int | None, typer.Option(min=1, help="Of the target, or of each concept of a graph.")
 ]
-Attempts = Annotated[int, typer.Option(min=1, help="Pictures that an attack tries to get back.")]
+Attempts = Annotated[int, typer.Option(min=1, help="Pictures that an attack tries to bring back.")]
 
 
 def evaluate(
@@ -50,7 +50,7 @@ def evaluate(
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure an eraser: what is gone, what is kept, how far scores drift, what attacks get back.
+    """Measure an eraser: the concept, other concepts, drift of scores, and attacks.
 
     A run that was stopped goes on where it was if it is called again.
     """
@@ -95,7 +95,7 @@ def attack(
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Try to get an erased concept back: every attack beside its control on the bare base.
+    """Attack an eraser; every attack has a control on the base model.
 
     What is kept is measured too: a broken model resists every attack. Found prompts are not
     written down.
@@ -124,7 +124,7 @@ def graph(
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Erase each concept and look at all of them: who is hurt by whom.
+    """Erase each concept, and measure the harm to every other.
 
     A run that was stopped goes on where it was if it is called again.
     """
@@ -176,7 +176,7 @@ def continual(
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Load erasers one after another, and count after each what is gone and what is left."""
+    """Load erasers one after another, and measure all concepts after each."""
     import json
     from dataclasses import replace
 
@@ -247,7 +247,7 @@ def _concepts(protocol: Path | None, model: str) -> Any:
 
 
 def _sampling(model: str, steps: int | None, guidance: float | None, batch: int) -> Any:
-    """The playground needs fewer steps, and has the time for no more."""
+    """The settings given, or defaults; the playground needs fewer steps."""
     from diffusers_erase.evaluation.sampler import Sampling
 
     if model == "playground":

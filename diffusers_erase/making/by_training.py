@@ -88,7 +88,7 @@ def _loop(
     work: Path | None,
     accelerator: Any,
 ) -> tuple[Iterator[Step], TargetState]:
-    """The training loop, of which no step is done yet, and the targets it trains towards."""
+    """The training loop before its first step, and its targets."""
     recipe, seed = _recipe(request), request.seed
     precision = PRECISIONS[accelerator.mixed_precision if accelerator is not None else "no"]
     schedule = model.schedule
@@ -232,7 +232,7 @@ class _Sampling:
         }
 
     def anew(self, prompts: Sequence[str], seed: int) -> Renewal | None:
-        """The student's own runs of the prompts, from new noise each, if the recipe wants them."""
+        """Trajectories sampled by the student, from new noise each time; None without `refresh`."""
         if not self.recipe.refresh:
             return None
         states, null = self.model.encode(prompts), self.model.encode([""])

@@ -93,8 +93,8 @@ def test_eraser_of_debias_is_loaded_and_unloaded_as_any_other(untrained, picture
         (["red", "blue"], {"goal": [0.9, 0.9]}, "at most 1 together"),
         (["red", "blue"], {"rounds": 0}, "`rounds` must be positive"),
         (["red", "blue"], {"goal": [1.0]}, "one share for each of the 2"),
-        (["red", "blue"], {"observe": lambda _: [0.5]}, "one share within 0 and 1"),
-        (["red", "blue"], {"observe": lambda _: [0.5, float("nan")]}, "one share within 0 and 1"),
+        (["red", "blue"], {"observe": lambda _: [0.5]}, "a share .0 to 1. for each"),
+        (["red", "blue"], {"observe": lambda _: [0.5, float("nan")]}, "a share .0 to 1. for each"),
         (["red", "blue"], {"observe": lambda _: [0.5, 0.5]}, "nothing to do"),
     ],
 )

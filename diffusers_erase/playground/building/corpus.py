@@ -1,4 +1,4 @@
-"""Pictures of the world with labels and captions, on disk: what the networks learn from."""
+"""Training data on disk: pictures of the world with labels and captions."""
 
 import json
 import multiprocessing
@@ -27,7 +27,7 @@ from diffusers_erase.playground.world import (
 
 
 HELD_OUT = 2048
-"""The last so many pictures of a corpus are never trained on."""
+"""Number of pictures, the last of a corpus, that are never trained on."""
 
 ABSENT = -1
 """Label where a picture has none: no second object, or two things of different colours."""

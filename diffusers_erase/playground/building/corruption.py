@@ -1,4 +1,4 @@
-"""Pictures that no longer show a whole object: what the judge learns to reject."""
+"""Corrupted pictures that show no whole object; the judge learns to reject them."""
 
 import torch
 from torch import Tensor

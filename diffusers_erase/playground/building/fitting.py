@@ -27,7 +27,7 @@ class Task(Protocol):
 
     @property
     def network(self) -> nn.Module:
-        """A network, and its loss on a random batch."""
+        """The network to train."""
         ...
 
     def loss(self, generator: torch.Generator, *, batch: int, progress: float) -> Tensor:

@@ -23,7 +23,7 @@ from diffusers_erase.playground.world import BACKGROUNDS, STYLES
 
 
 RECONSTRUCTED = 16_384
-"""So many pictures are also shown to the judge as the autoencoder draws them."""
+"""Number of pictures that the judge also sees as the autoencoder draws them."""
 
 
 def make_tokens(folder: Path) -> None:
@@ -71,9 +71,9 @@ def load_autoencoder(folder: Path, device: torch.device) -> Any:
 
 @torch.no_grad()
 def make_judge_examples(folder: Path, device: torch.device) -> None:
-    """Write what the judge is fitted on beside renderings.
+    """Write examples for the judge beside renderings: reconstructions, and pictures of no object.
 
-    Reconstructions, and pictures without an object: decoded noise, empty landscapes.
+    The latter are decoded noise and empty landscapes.
     """
     if (folder / "nothing.npy").is_file():
         return
@@ -113,7 +113,7 @@ def _empty_landscapes(count: int) -> NDArray[np.uint8]:
 
 
 def start_from(weights: Path, folder: Path) -> None:
-    """Let the networks begin as the ones in `weights`; the autoencoder stays as it is there.
+    """Start the networks from `weights`, and take the autoencoder from there as it is.
 
     Only stages that have not begun are affected.
     """
