@@ -139,17 +139,9 @@ def invert(
     denoises pictures of the concept. A model that never knew the concept can learn some likeness
     of it too: compare the result with a control.
 
-    Args:
-        pipe: a Stable Diffusion pipeline with the erasers under attack.
-        pictures: of the concept, in the size that the model draws.
-        templates: prompts about the concept, with `{}` for its name; they take turns.
-        steps: updates of Adam.
-        batch: latents per update.
-        learning_rate: in units of the standard deviation of the text encoder's embeddings.
-        seed: of noise, times and pictures.
-        precision: of autocast, if any.
-        paired: whether picture i shows template i (modulo their number); else templates and
-            pictures are combined at random.
+    The templates (`{}` for the name) take turns; the learning rate is in units of the standard
+    deviation of the text encoder's embeddings. With `paired` picture i shows template i (modulo
+    their number); else templates and pictures are combined at random.
 
     Raises:
         ErasureError: no pictures, a template without `{}`, or another kind of pipeline.

@@ -16,12 +16,9 @@ def solve(E: Tensor, V: Tensor, K: Tensor, *, protect: Tensor | None = None) -> 
     UCE's edit (arXiv 2308.14761) with W' = W (I + P): the output of every text layer for E becomes
     its output for V. P does not depend on W; one factorisation serves all layers.
 
-    Args:
-        E: text states to be replaced, n x width.
-        V: what replaces each of them, n x width.
-        K: quadratic penalty on changing each text direction (width x width, positive definite):
-            Gram matrices of the states to be kept, and a ridge.
-        protect: Q, orthonormal columns, width x h, with P Q = 0 exactly.
+    E are the text states to be replaced and V their replacements, n x width; K is a quadratic
+    penalty on changing each text direction (width x width, positive definite): Gram matrices of
+    the states to be kept, and a ridge. Q (`protect`) has orthonormal columns, width x h.
 
     Returns:
         I + P, P of rank min(n, width) at most.

@@ -257,14 +257,9 @@ def concept_graph(
     A run with a work folder resumes where it was stopped: stored erasers and verdicts are not made
     again. Accelerate's processes share the pictures.
 
-    Args:
-        runner: with a pipeline without erasers.
-        concepts: the concepts to measure.
-        make: makes an eraser of a concept.
-        erase: the concepts to erase, perhaps with synonyms; all of `concepts` if empty.
-        way: a text for everything that `make` depends on besides the concept and the pipeline; a
-            stored eraser is reused for an equal one only.
-        seed: of the pictures.
+    `erase` are the concepts to erase, perhaps with synonyms; all of `concepts` if empty. `way` is a
+    text for everything that `make` depends on besides the concept and the pipeline; a stored eraser
+    is reused for an equal one only.
 
     Raises:
         ErasureError: the pipeline has erasers, or a concept to erase is not among the concepts.

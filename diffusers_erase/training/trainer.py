@@ -76,18 +76,8 @@ def train(
     A run that is resumed from its checkpoint ends with the weights of one that was never stopped,
     bit for bit: chance depends on the seed and the step alone.
 
-    Args:
-        denoiser: student and teacher.
-        parameters: what is trained; nothing else is.
-        trajectories: by the name of the view that the objective asks for.
-        objective: views -> scalar.
-        pace: steps, batch size, learning rate.
-        inner: inner loops, such as a learnt target; the views pass through them in this order.
-        renewal: how the latents of the view `concept` are sampled anew, if they are.
-        seed: of the draws.
-        accelerator: accelerate's, for several processes: each takes its share of every draw, and
-            all take the same step.
-        checkpoints: where to resume from, and where to save the state.
+    The views pass through the inner loops in their order. Each process of an accelerator takes its
+    share of every draw, and all take the same step.
     """
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     share = slice(rank, None, world)
