@@ -37,7 +37,7 @@ def test_importing_is_light():
         "from diffusers import StableDiffusionPipeline as P; import diffusers_erase",
     ],
 )
-def test_the_order_of_imports_does_not_matter(order):
+def test_install_does_not_depend_on_the_order_of_imports(order):
     assert in_a_new_process(f"{order}; print(P.load_erasure.__name__)") == "load_erasure"
 
 
@@ -53,7 +53,7 @@ def test_installing_twice_is_installing_once_and_uninstalling_leaves_nothing():
     assert hasattr(DiffusionPipeline, "load_erasure")
 
 
-def test_a_method_of_somebody_else_is_never_replaced(monkeypatch):
+def test_install_never_replaces_a_method_of_the_pipeline(monkeypatch):
     diffusers_erase.uninstall()
     try:
         monkeypatch.setattr(DiffusionPipeline, "load_erasure", lambda self: "theirs", raising=False)

@@ -51,7 +51,7 @@ def test_with_article_goes_by_sound(phrase):
     assert with_article(phrase.partition(" ")[2]) == phrase
 
 
-def test_a_template_takes_names_bare_or_with_their_article():
+def test_filled_puts_names_into_templates_with_or_without_an_article():
     assert filled("a photo of {a} by {}", "oak") == "a photo of an oak by oak"
     assert filled("{a} and {}", "{a}") == "a {a} and {a}"  # names are taken literally
 
@@ -99,7 +99,7 @@ def test_example_prompts_name_the_concept_and_lose_it(kind):
         assert not concept.is_named_in(prompt.without())
 
 
-def test_a_name_that_is_a_word_of_the_template_stands_in_its_place_alone():
+def test_prompt_replaces_the_name_in_its_slot_and_no_equal_word():
     (prompt,) = Concept("night", prompts=("{a} at night",)).example_prompts()
     assert prompt.text == "a night at night"
     assert prompt.about("car") == "a car at night"
@@ -122,7 +122,7 @@ def test_prompts_naming_say_each_word_in_so_many_templates():
         ({"name": "car", "synonyms": "auto"}, "not one string"),
     ],
 )
-def test_a_concept_that_makes_no_sense_is_refused(arguments, message):
+def test_concept_refuses_empty_names_and_bad_templates(arguments, message):
     with pytest.raises(ErasureError, match=message):
         Concept(**arguments)
 
@@ -157,7 +157,7 @@ def test_names_with_punctuation_are_found_and_only_whole_names():
     assert Concept("car").replaced("a carpet", "oak") == "a carpet"
 
 
-def test_a_target_is_taken_literally():
+def test_replaced_takes_the_target_literally():
     assert Concept("car").replaced("a car", r"\1 truck") == r"a \1 truck"
 
 
@@ -175,14 +175,14 @@ def test_names_are_known_in_the_plural_and_inside_longer_names():
     assert not any(truck.is_named_in(text) for text in ("trucker", "a red car"))
 
 
-def test_what_must_survive_may_be_no_target():
+def test_vocabulary_candidates_leave_out_words_that_name_the_concept():
     words = Vocabulary(("truck", "fire truck", "car", "lorry", "oak"))
     erased = [Concept("truck", synonyms=("lorry",))]
     assert words.others(erased) == ("fire truck", "car", "oak")
     assert words.candidates(erased) == ("car", "oak")
 
 
-def test_a_vocabulary_is_a_text_file(tmp_path):
+def test_vocabulary_reads_a_text_file(tmp_path):
     path = tmp_path / "words.txt"
     path.write_text("# vehicles\ncar\n\n fire truck \ncar\n")
     assert Vocabulary.read(path).words == ("car", "fire truck")

@@ -153,7 +153,7 @@ def run(tmp_path, monkeypatch, untrained, make_eraser):
         (("demo", "--out", "there.png/demo"), "Cannot write"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_sentence_and_leaves_no_trace(
+def test_commands_report_errors_in_one_sentence_and_leave_no_files(
     run, tmp_path, arguments, message
 ):
     before = sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*"))
@@ -182,6 +182,6 @@ def test_errors_leave_with_code_2_and_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_demo_that_erases_badly_exits_with_1(run, tmp_path, monkeypatch):
+def test_demo_command_exits_with_1_if_it_erases_badly(run, tmp_path, monkeypatch):
     monkeypatch.setattr("diffusers_erase.cli.demo.run_demo", lambda *_, **__: False)
     assert run("demo", "--out", "new")[0] == 1

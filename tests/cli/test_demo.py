@@ -98,7 +98,7 @@ def test_run_demo_passes_only_if_the_concept_is_gone_and_its_neighbours_are_kept
 
 
 @pytest.mark.slow
-def test_the_whole_demo_erases_an_object_and_a_style(tmp_path):
+def test_demo_command_erases_an_object_and_a_style(tmp_path):
     said = []
     assert demo.run_demo(tmp_path / "demo", overwrite=False, seed=0, say=said.append)
     report = json.loads((tmp_path / "demo" / demo.REPORT).read_text())

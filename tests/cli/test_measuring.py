@@ -23,7 +23,7 @@ def field(tmp_path):
     return path
 
 
-def test_a_graph_is_drawn_and_goes_on_where_it_was(field, tmp_path):
+def test_graph_command_writes_a_report_and_resumes(field, tmp_path):
     out = tmp_path / "graph"
     result = run("graph", "--protocol", field, "-o", out, "--recipe", "uce", *QUICK)
     assert result.exit_code == 0, result.exception

@@ -29,7 +29,7 @@ def factors(folder):
     return torch.cat([f.flatten() for pair in eraser.factors.values() for f in pair])
 
 
-def test_a_file_of_concepts_becomes_runs(tmp_path):
+def test_read_runs_makes_a_run_of_each_line(tmp_path):
     file = tmp_path / "concepts.txt"
     file.write_text("# vehicles\ncar, automobile , sedan -> truck\n\nfire truck\n")
     car, fire = read_runs(file, tmp_path / "out", "object", {"target": None, "seed": 3})
@@ -53,7 +53,7 @@ def test_a_file_of_concepts_becomes_runs(tmp_path):
         (", automobile\n", "empty"),
     ],
 )
-def test_a_file_that_says_nothing_useful_is_refused(tmp_path, text, message):
+def test_read_runs_refuses_bad_files(tmp_path, text, message):
     if text is not None:
         (tmp_path / "concepts.txt").write_text(text)
     with pytest.raises(ErasureError, match=message):
@@ -96,7 +96,7 @@ def test_check_refuses_a_target_before_any_eraser_of_the_file_is_made(tmp_path):
             run.check(overwrite=False, resume=False)
 
 
-def test_a_solved_recipe_is_run_without_an_accelerator(untrained, tmp_path):
+def test_run_of_a_solved_recipe_uses_no_accelerator(untrained, tmp_path):
     run = TrainingRun((Concept("car"),), tmp_path / "car", {"recipe": EDITS["uce"]})
     (text,) = made(untrained, [run])
     assert text.startswith("Erased 'car', answered as the same prompt without it.")
@@ -115,7 +115,7 @@ def test_several_erasers_are_made_one_after_the_other(untrained, tmp_path):
     assert not torch.equal(*(factors(run.output) for run in runs))
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_eraser(untrained, tmp_path, monkeypatch):
+def test_train_command_resumes_to_the_same_eraser(untrained, tmp_path, monkeypatch):
     straight, stopped = (
         TrainingRun((Concept("car"),), tmp_path / name, OPTIONS) for name in ("straight", "stopped")
     )
@@ -148,7 +148,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_eraser(untrained, tmp_path, 
     assert not stopped.work.exists()
 
 
-def test_what_is_there_is_kept_without_overwrite_and_replaced_with_it(untrained, tmp_path):
+def test_train_command_replaces_its_output_only_with_overwrite(untrained, tmp_path):
     run = TrainingRun((Concept("car"),), tmp_path / "car", OPTIONS)
     made(untrained, [run])
     before = factors(run.output)
@@ -159,7 +159,7 @@ def test_what_is_there_is_kept_without_overwrite_and_replaced_with_it(untrained,
     assert not torch.equal(before, factors(run.output))
 
 
-def test_a_folder_of_somebody_else_is_never_cleared(untrained, tmp_path):
+def test_train_command_never_clears_other_folders(untrained, tmp_path):
     run = TrainingRun((Concept("car"),), tmp_path / "car", OPTIONS)
     run.work.mkdir()
     (run.work / "diary.txt").write_text("dear diary")

@@ -87,7 +87,7 @@ def test_distances_leave_out_synonyms(texts):
         edit(texts, [Concept("car")], CLOSED_FORM, vocabulary=Vocabulary(("automobile", "sedan")))
 
 
-def test_a_word_that_contains_the_concept_is_kept_but_no_target(texts):
+def test_edit_keeps_a_word_that_contains_the_concept_but_takes_it_for_no_target(texts):
     words = Vocabulary(("fire truck", "car", "van", "oak"))
     found = edit(texts, [Concept("truck")], CLOSED_FORM, vocabulary=words)
     assert "fire truck" not in found.choices[0].scores

@@ -83,7 +83,7 @@ def test_ridge_coefficients_do_not_depend_on_the_targets():
 
 
 @pytest.mark.parametrize("held", [0, 3])
-def test_one_inverse_serves_all_ridge_coefficients(held):
+def test_ridge_coefficients_given_an_inverse_equal_ridge_coefficients(held):
     protect = row_space(states(held, 4)) if held else None
     N = Inverse.of(K, protect)
     for rows in (E, V, states(40, 8)):

@@ -23,7 +23,7 @@ def test_some_have_a_second_thing_and_some_a_place():
     assert "at night" in found or "in the snow" in found or "on the beach" in found
 
 
-def test_a_longer_name_is_no_mention_of_it():
+def test_captions_with_a_name_never_name_a_longer_one():
     assert not any("fire {}" in prompt for prompt in captions_with("truck", 60))
 
 

@@ -64,7 +64,7 @@ def test_near_neighbours_look_different(family):
 
 @pytest.mark.parametrize("colour", COLOURS)
 @pytest.mark.parametrize("name", ["circle", "triangle", "diamond"])
-def test_a_body_has_the_colour_of_its_name(name, colour):
+def test_drawings_have_the_colour_they_are_given(name, colour):
     for seed in range(4):
         middle = np.median(render(Scene((Thing(name, colour),)), seed)[30:38, 30:38], (0, 1))
         distance = {c: float(np.linalg.norm(middle - PALETTE[c])) for c in COLOURS}
@@ -110,7 +110,7 @@ def test_light_changes_a_colour_a_little(colour):
 
 
 @pytest.mark.parametrize("background", LANDSCAPES)
-def test_a_landscape_is_sky_above_ground(background):
+def test_landscape_is_sky_above_ground(background):
     picture, sky = landscape(background, random.Random(0))
     pixels = np.asarray(picture)
     assert pixels.shape == (CANVAS, CANVAS, 3)

@@ -13,7 +13,7 @@ def draw(pipe, prompt="a photo of a red car", **kwargs):
     ).images
 
 
-def test_the_parts_make_a_real_pipeline(untrained):
+def test_assembled_networks_are_a_stable_diffusion_pipeline(untrained):
     assert type(untrained) is StableDiffusionPipeline
     picture = draw(untrained)
     assert picture.shape == (1, 64, 64, 3)
@@ -22,14 +22,14 @@ def test_the_parts_make_a_real_pipeline(untrained):
     assert not np.array_equal(picture, draw(untrained, "a photo of a blue oak"))
 
 
-def test_a_pipeline_comes_back_from_its_folder(untrained, tmp_path):
+def test_load_pipeline_reads_a_saved_folder(untrained, tmp_path):
     untrained.save_pretrained(tmp_path / "pipeline")
     assert np.array_equal(draw(load_pipeline(tmp_path / "pipeline")), draw(untrained))
     half = load_pipeline(tmp_path / "pipeline", dtype=torch.float16)
     assert {part.dtype for part in (half.unet, half.vae, half.text_encoder)} == {torch.float16}
 
 
-def test_a_folder_without_a_pipeline_says_how_to_make_one(tmp_path):
+def test_load_pipeline_names_the_command_that_makes_one(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"python -m diffusers_erase\.playground\.building"):
         load_pipeline(tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere"):

@@ -61,7 +61,7 @@ def test_plain_only_reduces(canvas):
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_the_seed_decides_the_strokes(canvas, style):
+def test_paint_is_determined_by_its_seed(canvas, style):
     picture = painted(canvas, style)
     assert np.array_equal(picture, painted(canvas, style))
     again = painted(canvas, style, seed=1)

@@ -81,7 +81,7 @@ def untruths(scene, caption):
     )
 
 
-def test_the_world_is_large_enough():
+def test_world_is_large_enough():
     assert len(OBJECTS) == len(set(OBJECTS)) >= 40
     assert len(FAMILIES) >= 8
     assert min(len(names) for names in FAMILIES.values()) >= 5
@@ -114,7 +114,7 @@ def test_everything_the_frequencies_speak_of_is_there():
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_the_seed_alone_decides_the_picture(style):
+def test_render_is_determined_by_its_seed(style):
     scene = Scene((Thing("car"), Thing("oak", "green")), style, "field")
     random.seed(0)
     np.random.seed(0)
@@ -138,7 +138,7 @@ def test_every_part_of_a_scene_is_seen():
     assert all(not np.array_equal(render(CAR, 0), render(other, 0)) for other in others)
 
 
-def test_the_seed_alone_decides_the_captions():
+def test_captions_are_determined_by_their_seed():
     random.seed(0)
     four = captions(CAR, seed=5)
     random.seed(1)
@@ -148,7 +148,7 @@ def test_the_seed_alone_decides_the_captions():
     assert len(four) == 4
 
 
-def test_the_dice_alone_decide_the_scene():
+def test_sample_scene_is_determined_by_its_random_numbers():
     assert sample_scene(random.Random(7)) == sample_scene(random.Random(7))
     assert len({sample_scene(random.Random(seed)) for seed in range(20)}) > 10
 
@@ -164,7 +164,7 @@ def test_the_dice_alone_decide_the_scene():
         (lambda: Scene((Thing("car"),) * 3), "one or two things; got 3"),
     ],
 )
-def test_what_the_world_does_not_have_is_refused_by_name(make, message):
+def test_scenes_refuse_unknown_names(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -187,7 +187,7 @@ def test_captions_say_nothing_untrue(scenes):
         ("a car as a sketch on the beach", ["as a sketch", "on the beach"]),
     ],
 )
-def test_an_untrue_caption_would_have_been_noticed(caption, untrue):
+def test_check_of_captions_notices_an_untrue_one(caption, untrue):
     assert untruths(CAR, caption) == untrue
 
 
@@ -236,11 +236,11 @@ def test_prompts_are_the_plainest_captions():
     assert prompt(pair) == "a photo of an orange oak and a blue fire truck"
 
 
-def test_an_article_hears_the_vowel():
+def test_with_article_chooses_an_before_vowels():
     assert [with_article(word) for word in ("oval", "ring")] == ["an oval", "a ring"]
 
 
-def test_the_world_has_a_long_tail(alone):
+def test_sample_scene_has_a_long_tail(alone):
     seen = Counter(scene.things[0].object for scene in alone)
     by_rank = [sum(seen[names[rank]] for names in FAMILIES.values()) for rank in range(5)]
     assert by_rank == sorted(by_rank, reverse=True)

@@ -60,7 +60,7 @@ def test_adapter_mode_draws_what_bake_mode_draws_and_leaves_no_trace(
     assert not getattr(untrained.unet, "peft_config", {})
 
 
-def test_a_text_map_in_adapter_mode_is_the_lora_it_amounts_to(untrained, picture):
+def test_adapter_mode_draws_a_text_map_as_its_lora(untrained, picture):
     eraser = erase(untrained, "car", vocabulary=Vocabulary(("oak", "cat", "van")), recipe="uce")
     untrained.load_erasure(eraser)
     baked = picture(untrained)

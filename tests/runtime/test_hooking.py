@@ -45,7 +45,7 @@ def test_hook_mode_draws_what_bake_mode_draws_and_writes_no_weight(untrained, ma
     assert abs(picture(untrained) - base).max() == 0
 
 
-def test_a_text_map_in_hook_mode_draws_what_it_draws_in_bake_mode(untrained, picture):
+def test_hook_mode_draws_a_text_map_as_bake_mode_does(untrained, picture):
     words = Vocabulary(("truck", "oak", "cat"))
     eraser = erase(untrained, "car", target="truck", vocabulary=words, recipe="uce")
     untrained.load_erasure(eraser)
@@ -72,7 +72,7 @@ def test_text_maps_in_any_pair_of_modes_add_up(untrained, picture, modes):
     assert abs(picture(untrained, "a car and a cat") - baked).max() < 1e-5
 
 
-def test_a_text_map_with_a_lora_of_another_model_acts_by_the_map_in_hook_mode(untrained, picture):
+def test_hook_mode_uses_the_text_map_where_the_lora_is_of_another_model(untrained, picture):
     words = Vocabulary(("truck", "oak", "fish"))
     eraser = erase(untrained, "car", target="truck", vocabulary=words, recipe="uce")
     for layer in projections(untrained.unet, ("to_k", "to_v")).values():

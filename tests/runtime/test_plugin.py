@@ -187,7 +187,7 @@ def test_pipelines_that_share_the_denoiser_share_its_erasures(untrained, make_er
     assert untrained.list_erasures() == {}
 
 
-def test_a_copy_of_the_denoiser_has_its_own_erasures(untrained, make_eraser):
+def test_erasures_of_a_copied_denoiser_are_its_own(untrained, make_eraser):
     before = weights(untrained.unet)
     load_erasure(untrained, make_eraser(untrained.unet))
     twin = copy.deepcopy(untrained.unet)
@@ -249,9 +249,7 @@ def test_erasures_are_back_after_projections_were_fused_inside_erasures_disabled
     assert abs(picture(untrained) - erased).max() < 1e-6
 
 
-def test_an_error_inside_erasures_disabled_is_not_replaced_by_one_of_its_end(
-    untrained, make_eraser
-):
+def test_erasures_disabled_does_not_replace_an_error_inside_its_block(untrained, make_eraser):
     untrained.load_erasure(make_eraser(untrained.unet))
 
     def fail_inside():
@@ -290,9 +288,7 @@ def test_erasures_that_cannot_come_back_after_erasures_disabled_stay_listed_unti
     assert untrained.verify_erasures() == pytest.approx({"car": 1, "two": 1}, abs=1e-3)
 
 
-def test_a_copy_made_inside_erasures_disabled_is_a_base_that_erasers_load_on(
-    untrained, make_eraser
-):
+def test_erasures_disabled_lets_copies_be_a_base_that_erasers_load_on(untrained, make_eraser):
     eraser, before = make_eraser(untrained.unet), weights(untrained.unet)
     untrained.load_erasure(eraser)
     with untrained.erasures_disabled():
