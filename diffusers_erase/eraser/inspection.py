@@ -68,10 +68,7 @@ def inspect_eraser(source: str | Path, **hub: Unpack[HubOptions]) -> Inspection:
 def verify_eraser(source: str | Path, model: Any = None, **hub: Unpack[HubOptions]) -> list[str]:
     """Check all about an eraser that needs no sampling; returns a line for each check.
 
-    Args:
-        source: a folder or a Hub id.
-        model: a pipeline, or its denoiser, that it is to fit.
-        **hub: as for `from_pretrained`.
+    `source` is a folder or a Hub id, `model` a pipeline or denoiser that the eraser is to fit.
 
     Raises:
         ErasureError: one of the checks fails; names the first.

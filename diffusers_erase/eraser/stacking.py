@@ -131,14 +131,9 @@ def interference(
 
     The change of a concept's states by another eraser, as a share of that by its own eraser.
 
-    Args:
-        erasers: name i -> eraser D_i, and its strength s_i.
-        states: name i -> E_i, N x width, text states of the eraser's concept.
-        weights: path -> weight, out x width, of the layers that read the text; erasers without a
-            text map need none.
-
-    Returns:
-        Name i -> name j of every other eraser -> I(j -> i); without erasers of strength zero.
+    `erasers` is name i -> D_i and s_i, `states` name i -> E_i (N x width), and `weights` path ->
+    weight (out x width) of these layers, which only text maps need. Returns name i -> name j of
+    every other eraser -> I(j -> i), without erasers of strength zero.
     """
     E = torch.cat([states[name].float().cpu() for name in erasers])
     done: dict[str, dict[str, float]] = {}  # eraser -> concept -> |s_j D_j E_i|

@@ -229,10 +229,7 @@ def verify_erasures(pipe: Any) -> dict[str, float]:
 def export_erased(pipe: Any, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Save the pipeline with its erasures in the weights, as a model that needs no diffusers_erase.
 
-    Args:
-        pipe: a pipeline.
-        folder: where to; it appears whole or not at all.
-        overwrite: whether a former model may be replaced.
+    The folder appears whole or not at all; with `overwrite` it may replace a former model.
 
     Raises:
         ErasureError: nothing is erased, an eraser does not act in full, ordinary adapters are

@@ -65,11 +65,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A draft beside `folder` that takes its place if the block succeeds; else nothing changes.
-
-    Raises:
-        ErasureError: it cannot be written.
-    """
+    """As `whole_file`, for a folder; raises an ErasureError if it cannot be written."""
     folder = folder.absolute()
     draft = old = None
     try:
