@@ -18,8 +18,8 @@ _MANNERS = ("close-up", "black and white", "painted", "detailed")
 _SUBJECTS = ("house", "car", "cat", "dog", "church", "castle", "star", "fish", "flower", "clock")
 
 _VOWEL_SOUND = (
-    r"(?!uni(?!n|m)|us[aeu]|u[ks]\b|uk[eu]|ut[aeio]|ur[aio]|ufo|eu|ewe|one\b|once\b)[aeiou]"
-    r"|hour|honou?r|honest|heir"
+    r"(?!uni(?!n|m|de)|us[aeu]|usb|u-|u[ks]\b|uk[eu]|ut[aeio]|ur[aio]|ub[io]|ufo|eu|ewe"
+    r"|ones?(ie)?\b|once\b)[aeiou]|hour|honou?r|honest|heir|x-"
 )
 
 
@@ -214,6 +214,8 @@ class Vocabulary:
     def read(cls, path: str | Path) -> "Vocabulary":
         """Read one word or phrase per line; empty lines and lines with `#` first are skipped."""
         try:
+            if not Path(path).is_file():  # also for devices, which may never end
+                raise FileNotFoundError("there is no such file")
             lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise ErasureError(f"Cannot read the vocabulary '{path}': {error}.") from error

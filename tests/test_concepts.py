@@ -45,7 +45,8 @@ def test_replaced_finds_synonyms_and_the_longest_name_first():
     "phrase",
     ["a car", "an oak", "a unicorn", "an umbrella", "an uninvited guest", "a user", "a UFO",
      "a ukulele", "a European", "an hour", "an honest man", "a house", "a one-eyed cat", "an onion",
-     "a uniform", "an unimportant car", "an owl", "a Utah road", "an utter mess", "an urchin"],
+     "a uniform", "an unimportant car", "an owl", "a Utah road", "an utter mess", "an urchin",
+     "an unidentified object", "a USB stick", "a U-boat", "an x-ray", "a onesie"],
 )  # fmt: skip
 def test_with_article_goes_by_sound(phrase):
     assert with_article(phrase.partition(" ")[2]) == phrase
@@ -191,6 +192,7 @@ def test_vocabulary_reads_a_text_file(tmp_path):
     for name, message in (
         ("none.txt", "holds no words"),
         ("missing.txt", "Cannot read the vocabulary"),
+        ("/dev/zero", "Cannot read the vocabulary"),
         ("bytes.txt", "Cannot read the vocabulary"),
     ):
         with pytest.raises(ErasureError, match=message):

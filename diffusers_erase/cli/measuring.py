@@ -134,11 +134,13 @@ def graph(
     from diffusers_erase.evaluation.graph import concept_graph
     from diffusers_erase.evaluation.graph_report import KNOWN, RESULTS, SUMMARY, write_graph
     from diffusers_erase.making.api import erase
+    from diffusers_erase.making.request import as_recipe
     from diffusers_erase.playground import SYNONYMS
     from diffusers_erase.playground.protocols import likeness
     from diffusers_erase.storage.atomic import check_folder
 
     check_folder(out, overwrite=overwrite, marker=RESULTS, known=KNOWN)
+    as_recipe(recipe)
     concepts = _concepts(protocol, model)
     concepts = replace(concepts, pictures=pictures or concepts.pictures)
     own = model == "playground"

@@ -88,6 +88,8 @@ def read_runs(path: Path, output: Path, kind: Kind, options: dict[str, Any]) -> 
             concepts whose erasers would get the same folder.
     """
     try:
+        if not path.is_file():  # also for devices, which may never end
+            raise FileNotFoundError("there is no such file")
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ErasureError(f"Cannot read the concepts '{path}': {error}.") from error

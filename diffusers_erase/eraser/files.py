@@ -17,7 +17,7 @@ from diffusers_erase.eraser.lora import Lora, kohya_name
 from diffusers_erase.eraser.payloads import PAYLOADS, Payload, check_copies, payload_named
 from diffusers_erase.eraser.safetensors_io import header_of, shapes_in
 from diffusers_erase.eraser.schema import BYTES, problem_of, read_json
-from diffusers_erase.errors import ErasureError
+from diffusers_erase.errors import ErasureError, first_line
 from diffusers_erase.storage.atomic import read_text
 from diffusers_erase.storage.hub import HubOptions, Snapshot, files_of, local_folder, snapshot
 
@@ -43,7 +43,12 @@ def written(
     Raises:
         ErasureError: what would be written could not be read again.
     """
-    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    try:
+        text = json.dumps(config.to_dict(), indent=2) + "\n"
+    except (TypeError, ValueError) as error:  # results and parameters are whatever a caller passed
+        raise ErasureError(
+            f"The eraser cannot be saved: its config takes plain values; {first_line(error)}."
+        ) from error
     problem = problem_of(read_json(text, CONFIG_NAME))
     if problem:
         raise ErasureError(f"The eraser cannot be saved: in its config {problem}.")

@@ -149,8 +149,8 @@ class TextMap:
                 f"'{path}' holds {', '.join(sorted(shapes))[:200]} of type "
                 f"{', '.join(sorted(dtypes))}; a text map is U and V, of floating-point numbers."
             )
-        rank, width = shapes["U"][-1], shapes["U"][0]
-        if len(shapes["U"]) != 2 or shapes["U"] != shapes["V"] or not 1 <= rank <= width:
+        matrices = len(shapes["U"]) == 2 and shapes["U"] == shapes["V"]
+        if not matrices or not 1 <= shapes["U"][1] <= shapes["U"][0]:
             raise ErasureError(
                 f"'{path}' holds U of shape {shapes['U']} and V of shape {shapes['V']}; a text map "
                 "is two matrices, width x rank, of a rank from 1 to the width."

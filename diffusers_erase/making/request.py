@@ -10,6 +10,7 @@ from torch import Tensor
 from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.editing.recipes import EDITS, Edit
 from diffusers_erase.eraser.config import ErasedConcept, EraserConfig, versions
+from diffusers_erase.eraser.schema import problem_of
 from diffusers_erase.errors import ErasureError, require_choice
 from diffusers_erase.models.model import Model
 from diffusers_erase.models.text_states import unknown_words
@@ -38,6 +39,9 @@ class Request:
     seed: int
 
     def __post_init__(self) -> None:
+        names = [{"name": c.name, "synonyms": list(c.synonyms)} for c in self.concepts]
+        if problem := problem_of({"concepts": names}):
+            raise ErasureError(f"An eraser of these concepts could not be saved: {problem}.")
         for concept in self.concepts:
             erased = {prompt.text for prompt in concept.example_prompts()}
             for prompt in (*self.keep, *self.protect):

@@ -329,7 +329,7 @@ def _require_same_text_encoder(model: Model, adapter: EraserAdapter) -> None:
             stacklevel=3,
         )
         return
-    expected = torch.tensor(known["state"])
+    expected = torch.tensor(known["state"], dtype=torch.float32)
     if len(found) != len(expected) or (found - expected).norm() > 0.1 * expected.norm():
         raise ErasureError(
             f"The text encoder reads {known['prompt']!r} otherwise than the one this eraser was "

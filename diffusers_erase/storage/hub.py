@@ -118,9 +118,12 @@ def local_folder(source: str | Path) -> Path | None:
     Raises:
         ErasureError: it is neither.
     """
-    path = Path(source).expanduser()
-    if str(source).strip() and path.exists():
-        return path
+    try:
+        path = Path(source).expanduser()
+        if str(source).strip() and path.exists():
+            return path
+    except (OSError, RuntimeError) as error:  # a name too long, no home of that user
+        raise ErasureError(f"There is no folder {str(source)!r:.300}: {error}.") from error
     address = re.match(r"https?://[^/]+/([\w.-]+/[\w.-]+)", str(source))
     if address:
         raise ErasureError(

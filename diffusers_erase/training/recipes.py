@@ -75,8 +75,11 @@ class Recipe:
             "accumulate",
         )  # fmt: skip
         for name in positive:
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise ErasureError(f"`{name}` must be positive; got {getattr(self, name)}.")
+        for name in ("keep_weight", "pool", "guidance"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ErasureError(f"`{name}` must not be negative; got {getattr(self, name)}.")
         if self.refresh < 0:
             raise ErasureError(f"`refresh` is a number of steps, or 0; got {self.refresh}.")
         require_choice("`choose`", self.choose, get_args(Choose))

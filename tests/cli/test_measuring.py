@@ -75,6 +75,12 @@ def test_another_model_needs_a_protocol_of_its_own(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_graph_refuses_an_unknown_recipe_before_it_draws(field, tmp_path):
+    result = run("graph", "--protocol", field, "-o", tmp_path / "graph", "--recipe", "ucee", *QUICK)
+    assert "No recipe 'ucee'. Did you mean 'uce'" in str(result.exception)
+    assert not (tmp_path / "graph").exists()
+
+
 def test_evaluate_reaches_nudenet_by_its_name(make_eraser, shipped, tmp_path, monkeypatch):
     folder = make_eraser(shipped.unet).save_pretrained(tmp_path / "erase-car")
     monkeypatch.setitem(sys.modules, "nudenet", None)

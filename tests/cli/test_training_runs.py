@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -195,3 +197,8 @@ def test_trackers_are_told_the_loss_of_every_step(untrained):
     steps = [entry for entry in notebook.entries if isinstance(entry, tuple)]
     assert [step for step, _ in steps] == [0, 1, 2]
     assert all(values["loss"] > 0 for _, values in steps)
+
+
+def test_read_runs_reads_no_device_that_never_ends(tmp_path):
+    with pytest.raises(ErasureError, match="Cannot read the concepts '/dev/zero'"):
+        read_runs(Path("/dev/zero"), tmp_path, "object", {})

@@ -213,3 +213,13 @@ def test_an_ordinary_lora_is_no_eraser(untrained, make_eraser, tmp_path):
     (folder / CONFIG_NAME).unlink()
     with pytest.raises(ErasureError, match="no eraser"):
         EraserAdapter.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, b"1", torch.ones(1)])
+def test_save_pretrained_refuses_results_that_are_no_plain_values(
+    untrained, make_eraser, tmp_path, value
+):
+    eraser = make_eraser(untrained.unet)
+    with pytest.raises(ErasureError, match=r"its config takes plain values; .* not JSON serial"):
+        eraser.save_pretrained(tmp_path / "car", results={"mine": value})
+    assert not (tmp_path / "car").exists()

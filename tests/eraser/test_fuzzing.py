@@ -74,7 +74,7 @@ def test_links_in_a_snapshot_lead_nowhere(target, make_eraser, tmp_path):
     assert "root:" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("state", [[0.5], [0.5] * 64, [0.0] * 8])
+@pytest.mark.parametrize("state", [[0.5], [0.5] * 64, [0.0] * 8, [0] * 8])
 def test_text_map_with_the_fingerprint_of_another_text_encoder_is_refused(state, tmp_path):
     pipe = pipeline(tmp_path)
     portable = erasers(Model.of(pipe))[-1]

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
@@ -133,3 +134,10 @@ def test_text_map_factors_are_contiguous():
     assert map.U.is_contiguous()
     assert map.V.is_contiguous()
     assert map.U.equal(U)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (4, 0), (4, 2, 2), (2, 4)])
+def test_read_refuses_tensors_that_are_no_matrices_of_width_x_rank(shape, tmp_path):
+    save_file({"U": torch.ones(shape), "V": torch.ones(shape)}, tmp_path / "map.safetensors")
+    with pytest.raises(ErasureError, match="a text map is two matrices"):
+        TextMap.read(tmp_path / "map.safetensors")

@@ -10,7 +10,7 @@ from diffusers import (
     StableDiffusionXLImg2ImgPipeline,
 )
 
-from diffusers_erase import ErasureError, erase
+from diffusers_erase import Concept, ErasureError, erase
 from diffusers_erase.making import by_algebra, by_training
 from diffusers_erase.making.api import erase as erase_in_api
 from diffusers_erase.models.architectures import text_weights
@@ -101,6 +101,13 @@ def test_erase_works_on_the_refiner_of_stable_diffusion_xl(untrained):
         read, meant = car @ weight.T, truck @ before[path].T
         moved = (read - meant).square().sum() / (car @ before[path].T - meant).square().sum()
         assert moved < 0.6
+
+
+@pytest.mark.parametrize("name", ["car\x1b[31m", "car\n", "car\u202e", "x" * 1001])
+def test_erase_refuses_names_that_no_config_can_hold(untrained, no_work, name):
+    for concept in (Concept(name), Concept("car", synonyms=(name,))):
+        with pytest.raises(ErasureError, match="could not be saved: 'concepts"):
+            erase(untrained, concept, vocabulary=WORDS)
 
 
 def test_erase_refuses_no_concept_and_recipes_that_are_none(untrained, no_work):

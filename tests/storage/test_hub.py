@@ -22,6 +22,8 @@ from diffusers_erase.storage.hub import _is_damaged, files_of, local_folder, sna
         ("https://huggingface.co/name", "it is no Hub id"),
         ("no\nsuch/one", r"There is no folder 'no\\nsuch/one'"),
         ("a/b/c", "There is no folder 'a/b/c', and it is no Hub id"),
+        ("~nobody-of-that-name/x", "There is no folder '~nobody-of-that-name/x': Could not"),
+        ("x" * 5000, "There is no folder 'xxx.*File name too long"),
     ],
 )
 def test_snapshot_refuses_a_source_that_is_neither_folder_nor_hub_id(source, message):

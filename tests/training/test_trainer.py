@@ -111,6 +111,9 @@ def test_recipes_are_listed_by_their_names():
     ("changes", "message"),
     [
         ({"steps": 0}, "`steps` must be positive; got 0"),
+        ({"learning_rate": float("nan")}, "`learning_rate` must be positive; got nan"),
+        ({"keep_weight": float("nan")}, "`keep_weight` must not be negative; got nan"),
+        ({"pool": -3}, "`pool` must not be negative; got -3"),
         ({"refresh": -1}, "`refresh` is a number of steps, or 0; got -1"),
         ({"choose": "neares"}, r"No `choose` 'neares'\. Did you mean 'nearest'"),
         ({"sampler": "dpm"}, r"No `sampler` 'dpm'\. Known: ddim, own"),
