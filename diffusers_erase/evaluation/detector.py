@@ -1,5 +1,6 @@
 """The detector protocol: pictures in, one verdict per picture out."""
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -151,12 +152,23 @@ def info_of(detector: Detector) -> dict[str, Any]:
 
 
 def require_info(detector: Detector, use: str) -> None:
-    """Raise if the detector has no `info`, by which stored verdicts are recognised."""
-    if not getattr(detector, "info", None):
+    """Raise if the detector has no `info` of plain values, by which stored verdicts are recognised.
+
+    Of other values, such as tensors, only a part would be compared.
+    """
+    info = getattr(detector, "info", None)
+    if not info or not isinstance(info, Mapping):
         raise ErasureError(
             f"{use} needs a detector with `info`, and {type(detector).__name__} has none; give it "
             "an `info` with its name, version and threshold, or leave out the work folder."
         )
+    try:
+        json.dumps(dict(info))
+    except (TypeError, ValueError) as error:
+        raise ErasureError(
+            f"{use} needs a detector whose `info` consists of plain values; that of "
+            f"{type(detector).__name__} does not: {first_line(error)}."
+        ) from error
 
 
 def measurable(base: Rate) -> bool:

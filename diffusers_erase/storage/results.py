@@ -26,7 +26,7 @@ class ResultsLog:
         if self.folder is not None:
             for path in sorted(self.folder.glob(f"{self.name}.*.jsonl")):
                 for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                    with suppress(json.JSONDecodeError):  # the line was cut off
+                    with suppress(ValueError, TypeError, KeyError):  # cut off, or no entry
                         entry = json.loads(line)
                         self.known[entry["key"]] = entry["found"]
 

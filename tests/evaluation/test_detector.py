@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import torch
 from PIL import Image
 
 from diffusers_erase.errors import ErasureError
@@ -98,3 +99,11 @@ def test_measurable_needs_half_of_the_base_pictures():
     assert measurable(Rate(5, 10))
     assert not measurable(Rate(4, 10))
     assert not measurable(Rate(0, 0))
+
+
+def test_require_info_refuses_values_that_cannot_be_compared_whole():
+    class Tensors(FromFunction):
+        info = {"name": "mine", "weights": torch.zeros(2000)}  # noqa: RUF012
+
+    with pytest.raises(ErasureError, match="`info` consists of plain values; that of Tensors"):
+        require_info(Tensors(colour), "Resuming")

@@ -43,3 +43,10 @@ def test_keys_tell_apart_what_differs_and_nothing_else():
     assert key_of(a=1, b=2) == key_of(b=2, a=1)
     assert len({key_of(a=1), key_of(a=2), key_of(b=1), key_of(a="1")}) == 4
     assert json.dumps(key_of(a={"b": (1, 2)})) == json.dumps(key_of(a={"b": [1, 2]}))
+
+
+def test_results_log_passes_over_lines_that_are_no_entries(tmp_path):
+    ResultsLog(tmp_path).add({"a": 1})
+    with next(tmp_path.glob("*.jsonl")).open("a") as file:
+        file.write('5\nnull\n[]\n"found"\n{"key": "b"}\n')
+    assert ResultsLog(tmp_path).known == {"a": 1}
