@@ -39,7 +39,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Renewal:
-    """On-policy training: the student samples the concept's latents anew as it changes."""
+    """Makes training on-policy: the student samples the concept's latents anew as it changes."""
 
     every: int
     """Steps between two samplings; the first steps use the teacher's latents."""

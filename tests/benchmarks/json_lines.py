@@ -4,13 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diffusers_erase.storage.results import lines_of
-
 
 def read_lines(path: Path) -> list[Any]:
     """The lines so far; the folder is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return list(lines_of(path)) if path.is_file() else []
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def append_lines(path: Path, *lines: Any) -> None:
