@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,8 @@ class ResultsLog:
         """Read what all processes have written by now."""
         if self.folder is not None:
             for path in sorted(self.folder.glob(f"{self.name}.*.jsonl")):
-                for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                    with suppress(ValueError, TypeError, KeyError):  # cut off, or no entry
-                        entry = json.loads(line)
+                for entry in lines_of(path):
+                    with suppress(TypeError, KeyError):  # no entry
                         self.known[entry["key"]] = entry["found"]
 
     def __contains__(self, key: str) -> bool:
@@ -59,6 +58,13 @@ class ResultsLog:
             raise ErasureError(
                 f"Cannot keep what was found in '{self.folder}': {error.strerror or error}."
             ) from error
+
+
+def lines_of(path: Path) -> Iterator[Any]:
+    """The JSON values of a file, one per line; incomplete lines are ignored."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):
+            yield json.loads(line)
 
 
 def key_of(**content: Any) -> str:
