@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import inflect
-
 from diffusers_erase.errors import ErasureError, require_choice
 
 
@@ -19,12 +17,15 @@ _DOING = ("smiling", "at a desk", "giving a speech", "walking in a street", "as 
 _MANNERS = ("close-up", "black and white", "painted", "detailed")
 _SUBJECTS = ("house", "car", "cat", "dog", "church", "castle", "star", "fish", "flower", "clock")
 
-_ENGLISH = inflect.engine()
+_VOWEL_SOUND = (
+    r"(?!uni(?!n|m|de)|us[aeu]|usb|u-|u[ks]\b|uk[eu]|ut[aeio]|ur[aio]|ub[io]|ufo|eu|ewe"
+    r"|ones?(ie)?\b|once\b)[aeiou]|hour|honou?r|honest|heir|x-"
+)
 
 
 def with_article(name: str) -> str:
     """The name after `a` or `an`, by its first sound: `a car`, `an oak`, `a unicorn`, `an hour`."""
-    return str(_ENGLISH.a(name))
+    return f"{'an' if re.match(_VOWEL_SOUND, name, re.IGNORECASE) else 'a'} {name}"
 
 
 TEMPLATES: dict[Kind, tuple[str, ...]] = {
