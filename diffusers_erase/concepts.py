@@ -20,6 +20,7 @@ _SUBJECTS = ("house", "car", "cat", "dog", "church", "castle", "star", "fish", "
 _VOWEL_SOUND = (
     r"(?!uni(?!n|m|de)|us[aeu]|usb|u-|u[ks]\b|uk[eu]|ut[aeio]|ur[aio]|ub[io]|ufo|eu|ewe"
     r"|ones?(ie)?\b|once\b)[aeiou]|hour|honou?r|honest|heir|x-"
+    r"|(?-i:[FHLMNRSX][A-Z]+\b)"
 )
 
 
