@@ -46,7 +46,8 @@ def test_replaced_finds_synonyms_and_the_longest_name_first():
     ["a car", "an oak", "a unicorn", "an umbrella", "an uninvited guest", "a user", "a UFO",
      "a ukulele", "a European", "an hour", "an honest man", "a house", "a one-eyed cat", "an onion",
      "a uniform", "an unimportant car", "an owl", "a Utah road", "an utter mess", "an urchin",
-     "an unidentified object", "a USB stick", "a U-boat", "an x-ray", "a onesie", "an MRI scan", "an SUV", "a van"],
+     "an unidentified object", "a USB stick", "a U-boat", "an x-ray", "a onesie", "an MRI scan",
+     "an SUV", "a van"],
 )  # fmt: skip
 def test_with_article_goes_by_sound(phrase):
     assert with_article(phrase.partition(" ")[2]) == phrase
