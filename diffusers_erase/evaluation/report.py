@@ -111,6 +111,8 @@ def _settings(settings: Mapping[str, object]) -> str:
 def _plain(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {_plain(v)}" for k, v in value.items() if v not in (None, ""))
+    if isinstance(value, list | tuple):
+        return " and ".join(map(_plain, value))
     return str(value)
 
 

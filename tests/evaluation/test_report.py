@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -51,6 +52,13 @@ def test_markdown_names_what_was_not_measured(evidence):
     assert "| harmonic mean | not measured |" in text
     assert "| drift, null | not measured |" in text
     assert "Attacks: not measured." in text
+
+
+def test_markdown_says_what_each_eraser_erases_in_words(evidence):
+    concepts = [{"name": "car", "target": "bus"}, {"name": "oak", "target": None}]
+    settings = {"erasers": {"both": {"concepts": concepts, "strength": 1.0}}}
+    text = markdown(replace(evidence, settings=settings))
+    assert "erasers both concepts name car, target bus and name oak, strength 1.0." in text
 
 
 def test_markdown_compares_the_pictures_that_the_attacks_drew(evidence):
