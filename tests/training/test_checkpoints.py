@@ -34,7 +34,10 @@ def finish(*processes):
         assert process.returncode == 0, complaints
 
 
-@pytest.mark.parametrize(("form", "refresh"), [("table", "0"), ("minimax", "0"), ("table", "2")])
+@pytest.mark.parametrize(
+    ("form", "refresh"),
+    [pytest.param("table", "0", marks=pytest.mark.slow), ("minimax", "0"), ("table", "2")],
+)
 def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, form, refresh):
     how = {"FORM": form, "REFRESH": refresh}
     whole = start(tmp_path / "whole", 7, 4, **how)
