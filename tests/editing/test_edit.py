@@ -158,8 +158,8 @@ def test_edit_reports_the_energy_that_its_rank_keeps(texts):
         ({"keep_weight": -1.0}, "`keep_weight` must not be negative"),
         ({"cosine": (0.9, 0.7)}, "`cosine` is a range"),
         (
-            {"choose": "neares"},
-            r"No `choose` 'neares'. Did you mean 'nearest'\? Known: given, near",
+            {"choose": "nearby"},
+            r"No `choose` 'nearby'. Did you mean 'nearest'\? Known: given, near",
         ),
         ({"tokens": "first"}, r"No `tokens` 'first'.* Known: last, last_to_end, all, around"),
         ({"aim": "tensors"}, r"No `aim` 'tensors'. Did you mean 'tensor'"),

@@ -115,7 +115,7 @@ def test_recipes_are_listed_by_their_names():
         ({"keep_weight": float("nan")}, "`keep_weight` must not be negative; got nan"),
         ({"pool": -3}, "`pool` must not be negative; got -3"),
         ({"refresh": -1}, "`refresh` is a number of steps, or 0; got -1"),
-        ({"choose": "neares"}, r"No `choose` 'neares'\. Did you mean 'nearest'"),
+        ({"choose": "nearby"}, r"No `choose` 'nearby'\. Did you mean 'nearest'"),
         ({"sampler": "dpm"}, r"No `sampler` 'dpm'\. Known: ddim, own"),
         (
             {"erase": Keep("target", at="kept")},
