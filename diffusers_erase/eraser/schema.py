@@ -1,4 +1,4 @@
-"""What `erasure_config.json` may hold: one table, checked on loading and shipped as JSON Schema."""
+"""The schema of `erasure_config.json`: one table, checked on loading and shipped as JSON Schema."""
 
 import json
 import re
