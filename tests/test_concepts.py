@@ -7,6 +7,7 @@ from diffusers_erase.concepts import (
     Prompt,
     Vocabulary,
     filled,
+    kind_of,
     prompts_naming,
     with_article,
 )
@@ -83,6 +84,13 @@ def test_own_templates_are_not_rewritten():
         ("attribute", "{a} house at night", "a house at night"),
         ("attribute", "{a} hour at night", "an hour at night"),
         ("attribute", "a house that is {}", "a house"),
+        ("place", "a photo of a red house {in}", "a photo of a red house"),
+        ("place", "a house {in}, painted", "a house, painted"),
+        ("place", "a photo of the {}", "a photo"),
+        ("place", "a house on the {} today", "a house today"),
+        ("place", "a house in {a}", "a house"),
+        ("compound", "a photo of {a} at night", "a photo at night"),
+        ("compound", "{a}", ""),
     ],
 )
 def test_without_keeps_the_rest_of_the_prompt(kind, template, without):
@@ -92,7 +100,7 @@ def test_without_keeps_the_rest_of_the_prompt(kind, template, without):
 
 @pytest.mark.parametrize("kind", TEMPLATES)
 def test_example_prompts_name_the_concept_and_lose_it(kind):
-    concept = Concept("oak", kind, synonyms=("elm",))
+    concept = Concept("old oak" if kind == "compound" else "oak", kind, synonyms=("elm",))
     prompts = concept.example_prompts()
     assert len(prompts) == 2 * len(TEMPLATES[kind])
     for prompt in prompts:
@@ -118,7 +126,13 @@ def test_prompts_naming_say_each_word_in_so_many_templates():
     ("arguments", "message"),
     [
         ({"name": "  "}, "empty"),
-        ({"name": "car", "kind": "verb"}, "Known: object, style, person, attribute"),
+        (
+            {"name": "car", "kind": "verb"},
+            "Known: object, style, person, attribute, place, compound",
+        ),
+        ({"name": "car", "kind": "compound"}, "'car' is one word"),
+        ({"name": 5}, "are strings; got 5"),
+        ({"name": "car", "synonyms": (None,)}, "are strings; got None"),
         ({"name": "car", "prompts": ("a car",)}, r"no '\{\}'"),
         ({"name": "car", "synonyms": ("",)}, "synonyms of 'car' is empty"),
         ({"name": "car", "synonyms": "auto"}, "not one string"),
@@ -198,3 +212,100 @@ def test_vocabulary_reads_a_text_file(tmp_path):
     ):
         with pytest.raises(ErasureError, match=message):
             Vocabulary.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("car", "object"), ("fire truck", "object"), ("seuratti", "object"),
+        ("Big Ben", "object"), ("carpet", "object"), ("night sky", "object"),
+        ("red", "attribute"), ("Red", "attribute"), ("dark red", "attribute"),
+        ("wooden", "attribute"), ("striped", "attribute"), ("tiny", "attribute"),
+        ("broken", "attribute"), ("beach", "place"), ("Night", "place"), ("sunset", "place"),
+        ("red car", "compound"), ("RED CAR", "compound"), ("red fire truck", "compound"),
+        ("light blue car", "compound"), ("old wooden church", "compound"),
+    ],
+)  # fmt: skip
+def test_kinds_are_inferred_from_names(name, kind):
+    assert kind_of(name) == Concept(name).kind == kind
+    assert Concept(name, "style").kind == "style"
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("red car", ("red", "car")),
+        ("red fire truck", ("red", "fire truck")),
+        ("dark red car", ("dark red", "car")),
+        ("light bulb", ("light", "bulb")),
+        ("flying cat", ("flying", "cat")),
+        ("tall old", ("tall", "old")),
+    ],
+)
+def test_compounds_have_an_attribute_and_a_head(name, parts):
+    assert Concept(name, "compound").parts == parts
+    assert Concept(name, "object").parts == ()
+
+
+def test_prompts_of_a_compound_name_no_other_colour():
+    texts = [prompt.text for prompt in Concept("red car").example_prompts()]
+    assert len(texts) == len(set(texts)) == 16
+    assert not any("blue" in text or "red red" in text for text in texts)
+
+
+def test_neighbours_of_a_compound_are_its_head_and_its_attribute_apart():
+    kept = Concept("red car", synonyms=("blue car", "red cat")).kept_prompts()
+    assert kept[:3] == ("a photo of a car", "a photo of an orange car", "a photo of a red house")
+    assert {"a car", "a green car", "a red dog", "a picture of a car"} <= set(kept)
+    assert not any("red car" in p or "blue car" in p or "red cat" in p for p in kept)
+    old = Concept("broken clock").kept_prompts()
+    assert old[1:3] == ("a photo of an old clock", "a photo of a broken house")
+    assert not any("clock" in p for p in old if "broken" in p)
+    assert Concept("car").kept_prompts() == Concept("red").kept_prompts() == ()
+
+
+@pytest.mark.parametrize(
+    ("place", "phrase"),
+    [("beach", "on the beach"), ("night", "at night"), ("snow", "in the snow"),
+     ("field", "in a field"), ("kitchen", "in the kitchen"), ("the city", "in the city"),
+     ("under water", "under water")],
+)  # fmt: skip
+def test_places_bring_their_prepositions(place, phrase):
+    prompt = Prompt("a house {in}, painted", "beach", "place")
+    assert prompt.text == "a house on the beach, painted"
+    assert prompt.about(place) == f"a house {phrase}, painted"
+    assert prompt.about(None) == "a house, painted"
+
+
+def test_prompts_naming_take_single_words_for_every_kind():
+    assert prompts_naming(["car", "blue car"], "compound", 1) == [
+        "a photo of a car", "a photo of a blue car",
+    ]  # fmt: skip
+    assert prompts_naming(["night"], "place", 1) == ["a photo of a house at night"]
+
+
+@pytest.mark.parametrize(
+    ("concept", "overlapping", "apart"),
+    [
+        (
+            "bell tower",
+            ("bell", "towers", "the Bell Tower", "tower bell"),
+            ("belfry", "bells ring"),
+        ),
+        ("truck", ("fire truck", "Trucks", "two trucks at night"), ("car", "trucker", "")),
+        ("red car", ("car", "red", "a big red car"), ("blue car", "red bus", "scarlet")),
+        ("wolf", ("wolves",), ("wolverine",)),
+        ("cherry", ("cherries", "cherry tree"), ("cher",)),
+        ("bus", ("buses",), ("busy",)),
+    ],
+)
+def test_names_that_share_their_words_overlap(concept, overlapping, apart):
+    for erased in (Concept(concept), Concept("thing", synonyms=(concept,))):
+        assert all(erased.names_overlap(text) for text in overlapping)
+        assert not any(erased.names_overlap(text) for text in apart)
+
+
+def test_words_of_names_are_those_of_all_names():
+    assert Concept("Fire trucks", synonyms=("the lorry",)).words_of_names == {
+        "fire", "truck", "lorry",
+    }  # fmt: skip

@@ -1,0 +1,149 @@
+"""A concept to erase: its names, its kind, and prompts with it."""
+
+import re
+from dataclasses import dataclass
+from typing import get_args
+
+from diffusers_erase.concepts.kinds import Kind, kind_of, other_attributes, split
+from diffusers_erase.concepts.prompts import SLOT, SUBJECTS, TEMPLATES, Prompt, filled, spread
+from diffusers_erase.concepts.words import with_article, within, words_of
+from diffusers_erase.errors import ErasureError, require_choice
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A name with its synonyms, and the kind of thing it names.
+
+    A word for many things, such as `vehicle`, is erased as a word: its members are still drawn by
+    their own names. To erase these too, list them: `Concept("vehicle", synonyms=("car", "bus"))`.
+    """
+
+    name: str
+    kind: Kind = None  # type: ignore[assignment]
+    """Inferred from the name if None (see `kind_of`); it is one of `Kind` ever after."""
+    synonyms: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    """Templates of prompts around the concept: `{}` for its name, `{a}` for its name after `a` or
+    `an`, `{in}` for a place after its preposition. The built-in ones of its kind if empty."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.synonyms, str) or isinstance(self.prompts, str):
+            raise ErasureError("`synonyms` and `prompts` are sequences of strings, not one string.")
+        for text in (self.name, *self.synonyms, *self.prompts):
+            if not isinstance(text, str):
+                raise ErasureError(
+                    f"Names, synonyms and prompts of a concept are strings; got {text!r}."
+                )
+        if not self.name.strip():
+            raise ErasureError("The concept to erase is empty; name one, for example 'car'.")
+        if self.kind is None:
+            object.__setattr__(self, "kind", kind_of(self.name))
+        require_choice("kind of concept", self.kind, get_args(Kind))
+        if self.kind == "compound" and len(self.name.split()) < 2:
+            raise ErasureError(
+                f"A compound is an attribute and a thing, such as 'red car'; {self.name!r} is one "
+                "word. Leave out its kind, or name both."
+            )
+        if not all(name.strip() for name in self.synonyms):
+            raise ErasureError(f"One of the synonyms of {self.name!r} is empty; leave it out.")
+        for template in self.prompts:
+            if not re.search(SLOT, template):
+                raise ErasureError(
+                    f"The prompt {template!r} has no '{{}}' where the concept's name belongs."
+                )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name and its synonyms."""
+        return (self.name, *self.synonyms)
+
+    def example_prompts(self, count: int | None = None) -> list[Prompt]:
+        """`count` prompts with one of its names, spread evenly over its templates.
+
+        Every other prompt uses a synonym, if there are any, and these take turns. Without a
+        count every template is used once, or twice if there are synonyms.
+        """
+        templates = self.prompts or TEMPLATES[self.kind]
+        count = count or len(templates) * (2 if self.synonyms else 1)
+        names = [
+            self.synonyms[i // 2 % len(self.synonyms)] if self.synonyms and i % 2 else self.name
+            for i in range(count)
+        ]
+        pairs = zip(spread(templates, count), names, strict=True)
+        return [Prompt(template, name, self.kind) for template, name in pairs]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The attribute and the head of a compound: `red` and `car`; empty for other kinds."""
+        if self.kind != "compound":
+            return ()
+        attribute, head = split(self.name)
+        if attribute and head:
+            return attribute, head
+        first, *others = self.name.split()
+        return first, " ".join(others)
+
+    def kept_prompts(self) -> tuple[str, ...]:
+        """Prompts of a compound's neighbours, whose pictures must stay; empty for other kinds.
+
+        They show its head alone and with other attributes, and its attribute with other heads: the
+        first three one of each.
+        """
+        if not self.parts:
+            return ()
+        attribute, head = self.parts
+        relatives = [f"{other} {head}" for other in other_attributes(attribute)]
+        bearers = [f"{attribute} {s}" for s in SUBJECTS if words_of(s) != words_of(head)]
+        pairs = zip(relatives, bearers, strict=False)
+        names = [head, *(name for pair in pairs for name in pair)]
+        photo, picture, image, bare = TEMPLATES["compound"][:4]
+        prompts = [filled(template, name) for template in (photo, bare) for name in names]
+        prompts += [filled(template, head) for template in (picture, image)]
+        return tuple(prompt for prompt in prompts if not self.is_named_in(prompt))
+
+    @property
+    def words_of_names(self) -> frozenset[str]:
+        """The words of all its names, in lower case and in the singular."""
+        return frozenset(word for name in self.names for word in words_of(name))
+
+    def names_overlap(self, text: str) -> bool:
+        """True if the text and a name of the concept share their words.
+
+        The words of one stand in the other one after another, or both have the same words; case,
+        articles and plurals make no difference.
+        """
+        words = words_of(text)
+        for own in map(words_of, self.names):
+            if words and own and (within(own, words) or within(words, own)):
+                return True
+            if words and set(words) == set(own):
+                return True
+        return False
+
+    def replaced(self, text: str, target: str) -> str:
+        """The text with `target` for every name of the concept.
+
+        An article right before such a name is adapted to `target`; nothing else changes.
+        """
+
+        def replacement(found: re.Match[str]) -> str:
+            article = found["article"]
+            if not article or not target[:1].isalpha():
+                return (article or "") + target
+            agreed = with_article(target)
+            return agreed[0].upper() + agreed[1:] if article[0].isupper() else agreed
+
+        return self._pattern(r"(?P<article>\ban? )?").sub(replacement, text)
+
+    def is_named_in(self, text: str) -> bool:
+        """True if the text names the concept, in the singular or the plural."""
+        return bool(self._pattern(ending="(?:s|es)?").search(text))
+
+    def is_named_by(self, text: str) -> bool:
+        """True if the text is a name of the concept, in the singular or the plural."""
+        return bool(self._pattern(ending="(?:s|es)?").fullmatch(text.strip()))
+
+    def _pattern(self, lead: str = "", ending: str = "") -> re.Pattern[str]:
+        longest_first = sorted(self.names, key=len, reverse=True)
+        names = "|".join(map(re.escape, longest_first))
+        return re.compile(rf"{lead}(?<!\w)(?:{names}){ending}(?!\w)", re.IGNORECASE)
