@@ -9,6 +9,7 @@ from diffusers_erase.concepts import (
     filled,
     kind_of,
     prompts_naming,
+    scenes,
     with_article,
 )
 from diffusers_erase.errors import ErasureError
@@ -309,3 +310,35 @@ def test_words_of_names_are_those_of_all_names():
     assert Concept("Fire trucks", synonyms=("the lorry",)).words_of_names == {
         "fire", "truck", "lorry",
     }  # fmt: skip
+
+
+def test_scenes_name_each_word_beside_another_one_first_and_second_plain_and_coloured():
+    assert scenes(["car", "oak"], count=2) == [
+        "a photo of a car and an oak",
+        "a photo of a red car and a green oak",
+        "a photo of a car and an oak",
+        "a photo of a green car and a red oak",
+    ]
+    words = [f"word{i}" for i in range(30)]
+    found = scenes(words)
+    assert len(found) == 60
+    assert all(text.count("word") == 2 and text.split(" and ")[0] != text for text in found)
+    assert all(len({w for w in text.split() if "word" in w}) == 2 for text in found)  # never itself
+    partners = [w for text in found[:2] for w in text.split() if "word" in w and w != "word0"]
+    assert len(set(partners)) == 2
+    assert scenes(["dog"], beside=["dog", "cat"], count=1) == ["a photo of a dog and a cat"]
+    assert "dog" in scenes(["dog"], count=1)[0]  # beside a general subject
+
+
+@pytest.mark.parametrize(
+    ("word", "kind", "text"),
+    [
+        ("Marie", "person", "a photo of Marie and Albert"),
+        ("red car", "compound", "a photo of a red car and an Albert"),
+        ("van gyre", "style", "a painting of a red house and a dog in the style of van gyre"),
+        ("red", "attribute", "a photo of a red house and a car"),
+        ("beach", "place", "a photo of a house and a car on the beach"),
+    ],
+)
+def test_scenes_of_every_kind(word, kind, text):
+    assert scenes([word], kind, ["Albert"], count=1) == [text]

@@ -8,6 +8,7 @@ from diffusers_erase.concepts.prompts import (
     Prompt,
     filled,
     prompts_naming,
+    scenes,
 )
 from diffusers_erase.concepts.vocabulary import Vocabulary
 from diffusers_erase.concepts.words import with_article
@@ -23,5 +24,6 @@ __all__ = [
     "filled",
     "kind_of",
     "prompts_naming",
+    "scenes",
     "with_article",
 ]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from diffusers_erase.concepts.kinds import COLOURS, Kind, placed
 from diffusers_erase.concepts.words import with_article
@@ -76,6 +77,30 @@ TEMPLATES: dict[Kind, tuple[str, ...]] = {
 }
 """Kind of concept -> templates of prompts around it (see `Prompt.template`)."""
 
+_SCENES: dict[Kind, tuple[str, ...]] = {
+    "object": tuple(
+        template
+        for c, d in zip(COLOURS, COLOURS[3:] + COLOURS[:3], strict=True)
+        for template in (
+            "a photo of {a} and [a]",
+            f"a photo of {with_article(c)} {{}} and {with_article(d)} []",
+            "a photo of [a] and {a}",
+            f"a photo of {with_article(d)} [] and {with_article(c)} {{}}",
+        )
+    ),
+    "person": ("a photo of {} and []", "a photo of [] and {}"),
+    "compound": ("a photo of {a} and [a]", "a photo of [a] and {a}"),
+    "style": tuple(
+        f"a painting of {with_article(c)} {s} and a {other} in the style of {{}}"
+        for c, s, other in zip(COLOURS, SUBJECTS, SUBJECTS[3:], strict=False)
+    ),
+    "attribute": tuple(f"a photo of {{a}} {s} and a {x}" for s, x in pairwise(SUBJECTS)),
+    "place": tuple(f"a photo of a {s} and a {x} {{in}}" for s, x in pairwise(SUBJECTS)),
+}
+"""Kind of concept -> templates of two things in one picture; `[]` and `[a]` are the other thing."""
+
+_GOLDEN = (5**0.5 - 1) / 2
+
 _LEADS: dict[Kind, str] = {
     "style": r"(?:\s*\b(?:in the style of|in the manner of|by|in|as)(?: an?| the| \{a\})?\s+)?",
     "attribute": r"(?:\s*\bthat (?:is|are)\s+)?",
@@ -140,6 +165,26 @@ def prompts_naming(words: Sequence[str], kind: Kind, count: int = PROMPTS_PER_WO
     """Texts that name each word in `count` templates of this kind."""
     templates = spread(TEMPLATES[kind], count)
     return [filled(template, word) for word in words for template in templates]
+
+
+def scenes(
+    words: Sequence[str], kind: Kind = "object", beside: Sequence[str] = (), count: int = 2
+) -> list[str]:
+    """Texts about two things in one picture, `count` for each word, in turns of their templates.
+
+    An object, a person or a compound stands before or after a word of `beside` (another one of
+    `words` if that is empty); a style, an attribute or a place is named with two subjects.
+    """
+    others = [*dict.fromkeys(beside or words)]
+    found = []
+    for i, word in enumerate(words):
+        left = [x for x in others if x != word] or [x for x in SUBJECTS if x != word]
+        for k in range(count):
+            other = left[(i + int((k + 1) * _GOLDEN % 1 * len(left))) % len(left)]
+            template = _SCENES[kind][(count * i + k) % len(_SCENES[kind])]
+            found.append(filled(template, word).replace("[a]", with_article(other)))
+            found[-1] = found[-1].replace("[]", other)
+    return found
 
 
 def spread(templates: Sequence[str], count: int) -> list[str]:
