@@ -12,6 +12,7 @@ from diffusers_erase.concepts import (
     scenes,
     with_article,
 )
+from diffusers_erase.concepts.phrases import concept_of, kind_among, merged, names_in, unframed
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.text_states import encode, unknown_words
 from diffusers_erase.playground.world import words
@@ -342,3 +343,94 @@ def test_scenes_name_each_word_beside_another_one_first_and_second_plain_and_col
 )
 def test_scenes_of_every_kind(word, kind, text):
     assert scenes([word], kind, ["Albert"], count=1) == [text]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "kind"),
+    [
+        ("seuratti style", "seuratti", "style"),
+        ("in the style of seuratti", "seuratti", "style"),
+        ("The style of lumina", "lumina", "style"),
+        ("style of van gyre", "van gyre", "style"),
+        ("in the manner of van gyre", "van gyre", "style"),
+        ("painting by lumina", "lumina", "style"),
+        ("a painting by van gyre", "van gyre", "style"),
+        ("lumina painting", "lumina", "style"),
+        ("lumina's style", "lumina", "style"),
+        ("lumina's  paintings", "lumina", "style"),
+        ("artwork by lumina", "lumina", "style"),
+        ("art by lumina", "lumina", "style"),
+        ("a drawing in the style of the impressionists", "impressionists", "style"),
+        ("an oil painting", "oil painting", "object"),
+        ("red painting", "red painting", "compound"),
+        ("painting", "painting", "object"),
+        ("the style", "style", "object"),
+        ("a photo of a car", "car", "object"),
+        ("a painting of a red car", "red car", "compound"),
+        ("the car", "car", "object"),
+        ("portrait of Ada Lovelace", "Ada Lovelace", "person"),
+        ("on the beach", "beach", "place"),
+        ("at night", "night", "place"),
+        ("by the sea", "sea", "place"),
+        ("in a kitchen", "kitchen", "place"),
+        ("in love", "in love", "object"),
+        ("a", "a", "object"),
+    ],
+)
+def test_names_are_found_in_the_frames_that_users_write(text, name, kind):
+    assert concept_of(text) == Concept(name, kind)
+
+
+def test_a_kind_that_is_given_decides_about_the_frame():
+    assert concept_of("seuratti style", "style") == Concept("seuratti", "style")
+    assert concept_of("seuratti style", "object") == Concept("seuratti style", "object")
+    assert concept_of("a photo of a red car", "object") == Concept("red car", "object")
+    assert concept_of("mauve", among="attribute") == Concept("mauve", "attribute")
+    assert concept_of("beach", among="attribute") == Concept("beach", "place")
+    assert unframed("mauve") == ("mauve", None)
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (("red", "blue", "mauve", "green", "cyan"), "attribute"),
+        (("beach", "at night", "snow"), "place"),
+        (("lumina style", "by seuratti"), "style"),
+        (("red", "car"), None),
+        (("red",), None),
+        (("red car", "blue car"), None),
+        ((), None),
+    ],
+)
+def test_a_vocabulary_tells_a_kind_if_almost_all_its_words_have_it(words, kind):
+    assert kind_among(words) == kind
+
+
+@pytest.mark.parametrize("text", [
+    "car, truck", "car; truck", "car,truck", "car and truck", "car & truck", "car / truck",
+    " car \n truck ", "car AND truck", "car or truck", "car + truck",
+])  # fmt: skip
+def test_separators_are_seen_in_lists_of_names(text):
+    assert [name.lower() for name in names_in(text)] == ["car", "truck"]
+
+
+def test_separators_are_not_seen_in_single_names():
+    assert all(names_in(n) == (n,) for n in ("fire truck", "sandbox", "AC/DC", "AT&T", "orchid"))
+
+
+def test_names_that_differ_by_case_articles_or_plural_are_one_concept():
+    listed = [Concept("car"), Concept("Cars", synonyms=("auto",)), Concept("oak"), Concept("a car")]
+    assert merged(listed) == (Concept("car", synonyms=("auto",)), Concept("oak"))
+    assert merged([Concept("oak"), Concept("oak", "style")]) == (
+        Concept("oak"), Concept("oak", "style"),
+    )  # fmt: skip
+
+
+def test_misspellings_are_one_slip_away_and_always_the_same():
+    assert Concept("arrow").misspelt() == ("arow", "arrrow", "arorw", "arrw")
+    assert Concept("fire truck", synonyms=("lorry",)).misspelt(2) == (
+        "fire trck", "fire truuck", "lory", "lorrry",
+    )  # fmt: skip
+    assert Concept("car").misspelt(1) == ("cr",)
+    assert Concept("ox").misspelt() == ()
+    assert not set(Concept("balloon").misspelt(4)) & {"balloon"}

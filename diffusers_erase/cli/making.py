@@ -13,6 +13,7 @@ from diffusers_erase.cli.options import (
     Protect,
     Seed,
     Synonym,
+    asked_concepts,
     device,
     opened_model,
     own_words,
@@ -30,7 +31,10 @@ def train(
     ],
     concept: Annotated[
         list[str] | None,
-        typer.Option(help="What to erase; repeat it for one eraser of more concepts."),
+        typer.Option(
+            help="What to erase; repeat it for one eraser of more concepts. A name with a comma "
+            "stands in double quotes of its own: '\"Paris, Texas\"'."
+        ),
     ] = None,
     concepts_file: Annotated[
         Path | None,
@@ -48,7 +52,7 @@ def train(
         Path | None,
         typer.Option(help="Words of other concepts, one a line; the playground has its own."),
     ] = None,
-    kind: KindName = "object",
+    kind: KindName = None,
     synonym: Synonym = None,
     keep: Annotated[
         list[str] | None, typer.Option(help="A prompt that must stay; may be repeated.")
@@ -88,6 +92,8 @@ def train(
     overwrite: Overwrite = False,
 ) -> None:
     """Train an eraser, or a file of them, and save it."""
+    from dataclasses import replace
+
     from accelerate import Accelerator
 
     from diffusers_erase.cli.training_runs import TrainingRun, read_runs, run_all, with_numbers
@@ -98,7 +104,20 @@ def train(
 
     if bool(concept) == (concepts_file is not None):
         raise ErasureError("Precisely one of --concept and --concepts-file must be given.")
-    words = Vocabulary.read(vocabulary) if vocabulary else own_words(model, kind)
+    options: dict[str, Any] = {
+        "keep": keep or (),
+        "protect": protect or (),
+        "seed": seed,
+        "target": target,
+        **({"vocabulary": Vocabulary.read(vocabulary)} if vocabulary else {}),
+    }
+    if concepts_file is not None:
+        runs = read_runs(concepts_file, output, kind, options)  # type: ignore[arg-type]
+    else:
+        asked = _concepts(concept or (), kind, synonym, options.get("vocabulary"))
+        runs = [TrainingRun(asked, output, options)]
+    everything = [concept for run in runs for concept in run.concepts]
+    words = options.get("vocabulary") or own_words(model, everything)
     pipe = None if recipe else opened_model(model)
     numbers = with_numbers(
         as_recipe(recipe) if recipe else default_recipe(Model.of(pipe), words),
@@ -109,19 +128,10 @@ def train(
         accumulate=gradient_accumulation_steps,
         refresh=refresh,
     )
-    options = {
-        "vocabulary": words,
-        "keep": keep or (),
-        "protect": protect or (),
-        "recipe": numbers,
-        "seed": seed,
-        "target": target,
-    }
+    for k, run in enumerate(runs):
+        own = {"vocabulary": own_words(model, run.concepts), **run.options, "recipe": numbers}
+        runs[k] = replace(run, options=own)
     _check_tools(numbers, mixed_precision, gradient_checkpointing, report_to)
-    if concepts_file is not None:
-        runs = read_runs(concepts_file, output, kind, options)  # type: ignore[arg-type]
-    else:
-        runs = [TrainingRun(_concepts(concept or (), kind, synonym), output, options)]
     if resume and concepts_file is not None:
         runs = [run for run in runs if not run.done]
     for run in runs:
@@ -158,7 +168,7 @@ def edit(
         Path | None,
         typer.Option(help="Words to keep, one a line; else those the tokenizer knows."),
     ] = None,
-    kind: KindName = "object",
+    kind: KindName = None,
     synonym: Synonym = None,
     captions: Annotated[Path | None, typer.Option(help="Prompts to keep, one a line.")] = None,
     protect: Protect = None,
@@ -188,10 +198,11 @@ def edit(
     from diffusers_erase.models.weight_files import read_weights
     from diffusers_erase.training.targets import as_target
 
+    words = Vocabulary.read(vocabulary) if vocabulary else None
     request = Request(
-        concepts=_concepts(concept, kind, synonym),
+        concepts=_concepts(concept, kind, synonym, words),
         recipe=with_numbers(as_edit(recipe), rank=rank),
-        vocabulary=Vocabulary.read(vocabulary) if vocabulary else None,
+        vocabulary=words,
         target=as_target(target) if target is not None else None,
         keep=Vocabulary.read(captions).words if captions else (),
         protect=tuple(protect or ()),
@@ -250,12 +261,15 @@ def stack(
     typer.echo(f"Wrote {output}: erases {config.title}; rank {config.rank}, {kept:.1%} kept.")
 
 
-def _concepts(names: Sequence[str], kind: str, synonyms: Sequence[str] | None) -> tuple[Any, ...]:
-    """One concept for each name; the synonyms belong to the first."""
-    from diffusers_erase.concepts import Concept
+def _concepts(
+    names: Sequence[str], kind: str | None, synonyms: Sequence[str] | None, words: Any
+) -> tuple[Any, ...]:
+    """The concepts of these names; the synonyms belong to the first."""
+    from dataclasses import replace
 
-    of_first = [tuple(synonyms or ()), *[()] * (len(names) - 1)]
-    return tuple(Concept(n, kind, s) for n, s in zip(names, of_first, strict=True))  # type: ignore[arg-type]
+    again = "repeat --concept for each"
+    first, *others = asked_concepts(names, kind, words, several=again)
+    return (replace(first, synonyms=tuple(synonyms or ())), *others)
 
 
 def _check_tools(recipe: Any, precision: str, checkpointing: bool, tracker: str | None) -> None:

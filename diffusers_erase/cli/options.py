@@ -1,5 +1,7 @@
 """Options shared by commands, and the pipeline of a model's name."""
 
+import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +12,12 @@ from diffusers_erase.errors import ErasureError, first_line
 ModelName = Annotated[
     str, typer.Option(help="'playground', a folder, or a Hub id of a Stable Diffusion pipeline.")
 ]
-KindName = Annotated[str, typer.Option(help="'object', 'style', 'person' or 'attribute'.")]
+KindName = Annotated[
+    str | None,
+    typer.Option(
+        help="'object', 'style', 'person', 'attribute', 'place' or 'compound'; else inferred."
+    ),
+]
 Synonym = Annotated[
     list[str] | None, typer.Option(help="Another name of the concept; may be repeated.")
 ]
@@ -43,15 +50,54 @@ def without_denoiser(model: str) -> dict[str, None]:
     return {} if model == "playground" else {denoiser_name(model): None, "vae": None}
 
 
-def own_words(model: str, kind: str) -> Any:
-    """The playground's vocabulary of that kind; None for other models."""
+def asked_concepts(
+    names: Sequence[str], kind: str | None, words: Any, *, several: str
+) -> tuple[Any, ...]:
+    """The concepts that are meant; a name in double quotes is taken as it is.
+
+    Args:
+        names: as they were written.
+        kind: of all of them; None to infer it.
+        words: the vocabulary, if one is given.
+        several: what to do instead of writing several names in one.
+    """
+    from diffusers_erase.concepts import Concept, kind_of
+    from diffusers_erase.concepts.phrases import names_in
+    from diffusers_erase.making.request import as_concepts
+
+    asked: list[Any] = []
+    for name in names:
+        quoted = re.fullmatch(r'\s*"([^"]+)"\s*', name)
+        if quoted:
+            asked.append(Concept(quoted[1], kind or kind_of(quoted[1])))  # type: ignore[arg-type]
+            continue
+        if len(names_in(name)) > 1:
+            raise ErasureError(
+                f"{name!r} looks like more than one concept; {several}. One name that reads like "
+                "this stands in double quotes, which belong to it: '\"Paris, Texas\"'."
+            )
+        asked.append(name)
+    return as_concepts(asked, kind, words, verbose=True)  # type: ignore[arg-type]
+
+
+def own_words(model: str, concepts: Sequence[Any]) -> Any:
+    """The playground's words of the concepts' kinds; None for other models."""
     if model != "playground":
         return None
     from diffusers_erase.concepts import Vocabulary
-    from diffusers_erase.playground import ARTISTS, COLOURS, OBJECTS
+    from diffusers_erase.playground import ARTISTS, BACKGROUNDS, COLOURS, OBJECTS
 
-    known = {"style": tuple(ARTISTS.values()), "object": OBJECTS, "attribute": COLOURS}
-    return Vocabulary(known[kind]) if kind in known else None
+    known: dict[str, tuple[str, ...]] = {
+        "style": tuple(ARTISTS.values()),
+        "attribute": COLOURS,
+        "place": BACKGROUNDS,
+    }
+    words: list[str] = []
+    for concept in concepts:
+        if concept.kind == "compound":
+            words += [f"{colour} {concept.parts[1]}" for colour in COLOURS]
+        words += known.get(concept.kind, OBJECTS) if concept.kind != "person" else ()
+    return Vocabulary(tuple(dict.fromkeys(words))) if words else None
 
 
 def device() -> str:

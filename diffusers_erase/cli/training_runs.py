@@ -10,6 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from diffusers_erase.cli.options import asked_concepts
 from diffusers_erase.concepts import Concept, Kind
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.eraser.adapter import EraserAdapter, check_output
@@ -43,7 +44,7 @@ class TrainingRun:
     def check(self, *, overwrite: bool, resume: bool) -> None:
         """Refuse, before anything is computed, a target or a folder that cannot be taken."""
         if self.options.get("target") is not None:
-            as_target(self.options["target"]).check(self.concepts)
+            as_target(self.options["target"]).check(self.concepts, self.options.get("vocabulary"))
         check_output(self.output, overwrite=overwrite)
         inside = {path.name for path in self.work.iterdir()} if self.work.is_dir() else set()
         if inside - {"cache", "checkpoints"} or self.work.is_file():
@@ -77,7 +78,9 @@ class TrainingRun:
         return eraser
 
 
-def read_runs(path: Path, output: Path, kind: Kind, options: dict[str, Any]) -> list[TrainingRun]:
+def read_runs(
+    path: Path, output: Path, kind: Kind | None, options: dict[str, Any]
+) -> list[TrainingRun]:
     """One run for each line of a file: `concept, synonym, synonym -> target`, or without a target.
 
     A name with a comma stands in double quotes: `"Paris, Texas" -> oak`. Empty lines and lines that
@@ -99,8 +102,11 @@ def read_runs(path: Path, output: Path, kind: Kind, options: dict[str, Any]) -> 
             continue
         try:
             (name, *synonyms), target = _read_line(line)
-            concept = Concept(name, kind, tuple(synonyms))
-            folder = slug(name)
+            written = f'"{name}"' if line.startswith('"') else name
+            again, words = "write a line for each", options.get("vocabulary")
+            (asked,) = asked_concepts([written], kind, words, several=again)
+            concept = replace(asked, synonyms=tuple(synonyms))
+            folder = slug(concept.name)
             if folder == "-":
                 raise ErasureError(f"{name!r} has no letter or digit to name a folder by.")
             if folder.casefold() in runs:

@@ -1,12 +1,12 @@
 """A concept to erase: its names, its kind, and prompts with it."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
 from diffusers_erase.concepts.kinds import Kind, kind_of, other_attributes, split
 from diffusers_erase.concepts.prompts import SLOT, SUBJECTS, TEMPLATES, Prompt, filled, spread
-from diffusers_erase.concepts.words import with_article, within, words_of
+from diffusers_erase.concepts.words import misspellings, with_article, within, words_of
 from diffusers_erase.errors import ErasureError, require_choice
 
 
@@ -26,6 +26,9 @@ class Concept:
     """Templates of prompts around the concept: `{}` for its name, `{a}` for its name after `a` or
     `an`, `{in}` for a place after its preposition. The built-in ones of its kind if empty."""
 
+    inferred: bool = field(default=False, init=False, compare=False, repr=False)
+    """Whether the kind was inferred."""
+
     def __post_init__(self) -> None:
         if isinstance(self.synonyms, str) or isinstance(self.prompts, str):
             raise ErasureError("`synonyms` and `prompts` are sequences of strings, not one string.")
@@ -38,6 +41,7 @@ class Concept:
             raise ErasureError("The concept to erase is empty; name one, for example 'car'.")
         if self.kind is None:
             object.__setattr__(self, "kind", kind_of(self.name))
+            object.__setattr__(self, "inferred", True)
         require_choice("kind of concept", self.kind, get_args(Kind))
         if self.kind == "compound" and len(self.name.split()) < 2:
             raise ErasureError(
@@ -119,6 +123,17 @@ class Concept:
             if words and set(words) == set(own):
                 return True
         return False
+
+    def misspelt(self, count: int = 4) -> tuple[str, ...]:
+        """`count` misspellings of each of its names, in the longest word of the name.
+
+        They may happen to be other words, such as `pie` for `pine`.
+        """
+        found = []
+        for name in self.names:
+            longest = max(name.split(), key=len)
+            found += [name.replace(longest, slip, 1) for slip in misspellings(longest, count)]
+        return tuple(dict.fromkeys(found))
 
     def replaced(self, text: str, target: str) -> str:
         """The text with `target` for every name of the concept.

@@ -48,7 +48,7 @@ PLACES: dict[str, str] = {
 }  # fmt: skip
 """Words for where or when a picture plays -> the same with a preposition."""
 
-_PREPOSITION = r"(?:in|on|at|by|under|near|inside|outside|behind)\s"
+PREPOSITION = r"(?:in|on|at|by|under|near|inside|outside|behind)\s"
 _ATTRIBUTE_WORDS = {word for words in ATTRIBUTES.values() for word in words}
 _SHADES = {"dark", "light", "bright", "pale", "deep"}
 """Words that belong to a colour after them: dark red."""
@@ -56,7 +56,7 @@ _SHADES = {"dark", "light", "bright", "pale", "deep"}
 
 def placed(name: str) -> str:
     """The place after its preposition: `on the beach`, `at night`; else `in the ...`."""
-    if re.match(_PREPOSITION, name, re.IGNORECASE):
+    if re.match(PREPOSITION, name, re.IGNORECASE):
         return name
     bare = re.sub(r"^the\s+", "", name, flags=re.IGNORECASE)
     return PLACES.get(bare.lower(), f"in the {bare}")

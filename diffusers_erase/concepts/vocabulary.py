@@ -17,6 +17,9 @@ class Vocabulary:
     def __post_init__(self) -> None:
         if isinstance(self.words, str):
             raise ErasureError("A vocabulary is a sequence of words, not one string.")
+        for word in self.words:
+            if not isinstance(word, str):
+                raise ErasureError(f"The words of a vocabulary are strings; got {word!r}.")
         if not all(word.strip() for word in self.words):
             raise ErasureError("One of the words of the vocabulary is empty; leave it out.")
 

@@ -37,6 +37,27 @@ def within(part: Sequence[str], whole: Sequence[str]) -> bool:
     return any(tuple(whole[k : k + count]) == tuple(part) for k in range(len(whole) - count + 1))
 
 
+def misspellings(word: str, count: int = 4) -> tuple[str, ...]:
+    """`count` spellings of a word with one slip in them, the same at every call.
+
+    A letter is left out, typed twice, or swapped with the next one. Letters that stand twice come
+    first, then those in the middle; the first and the last letter keep their places.
+    """
+    inner = range(1, len(word) - 1)
+    twice = [k for k in inner if word[k] == word[k - 1]]
+    order = list(dict.fromkeys((*twice, *sorted(inner, key=lambda k: abs(2 * k + 1 - len(word))))))
+    slips = [
+        slip
+        for k in order
+        for slip in (
+            word[:k] + word[k + 1 :],
+            word[:k] + word[k] + word[k:],
+            word[:k] + word[k + 1] + word[k] + word[k + 2 :],
+        )
+    ]
+    return tuple(slip for slip in dict.fromkeys(slips) if slip != word)[:count]
+
+
 def _singular(word: str) -> str:
     """One form for both numbers; not always a word: `cooky` for `cookie` and `cookies`."""
     if word in _IRREGULAR:

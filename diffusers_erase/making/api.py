@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffusers_erase.concepts import Vocabulary
+from diffusers_erase.concepts import Kind, Vocabulary
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
@@ -31,6 +31,7 @@ def erase(
     pipe: Any,
     concept: ConceptLike,
     *,
+    kind: Kind | None = None,
     target: str | tuple[str | None, ...] | Target | None = None,
     vocabulary: Sequence[str] | Vocabulary | None = None,
     keep: Sequence[str] = (),
@@ -51,7 +52,9 @@ def erase(
         pipe: a pipeline without adapters or erasures. An `Edit` needs only its text encoders;
             without a UNet the eraser is portable.
         concept: a name, or a `Concept` with synonyms, kind and prompts; or a sequence of these, for
-            one eraser of them all.
+            one eraser of them all. Of `"in the style of X"` or `"a photo of X"` the name is X.
+        kind: of the concepts that are plain names; by default inferred from their words and the
+            vocabulary's.
         target: what is drawn instead (one for all concepts, or a tuple with one for each), or a way
             to choose it, such as `Nearest(vocabulary)`. By default the recipe chooses it from the
             vocabulary, or takes the prompt without the concept. Near words damage others least.
@@ -64,7 +67,7 @@ def erase(
             can be trained, else `closed-form`; the reason is printed.
         steps: training steps, if not the recipe's.
         seed: of trajectories, weights and minibatches; on one machine it determines the eraser.
-        progress: whether to show a progress bar and the recipe's choice.
+        progress: whether to show a progress bar, the recipe's choice and how names were understood.
         work: a folder for trajectories, checkpoints and text statistics; a stopped run continues
             from it.
         accelerator: accelerate's `Accelerator`, for its precision, processes and trackers.
@@ -76,6 +79,7 @@ def erase(
             or a pipeline that does not fit or has adapters or erasures loaded; before any work.
     """
     model, words = Model.of(pipe), as_vocabulary(vocabulary)
+    concepts = as_concepts(concept, kind, words, verbose=progress)
     goal = None if target is None else as_target(target)
     training = {
         "steps": steps,
@@ -88,7 +92,7 @@ def erase(
         recipe = choose_recipe(model, words, training=trains, verbose=progress)
     recipe = _trained_for(as_recipe(recipe), steps, given)
     soft, exact = as_strings("keep", keep), as_strings("protect", protect)
-    request = Request(as_concepts(concept), recipe, words, goal, soft, exact, seed)
+    request = Request(concepts, recipe, words, goal, soft, exact, seed)
     folder = Path(work) if work else None
     if isinstance(recipe, Edit):
         eraser = solve_eraser(model, request, cache=folder / "cache" if folder else None)

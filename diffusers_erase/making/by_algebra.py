@@ -52,7 +52,7 @@ def solve_eraser(
     if model.found is not None:
         weights = text_weights(model.found)
     if request.target is not None:
-        request.target.check(request.concepts)
+        request.target.check(request.concepts, request.vocabulary)
     warn_of_unknown_words(model, request)
     found = edit(
         texts_of(model),

@@ -282,6 +282,6 @@ def _check(model: Model, request: Request, way: Target, accelerator: Any) -> Any
     require_erasable(model)
     if accelerator is not None:
         require_choice("mixed precision", accelerator.mixed_precision, PRECISIONS)
-    way.check(request.concepts)
+    way.check(request.concepts, request.vocabulary)
     NoiseSchedule.of(model.pipeline.scheduler)
     return unet

@@ -1,13 +1,16 @@
 """A checked request to `erase()`, and checks of the pipeline."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from warnings import warn
 
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from diffusers_erase.concepts import Concept, Vocabulary
+from diffusers_erase.concepts import Concept, Kind, Vocabulary, with_article
+from diffusers_erase.concepts.phrases import concept_of, kind_among, merged, single
 from diffusers_erase.editing.recipes import EDITS, Edit
 from diffusers_erase.eraser.config import ErasedConcept, EraserConfig, versions
 from diffusers_erase.eraser.schema import problem_of
@@ -80,12 +83,61 @@ def as_edit(name: str) -> Edit:
     return recipe
 
 
-def as_concepts(concept: ConceptLike) -> tuple[Concept, ...]:
-    """One or more concepts."""
-    listed = (concept,) if isinstance(concept, str | Concept) else tuple(concept)
+def as_concepts(
+    concept: ConceptLike,
+    kind: Kind | None = None,
+    vocabulary: Vocabulary | None = None,
+    *,
+    verbose: bool = False,
+) -> tuple[Concept, ...]:
+    """One or more concepts, each once.
+
+    A `Concept` is taken as it is. A string is a name, or a name in a frame such as `in the style of
+    X`; it is of this kind, or of the one that its words or those of the vocabulary tell. With
+    `verbose` it is printed to stderr where that is not what was written.
+
+    Raises:
+        ErasureError: none at all, something else than a name, or a string that lists names.
+    """
+    among = kind_among(vocabulary.words) if vocabulary else None
+    listed = _listed(concept)
+    for sentence in understood(listed, kind, vocabulary) if verbose else ():
+        tqdm.write(sentence, file=sys.stderr)
+    concepts = [
+        each if isinstance(each, Concept) else concept_of(single(each), kind, among=among)
+        for each in listed
+    ]
+    return merged(concepts)
+
+
+def understood(
+    concept: ConceptLike, kind: Kind | None = None, vocabulary: Vocabulary | None = None
+) -> list[str]:
+    """Sentences about names and kinds that are others than what was written; empty if none are."""
+    sentences = []
+    for each in _listed(concept):
+        (meant,) = as_concepts([each], kind, vocabulary)
+        written = each.strip() if isinstance(each, str) else each.name
+        told = meant.inferred or (isinstance(each, str) and kind is None)
+        what = with_article(meant.kind) if told and meant.kind != "object" else ""
+        if meant.name != written:
+            what = f"the {meant.kind} {meant.name!r}"
+        if what:
+            literal = "" if meant.name == written else f", or Concept({written!r}) for these words"
+            sentences.append(f"{written!r} is treated as {what}; pass kind= to change{literal}.")
+    return sentences
+
+
+def _listed(concept: ConceptLike) -> tuple[str | Concept, ...]:
+    given: Any = (concept,) if isinstance(concept, str | Concept) else concept
+    listed = tuple(given) if isinstance(given, Iterable) else (None,)
+    if not all(isinstance(each, str | Concept) for each in listed):
+        raise ErasureError(
+            f"What to erase is a name, a `Concept`, or a sequence of these; got {given!r}."
+        )
     if not listed:
         raise ErasureError("There is no concept to erase; name one, for example 'car'.")
-    return tuple(each if isinstance(each, Concept) else Concept(each) for each in listed)
+    return listed
 
 
 def as_vocabulary(words: Sequence[str] | Vocabulary | None) -> Vocabulary | None:
@@ -99,7 +151,12 @@ def as_strings(name: str, strings: Sequence[str]) -> tuple[str, ...]:
     """A sequence of strings as a tuple; `name` is the argument's."""
     if isinstance(strings, str):
         raise ErasureError(f"`{name}` is a sequence of strings, not one string.")
-    return tuple(strings)
+    given: Any = strings
+    listed = tuple(given) if isinstance(given, Iterable) else (given,)
+    for each in listed:
+        if not isinstance(each, str):
+            raise ErasureError(f"`{name}` is a sequence of strings; got {each!r}.")
+    return listed
 
 
 def config_of(

@@ -60,7 +60,7 @@ class Adaptive:
         if min(self.shortlist, self.every) < 1 or self.temperature <= 0:
             raise ErasureError("`shortlist`, `every` and `temperature` must be positive.")
 
-    def check(self, concepts: Sequence[Concept]) -> None:
+    def check(self, concepts: Sequence[Concept], vocabulary: Vocabulary | None = None) -> None:
         """Raise if the vocabulary has no word that can be a target."""
         self.vocabulary.candidates(concepts)
 

@@ -66,8 +66,11 @@ class TargetState(InnerLoop, Protocol):
 class Target(Protocol):
     """A way to choose targets."""
 
-    def check(self, concepts: Sequence[Concept]) -> None:
-        """Raise an `ErasureError` if no target can be chosen for these concepts this way."""
+    def check(self, concepts: Sequence[Concept], vocabulary: Vocabulary | None = None) -> None:
+        """Raise an `ErasureError` if no target can be chosen for these concepts this way.
+
+        The vocabulary is the request's: what is preserved.
+        """
         ...
 
     def begin(self, context: TargetContext, *, seed: int) -> TargetState:
@@ -100,28 +103,43 @@ class Fixed:
 
     def for_each(self, concepts: Sequence[Concept]) -> tuple[str | None, ...]:
         """The target of each concept."""
-        return self.word if isinstance(self.word, tuple) else (self.word,) * len(concepts)
-
-    def check(self, concepts: Sequence[Concept]) -> None:
-        """Raise unless there is one target for each concept, none of them empty or erased."""
-        if len(self.for_each(concepts)) != len(concepts):
+        given = self.word if isinstance(self.word, tuple) else (self.word,) * len(concepts)
+        if len(given) != len(concepts):
             raise ErasureError(
-                f"Name one target, or one for each concept ({len(concepts)}); "
-                f"got {len(self.for_each(concepts))}."
+                f"Name one target, or one for each concept ({len(concepts)}); got {len(given)}."
             )
+        return given
+
+    def check(self, concepts: Sequence[Concept], vocabulary: Vocabulary | None = None) -> None:
+        """Raise unless there is one target for each concept, none of them empty or erased.
+
+        A target in which a concept is named (`blue car`) shows it, unless it is a word of its own:
+        one of the vocabulary, such as `fire truck` beside `truck`.
+        """
+        self.for_each(concepts)
+        listed = {word.lower() for word in vocabulary.words} if vocabulary else set()
         for word in self.words if not self.whole else ():
             if not word.strip():
                 raise ErasureError(
                     "The target is empty; leave it out for the prompt without the concept."
                 )
-            if any(concept.is_named_by(word) for concept in concepts):
-                raise ErasureError(
-                    f"The target {word!r} is the concept itself; choose another one."
-                )
+            for concept in concepts:
+                if concept.is_named_by(word):
+                    raise ErasureError(
+                        f"The target {word!r} is the concept itself; choose another one."
+                        if len(concepts) == 1
+                        else f"The target {word!r} is a name of '{concept.name}', which is to be "
+                        "erased, too; choose another one."
+                    )
+                if concept.is_named_in(word) and word.lower() not in listed:
+                    raise ErasureError(
+                        f"The target {word!r} names '{concept.name}' and would still show it; "
+                        "choose another one, or list it in the vocabulary if it is a thing of its "
+                        "own."
+                    )
 
     def begin(self, context: TargetContext, *, seed: int = 0) -> "FixedTarget":
         """Compute the teacher's scores of the targets once."""
-        self.check(context.concepts)
         targets = self.for_each(context.concepts)
         pairs = zip(context.concepts, targets, strict=True)
         choices = [ErasedConcept.of(concept, target) for concept, target in pairs]
@@ -145,7 +163,7 @@ class Nearest:
     probe: int = PROBE_LATENTS
     """Latents per concept on which a word is compared."""
 
-    def check(self, concepts: Sequence[Concept]) -> None:
+    def check(self, concepts: Sequence[Concept], vocabulary: Vocabulary | None = None) -> None:
         """Raise if the vocabulary has no word that can be a target."""
         self.vocabulary.candidates(concepts)
 
@@ -247,4 +265,15 @@ class FixedTarget:
 
 def as_target(target: Any) -> Target:
     """A target as users write it (a word, None, a tuple of these) as a `Target`."""
-    return Fixed(target) if target is None or isinstance(target, str | tuple) else target
+    if isinstance(target, list):
+        target = tuple(target)
+    given = target if isinstance(target, tuple) else (target,)
+    if all(word is None or isinstance(word, str) for word in given):
+        return Fixed(target)
+    if isinstance(target, tuple) or not hasattr(target, "begin"):
+        raise ErasureError(
+            "A target is a word, a tuple with a word or None for each concept, or a way to choose "
+            f"it, such as Nearest(vocabulary); got {target!r}."
+        )
+    way: Target = target
+    return way

@@ -51,7 +51,7 @@ class Trial:
         if min(self.shortlist, self.probe) < 1:
             raise ErasureError("`shortlist` and `probe` must be positive.")
 
-    def check(self, concepts: Sequence[Concept]) -> None:
+    def check(self, concepts: Sequence[Concept], vocabulary: Vocabulary | None = None) -> None:
         """Raise if the vocabulary has no word that can be a target."""
         self.vocabulary.candidates(concepts)
 

@@ -9,7 +9,10 @@ from typer.testing import CliRunner
 
 from diffusers_erase import cli
 from diffusers_erase.cli import drawing, making, sharing
+from diffusers_erase.cli.options import asked_concepts, own_words
+from diffusers_erase.concepts import Concept
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.playground import ARTISTS, BACKGROUNDS, COLOURS, OBJECTS
 
 
 def command(*arguments, folder):
@@ -116,6 +119,8 @@ def run(tmp_path, monkeypatch, untrained, make_eraser):
     ("arguments", "message"),
     [
         (("train", "--concept", "", "--output", "new"), "empty"),
+        (("train", "--concept", "car, truck", "--output", "new"), "repeat --concept for each"),
+        (("edit", "--concept", "car and truck", "--output", "new"), "repeat --concept for each"),
         (("train", "--concept", "car", "--output", "good"), "exists already.*--overwrite"),
         (("train", "--concept", "car", "--output", "diary", "--overwrite"), "something else"),
         (("train", "--concept", "car", "--output", "there.png/new"), "Cannot write"),
@@ -162,6 +167,31 @@ def test_commands_report_errors_in_one_sentence_and_leave_no_files(
     assert re.search(message, str(error)), str(error)
     assert "\n" not in str(error)
     assert sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "concepts"),
+    [
+        (["red"], None, [Concept("red", "attribute")]),
+        (["red"], "object", [Concept("red", "object")]),
+        (["lumina style", "car", "Cars"], None, [Concept("lumina", "style"), Concept("car")]),
+        (['"Paris, Texas"'], None, [Concept("Paris, Texas")]),
+        (['"a style"'], "style", [Concept("a style", "style")]),
+    ],
+)
+def test_concepts_are_understood_as_by_erase(names, kind, concepts):
+    assert list(asked_concepts(names, kind, None, several="")) == concepts
+
+
+def test_the_playground_lists_words_of_the_kinds_of_the_concepts():
+    style, car = Concept("lumina", "style"), Concept("car")
+    assert set(own_words("playground", [style]).words) == set(ARTISTS.values())
+    assert own_words("playground", [Concept("red")]).words == COLOURS
+    assert own_words("playground", [Concept("night")]).words == BACKGROUNDS
+    assert set(own_words("playground", [style, car]).words) == {*ARTISTS.values(), *OBJECTS}
+    assert {"blue car", "truck"} < set(own_words("playground", [Concept("red car")]).words)
+    assert own_words("playground", [Concept("Ada", "person")]) is None
+    assert own_words("another", [car]) is None
 
 
 def test_errors_leave_with_code_2_and_one_line(tmp_path):

@@ -91,6 +91,31 @@ def test_read_runs_takes_names_with_a_comma_in_double_quotes(tmp_path):
     assert plain.options == {"seed": 1}
 
 
+def test_read_runs_infers_the_kinds_of_names(tmp_path):
+    file = tmp_path / "concepts.txt"
+    file.write_text('lumina style\nred\n"red"\nred car, crimson car\non the beach\n"a style"\n')
+    with pytest.raises(ErasureError, match="line 3: This names 'red' twice"):
+        read_runs(file, tmp_path, None, {})
+    file.write_text(file.read_text().replace('"red"\n', ""))
+    runs = read_runs(file, tmp_path, None, {})
+    assert [run.concepts for run in runs] == [
+        (Concept("lumina", "style"),),
+        (Concept("red", "attribute"),),
+        (Concept("red car", "compound", ("crimson car",)),),
+        (Concept("beach", "place"),),
+        (Concept("a style", "object"),),
+    ]
+    assert runs[0].output.name == "lumina"
+    (colour,) = read_runs(file, tmp_path, "attribute", {})[1].concepts
+    assert colour == Concept("red", "attribute")
+
+
+def test_read_runs_refuses_several_names_in_one(tmp_path):
+    (tmp_path / "concepts.txt").write_text("oak\ncar and truck\n")
+    with pytest.raises(ErasureError, match=r"line 2: 'car and truck' looks.*a line for each"):
+        read_runs(tmp_path / "concepts.txt", tmp_path, None, {})
+
+
 def test_check_refuses_a_target_before_any_eraser_of_the_file_is_made(tmp_path):
     for target, message in (("Car", "is the concept itself"), (" ", "target is empty")):
         run = TrainingRun((Concept("car"),), tmp_path / "car", {"target": target})

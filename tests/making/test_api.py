@@ -117,3 +117,70 @@ def test_erase_refuses_no_concept_and_recipes_that_are_none(untrained, no_work):
         erase(untrained, "car", recipe="magic")
     with pytest.raises(ErasureError, match=r"No recipe 7\."):
         erase(untrained, "car", recipe=7)
+
+
+@pytest.mark.parametrize("text", ["car, truck", "car; truck", "car and truck", "car / truck"])
+def test_erase_refuses_a_string_that_lists_names(untrained, no_work, text):
+    for asked in (text, ["oak", text]):
+        with pytest.raises(ErasureError, match=r'pass a list: \["car", "truck"\].*Concept\("car'):
+            erase(untrained, asked)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"concept": 5}, "a name, a `Concept`, or a sequence of these; got 5"),
+        ({"concept": ["car", 5]}, r"a sequence of these; got \['car', 5\]"),
+        ({"concept": "car", "target": 5}, r"A target is a word.*got 5\."),
+        ({"concept": "car", "target": ("oak", 5)}, r"A target is a word.*got \('oak', 5\)"),
+        ({"concept": "car", "vocabulary": [3]}, "`vocabulary` is a sequence of strings; got 3"),
+        ({"concept": "car", "vocabulary": 3}, "`vocabulary` is a sequence of strings; got 3"),
+        ({"concept": "car", "keep": [None]}, "`keep` is a sequence of strings; got None"),
+        ({"concept": "car", "kind": "verb"}, "No kind of concept 'verb'"),
+        ({"concept": "car", "target": "blue car"}, "target 'blue car' names 'car' and would still"),
+        ({"concept": "car", "target": "Cars"}, "target 'Cars' is the concept itself"),
+        (
+            {"concept": ["dog", Concept("cat", synonyms=("kitten",))], "target": ("kitten", "oak")},
+            "target 'kitten' is a name of 'cat', which is to be erased",
+        ),
+        ({"concept": "red car", "target": "big red cars"}, "target 'big red cars' names 'red car'"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("recipe", ["closed-form", "esd"])
+def test_erase_refuses_what_is_no_name_or_no_target(untrained, no_work, arguments, message, recipe):
+    with pytest.raises(ErasureError, match=message):
+        erase(untrained, recipe=recipe, **arguments)
+
+
+def test_erase_understands_what_users_write_and_says_so(untrained, capsys):
+    def erased(*asked, **options):
+        return erase(untrained, *asked, recipe="uce", **options).config.concepts
+
+    (style,) = erased("in the style of seuratti")
+    assert (style.name, style.kind) == ("seuratti", "style")
+    said = capsys.readouterr().err
+    assert "'in the style of seuratti' is treated as the style 'seuratti'; pass kind=" in said
+    (red,) = erased("red", target="blue")
+    assert red.kind == "attribute"
+    assert "'red' is treated as an attribute; pass kind= to change." in capsys.readouterr().err
+    (red,) = erased("red", kind="object", target="blue", vocabulary=("oak", "cyan"))
+    assert red.kind == "object"
+    (other,) = erased("tulip", target="blue", vocabulary=("red", "green"))
+    assert other.kind == "attribute"
+    capsys.readouterr()
+    cars = erased(["car", "Cars", Concept("the car", synonyms=("auto",))], progress=False)
+    assert [(c.name, c.synonyms) for c in cars] == [("car", ("auto",))]
+    assert capsys.readouterr().err == ""
+
+
+def test_erase_takes_a_listed_word_that_contains_the_name_as_target(untrained):
+    words = ("fire truck", "oak")
+    (truck,) = erase(
+        untrained, "truck", target="fire truck", vocabulary=words, recipe="uce"
+    ).config.concepts
+    assert truck.target == "fire truck"
+    with pytest.raises(ErasureError, match="'fire truck' names 'truck'"):
+        erase(untrained, "truck", target="fire truck", vocabulary=("oak",), recipe="uce")
+    for target in ("car", "blue car"):
+        (red,) = erase(untrained, "red car", target=target, recipe="uce").config.concepts
+        assert (red.kind, red.target) == ("compound", target)
