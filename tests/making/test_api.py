@@ -168,8 +168,8 @@ def test_erase_understands_what_users_write_and_says_so(untrained, capsys):
     (other,) = erased("tulip", target="blue", vocabulary=("red", "green"))
     assert other.kind == "attribute"
     capsys.readouterr()
-    cars = erased(["car", "Cars", Concept("the car", synonyms=("auto",))], progress=False)
-    assert [(c.name, c.synonyms) for c in cars] == [("car", ("auto",))]
+    cars = erased(["car", "Cars", Concept("the car", synonyms=("automobile",))], progress=False)
+    assert [(c.name, c.synonyms) for c in cars] == [("car", ("automobile",))]
     assert capsys.readouterr().err == ""
 
 
