@@ -17,6 +17,9 @@ Mode = Literal["bake", "hook", "adapter"]
 Keep = Literal["cpu"] | bool
 """Where weights without erasers are kept: beside the weights, on the CPU, or not at all."""
 
+KeepNull = Literal["exact"]
+"""The eraser is skipped for the empty prompt."""
+
 
 @dataclass(frozen=True)
 class LoadedEraser:
@@ -27,6 +30,8 @@ class LoadedEraser:
     mode: Mode = "bake"
     source: str | None = None
     commit: str | None = None
+    null: Tensor | None = None
+    """Text states (tokens x width) for which it is skipped, if it is a hook."""
 
 
 @dataclass

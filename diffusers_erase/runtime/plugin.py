@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Unpack, cast, get_args, overload
+from typing import Any, Unpack, overload
 from warnings import warn
 from weakref import WeakSet
 
@@ -15,16 +15,24 @@ from torch import nn
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.eraser.files import read
-from diffusers_erase.eraser.products import LARGEST
-from diffusers_erase.errors import ErasureError, require_choice
-from diffusers_erase.models.architectures import linear
+from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.model import Model
 from diffusers_erase.runtime.adapting import SWITCHED_OFF_BY
-from diffusers_erase.runtime.baking import rewritable
+from diffusers_erase.runtime.arguments import (
+    AnyMode,
+    Source,
+    chosen_mode,
+    names_of,
+    null_states,
+    require_keep,
+    require_text_layers_only,
+    sources_of,
+    strengths_of,
+)
 from diffusers_erase.runtime.erasures import Erasures
 from diffusers_erase.runtime.fused_projections import require_unfused_projections
 from diffusers_erase.runtime.interference import conflicts, interferences
-from diffusers_erase.runtime.loaded_eraser import Keep, LoadedEraser, Mode
+from diffusers_erase.runtime.loaded_eraser import Keep, KeepNull, LoadedEraser, Mode
 from diffusers_erase.storage.atomic import check_folder, whole_folder
 from diffusers_erase.storage.hub import HubOptions, check_options
 from diffusers_erase.storage.tensor_cache import digest
@@ -37,10 +45,6 @@ _DISABLED: WeakSet[nn.Module] = WeakSet()
 
 ACTS = 0.99
 """Share of an eraser's change from which on it acts in full; half precision rounds the rest."""
-
-
-Source = str | Path | EraserAdapter
-AnyMode = Literal["auto", "bake", "hook", "adapter"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class ErasureInfo:
     """The commit of the repository, if it came from the Hub."""
     interference: Mapping[str, float]
     """Other eraser -> how much it changes this one's concept, as a share of what this one does."""
+    keep_null: KeepNull | None = None
+    """Whether it is skipped for the empty prompt."""
 
 
 @overload
@@ -68,6 +74,7 @@ def load_erasure(
     mode: AnyMode = "auto",
     *,
     keep_base: Keep | None = None,
+    keep_null: KeepNull | None = None,
     **hub: Unpack[HubOptions],
 ) -> str: ...
 
@@ -81,6 +88,7 @@ def load_erasure(
     mode: AnyMode = "auto",
     *,
     keep_base: Keep | None = None,
+    keep_null: KeepNull | None = None,
     **hub: Unpack[HubOptions],
 ) -> list[str]: ...
 
@@ -93,6 +101,7 @@ def load_erasure(
     mode: AnyMode = "auto",
     *,
     keep_base: Keep | None = None,
+    keep_null: KeepNull | None = None,
     **hub: Unpack[HubOptions],
 ) -> str | list[str]:
     """Load an eraser, or a list of erasers, and return the name or names they are addressed by.
@@ -114,6 +123,10 @@ def load_erasure(
             the denoiser: True beside the weights (the default), "cpu" to save GPU memory, False
             nowhere. Without them the last unload restores the weights up to rounding only, and
             `verify_erasures` knows only whether the weights are those that were written.
+        keep_null: "exact" to skip the eraser for rows of a batch whose text states are the empty
+            prompt's, so that its picture is the base's bit for bit in any precision. Hooks only,
+            which `auto` takes then. Otherwise the empty prompt is kept as far as the weights round:
+            erasers made orthogonal to it move it by some 1e-7 in float32, and visibly in halves.
         **hub: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`, `force_download`.
 
     Raises:
@@ -122,12 +135,12 @@ def load_erasure(
     """
     check_options("load_erasure", hub)
     unet = _editable(pipe)
-    if keep_base not in (True, False, "cpu", None):
-        raise ErasureError(f'`keep_base` is True, False or "cpu"; got {keep_base!r}.')
-    alone = isinstance(source, Source)
-    sources = [source] if isinstance(source, Source) else list(source)
-    names = _each("name", name, len(sources))
-    strengths = [_finite(s) for s in _each("strength", strength, len(sources))]
+    require_keep(keep_base, keep_null, mode)
+    sources = sources_of(source)
+    names = names_of(name, len(sources))
+    strengths = strengths_of(strength, len(sources))
+    model = Model.of(pipe)
+    null = null_states(model) if keep_null else None
     erasures = _erasures(unet)
     loaded = dict(erasures.loaded)
     found: list[str] = []
@@ -137,7 +150,7 @@ def load_erasure(
         else:
             payloads, config, commit = read(one, **hub)
             adapter, came_from = EraserAdapter(payloads, config), str(one)
-        _require_same_text_encoder(Model.of(pipe), adapter)
+        _require_same_text_encoder(model, adapter)
         key = own or adapter.config.title
         if key in loaded:
             raise ErasureError(
@@ -145,17 +158,20 @@ def load_erasure(
                 "give this one another `name`, or unload it first."
             )
         adapter.check(unet)
-        loaded[key] = LoadedEraser(adapter, s, _mode(mode, unet, adapter), came_from, commit)
+        if keep_null:
+            require_text_layers_only(unet, adapter)
+        how = chosen_mode(mode, unet, adapter, null=null is not None)
+        loaded[key] = LoadedEraser(adapter, s, how, came_from, commit, null)
         found.append(key)
     warnings = [
-        *conflicts(Model.of(pipe), erasures, loaded, found),
+        *conflicts(model, erasures, loaded, found),
         *(f"{one!r}: {SWITCHED_OFF_BY}." for one in found if mode == "adapter"),
     ]
     erasures.become(unet, loaded, keep_base)
     setattr(unet, _ATTRIBUTE, erasures)
     for warning in warnings:
         warn(warning, stacklevel=2)
-    return found[0] if alone else found
+    return found[0] if isinstance(source, Source) else found
 
 
 def unload_erasure(pipe: Any, name: str) -> None:
@@ -188,6 +204,7 @@ def list_erasures(pipe: Any) -> dict[str, ErasureInfo]:
             eraser.source,
             eraser.commit,
             found.get(name, {}),
+            None if eraser.null is None else "exact",
         )
         for name, eraser in erasures.loaded.items()
     }
@@ -199,10 +216,10 @@ def set_erasure_strength(
     """Change the strength of one or more erasers: 0 is off, 1 as made."""
     unet = _editable(pipe)
     names = [name] if isinstance(name, str) else list(name)
-    strengths = _each("strength", strength, len(names))
+    strengths = strengths_of(strength, len(names))
     loaded = dict(_erasures(unet).loaded)
     for one, s in zip(names, strengths, strict=True):
-        loaded[one] = replace(_named(unet, one).loaded[one], strength=_finite(s))
+        loaded[one] = replace(_named(unet, one).loaded[one], strength=s)
     _erasures(unet).become(unet, loaded)
 
 
@@ -346,29 +363,3 @@ def _editable(pipe: Any) -> nn.Module:
         )
     require_unfused_projections(unet)
     return unet
-
-
-def _mode(mode: str, unet: nn.Module, adapter: EraserAdapter) -> Mode:
-    require_choice("mode", mode, get_args(AnyMode))
-    if mode == "auto":
-        layers = (linear(unet, path) for path in adapter.paths(unet))
-        return "bake" if all(map(rewritable, layers)) else "hook"
-    return cast(Mode, mode)
-
-
-def _each(what: str, given: Any, count: int) -> list[Any]:
-    """A value for each of `count` erasers; a single number is for all."""
-    if given is None or isinstance(given, float | int):
-        return [given] * count
-    values = [given] if isinstance(given, str) else list(given)
-    if len(values) != count:
-        raise ErasureError(f"{count} erasers need {count} values for `{what}`; got {values!r}.")
-    return values
-
-
-def _finite(strength: float) -> float:
-    if not abs(strength) <= LARGEST:
-        raise ErasureError(
-            f"`strength` must be a finite number of at most {LARGEST:.0e}; got {strength}."
-        )
-    return float(strength)

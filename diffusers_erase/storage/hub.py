@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 from diffusers_erase.errors import ErasureError, first_line
 
 
-_OURS = ("name", "strength", "mode", "keep_base")
+_OURS = ("name", "strength", "mode", "keep_base", "keep_null")
 """Options of `load_erasure` itself."""
 
 
@@ -40,12 +40,19 @@ class HubOptions(TypedDict, total=False):
 
 
 def check_options(call: str, given: Mapping[str, Any]) -> None:
-    """Raise a TypeError, as Python does, for a name that is no option of the Hub's client."""
+    """Raise a TypeError, as Python does, for a name that is no option of the Hub's client.
+
+    Raises:
+        ErasureError: `revision` or `subfolder` is no string.
+    """
     for name in given:
         if name not in HubOptions.__annotations__:
             near = get_close_matches(name, [*HubOptions.__annotations__, *_OURS], n=1)
             meant = f"; did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"{call}() got an unexpected keyword argument {name!r}{meant}")
+    for name, example in (("revision", "a branch, a tag or a commit"), ("subfolder", "a folder")):
+        if not isinstance(given.get(name), str | None):
+            raise ErasureError(f"`{name}` is {example}, a string; got {given[name]!r:.99}.")
 
 
 @dataclass(frozen=True)

@@ -32,14 +32,14 @@ def test_hook_mode_draws_what_bake_mode_draws_and_writes_no_weight(untrained, ma
     untrained.set_erasure_strength("car", 1.0)
     assert [x.mode for x in untrained.list_erasures().values()] == ["hook", "hook"]
     assert untrained.verify_erasures() == {"car": 1.0, "cat": 1.0}
-    assert abs(picture(untrained) - baked).max() < 1e-5
+    assert abs(picture(untrained) - baked).max() < 3e-5
     assert all(torch.equal(v, before[k]) for k, v in unet.state_dict().items())
     untrained.unload_erasure("car")
     untrained.load_erasure(one, mode="bake")  # one of each
-    assert abs(picture(untrained) - baked).max() < 1e-5
+    assert abs(picture(untrained) - baked).max() < 3e-5
     with untrained.erasures_disabled():
         assert abs(picture(untrained) - base).max() == 0
-    assert abs(picture(untrained) - baked).max() < 1e-5
+    assert abs(picture(untrained) - baked).max() < 3e-5
     untrained.unload_erasures()
     assert hooks(unet) == 0
     assert abs(picture(untrained) - base).max() == 0

@@ -490,3 +490,36 @@ def test_load_erasure_refuses_unknown_options_and_suggests_near_ones(
     with pytest.raises(TypeError, match="'pickle'"):
         EraserAdapter.from_pretrained(folder, pickle=True)
     assert untrained.list_erasures() == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (None, {}, r"A source of an eraser is a folder.* or a list of these; got None"),
+        ([None], {}, r"A source of an eraser is a folder.*; got None"),
+        (5, {}, "A source of an eraser is a folder.*; got 5"),
+        ("user/name", {"revision": 5}, "`revision` is a branch, a tag or a commit.*; got 5"),
+        ("user/name", {"subfolder": 5}, "`subfolder` is a folder, a string; got 5"),
+        ("user/name", {"strength": "1"}, "`strength` must be a finite number.*; got '1'"),
+        (["user/name"], {"strength": ["1"]}, "`strength` must be a finite number.*; got '1'"),
+        ("user/name", {"strength": None}, "`strength` must be a finite number.*; got None"),
+        ("user/name", {"name": 5}, "The `name` of an eraser is a string; got 5"),
+        ("user/name", {"keep_null": True}, '`keep_null` is "exact" or None; got True'),
+    ],
+)
+def test_load_erasure_refuses_arguments_of_other_types_before_anything_is_changed(
+    untrained, source, options, message, hub
+):
+    before = weights(untrained.unet)
+    with pytest.raises(ErasureError, match=message):
+        untrained.load_erasure(source, **options)
+    assert equal(untrained.unet, before)
+    assert not hub.log
+    assert untrained.list_erasures() == {}
+
+
+def test_set_erasure_strength_refuses_a_string(untrained, make_eraser):
+    untrained.load_erasure(make_eraser(untrained.unet))
+    with pytest.raises(ErasureError, match=r"a finite number of at most .*; got '0.5'"):
+        untrained.set_erasure_strength("car", "0.5")
+    assert untrained.list_erasures()["car"].strength == 1
