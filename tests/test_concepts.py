@@ -427,7 +427,7 @@ def test_names_that_differ_by_case_articles_or_plural_are_one_concept():
 
 
 def test_misspellings_are_one_slip_away_and_always_the_same():
-    assert Concept("arrow").misspelt() == ("arow", "arrrow", "arorw", "arrw")
+    assert Concept("arrow").misspelt() == ("arow", "arrrow", "arorw", "aarrow")
     assert Concept("fire truck", synonyms=("lorry",)).misspelt(2) == (
         "fire trck", "fire truuck", "lory", "lorrry",
     )  # fmt: skip

@@ -40,21 +40,18 @@ def within(part: Sequence[str], whole: Sequence[str]) -> bool:
 def misspellings(word: str, count: int = 4) -> tuple[str, ...]:
     """`count` spellings of a word with one slip in them, the same at every call.
 
-    A letter is left out, typed twice, or swapped with the next one. Letters that stand twice come
-    first, then those in the middle; the first and the last letter keep their places.
+    A letter is left out, typed twice or swapped with the next one, where letters stand twice and
+    else in the middle; then the first letter is typed twice. That is the slip that tokenizers
+    survive: `aarrow` still holds the token `arrow`.
     """
     inner = range(1, len(word) - 1)
     twice = [k for k in inner if word[k] == word[k - 1]]
     order = list(dict.fromkeys((*twice, *sorted(inner, key=lambda k: abs(2 * k + 1 - len(word))))))
-    slips = [
-        slip
-        for k in order
-        for slip in (
-            word[:k] + word[k + 1 :],
-            word[:k] + word[k] + word[k:],
-            word[:k] + word[k + 1] + word[k] + word[k + 2 :],
-        )
-    ]
+    slips = []
+    for k in order:
+        left_out = word[:k] + word[k + 1 :]
+        swapped = word[:k] + word[k + 1] + word[k] + word[k + 2 :]
+        slips += [left_out, word[:k] + word[k] + word[k:], swapped, word[0] + word]
     return tuple(slip for slip in dict.fromkeys(slips) if slip != word)[:count]
 
 
