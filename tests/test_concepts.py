@@ -191,6 +191,12 @@ def test_names_are_known_in_the_plural_and_inside_longer_names():
     assert not any(truck.is_named_by(text) for text in ("fire truck", "trucker", "car"))
     assert all(truck.is_named_in(text) for text in ("a fire truck", "two trucks at night"))
     assert not any(truck.is_named_in(text) for text in ("trucker", "a red car"))
+    cherry = Concept("cherry")
+    assert cherry.is_named_by("the cherries")
+    assert cherry.is_named_in("two cherries at night")
+    assert not cherry.is_named_in("cherrywood")
+    assert Concept("->").is_named_by("->")
+    assert not Concept("->").is_named_in("a car")
 
 
 def test_vocabulary_candidates_leave_out_words_that_name_the_concept():

@@ -152,11 +152,20 @@ class Concept:
 
     def is_named_in(self, text: str) -> bool:
         """True if the text names the concept, in the singular or the plural."""
-        return bool(self._pattern(ending="(?:s|es)?").search(text))
+        words = words_of(text)
+        return bool(self._pattern(ending="(?:s|es)?").search(text)) or any(
+            own and within(own, words) for own in map(words_of, self.names)
+        )
 
     def is_named_by(self, text: str) -> bool:
-        """True if the text is a name of the concept, in the singular or the plural."""
-        return bool(self._pattern(ending="(?:s|es)?").fullmatch(text.strip()))
+        """True if the text is a name of the concept, in the singular or the plural.
+
+        An article before it makes no difference.
+        """
+        words = words_of(text)
+        return bool(self._pattern(ending="(?:s|es)?").fullmatch(text.strip())) or any(
+            own and own == words for own in map(words_of, self.names)
+        )
 
     def _pattern(self, lead: str = "", ending: str = "") -> re.Pattern[str]:
         longest_first = sorted(self.names, key=len, reverse=True)

@@ -66,7 +66,8 @@ def kind_of(name: str) -> Kind:
     """The kind of a concept of that name: an attribute, a place or a compound by its words.
 
     An `object` unless each word is known to be an attribute, the name is known to be a place, or
-    attributes stand before another word. Capitalised words are a name: `Big Ben` is an object.
+    attributes stand before another word. Capitalised words are a name: `Big Ben` is an object. Set
+    phrases such as `black hole` are compounds too, whose parts are kept.
     """
     attribute, head = split(name)
     if not head:
