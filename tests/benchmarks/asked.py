@@ -195,10 +195,12 @@ def bars(lines: Sequence[dict[str, Any]]) -> list[str]:
     drawn = [line for line in lines if line["gone"]]
     silent = [x for x in drawn if left(x) > LEFT and not x["announced"]]
     unsaid = [x for x in lines if (x["says"] or x["refused"]) and not right(x)]
+    asked = [x for x in lines if not x["refused"]]
     pairs = [x for x in drawn if x["group"] == "compound"]
     found = [
         bar("at most 5 % left, or announced", drawn, silent),
         bar("at most 5 % left", drawn, [x for x in drawn if left(x) > LEFT]),
+        bar("an eraser where one is asked for", asked, [x for x in asked if not x["gone"]]),
         bar("refused or said in words", [x for x in lines if x["says"] or x["refused"]], unsaid),
         bar("no other error than ErasureError", lines, [x for x in lines if x["crashed"]]),
         bar("compounds with at most 5 % left", pairs, [x for x in pairs if left(x) > LEFT]),

@@ -246,8 +246,8 @@ SEPARATED = (
     *("car, truck", "car; truck", "car,truck", "car and truck", "cat & dog", "cat/dog"),
     *("oak | pine", "house + church", "star or diamond", "ring\ntent"),
 )
-ALMOST_TARGETS = (("truck", "fire truck"), ("bell tower", "bell"), ("cat", "kitten"))
-"""Concept and target: another object's name, a part of the name, a synonym that none told of."""
+ALMOST_TARGETS = (("bell tower", "bell"), ("cat", "kitten"), ("oak", "tree"))
+"""Concept and target: a part of the name, a synonym that none told of, and the family's word."""
 
 
 def cells() -> Iterator[Cell]:
@@ -266,8 +266,10 @@ def cells() -> Iterator[Cell]:
     for text in SEPARATED:
         yield Cell("separators", text, refused=True, says=("list",))
     for target in ("blue car", "cars", "Car"):
-        yield Cell("target", "car", options={"target": target}, refused=True, says=("car",))
+        yield Cell("target", "car", options={"target": target}, refused=True, says=("target",))
     yield from (plain("target", name, name, target=target) for name, target in ALMOST_TARGETS)
+    listed = {"vocabulary": OBJECTS, "recipe": "closed-form"}
+    yield plain("target", "truck", "truck", target="fire truck", **listed)
     yield from (compound("red car", "target", target=target) for target in ("blue car", "car"))
     for name in ("van gyre", "lumina"):
         yield plain("style", name, name)
