@@ -1,9 +1,13 @@
 """`erase()` makes an eraser from a pipeline and the name of a concept."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from warnings import warn
+
+from tqdm.auto import tqdm
 
 from diffusers_erase.concepts import Kind, Vocabulary
 from diffusers_erase.editing.recipes import Edit
@@ -21,6 +25,7 @@ from diffusers_erase.making.request import (
     as_strings,
     as_vocabulary,
 )
+from diffusers_erase.making.trying import make_and_check, require_erased
 from diffusers_erase.models.model import Model
 from diffusers_erase.training.recipes import Recipe
 from diffusers_erase.training.targets import Fixed, Target, as_target
@@ -41,6 +46,8 @@ def erase(
     seed: int = 0,
     progress: bool = True,
     work: str | Path | None = None,
+    check: bool = True,
+    allow_weak: bool = False,
     accelerator: Any = None,
     callback_on_step_end: Callable[[Step], None] | None = None,
 ) -> EraserAdapter:
@@ -70,6 +77,12 @@ def erase(
         progress: whether to show a progress bar, the recipe's choice and how names were understood.
         work: a folder for trajectories, checkpoints and text statistics; a stopped run continues
             from it.
+        check: whether to check that the concepts are erased, by some 120 UNet evaluations for each
+            (`making.checking`); `eraser.config.results["check"]` has the result. Where a concept is
+            still drawn, other targets are tried, then a higher rank. Where the model has no
+            denoiser, or not one that takes a prompt alone, nothing is checked.
+        allow_weak: whether an eraser of a concept that is still drawn is returned with a warning,
+            instead of raising.
         accelerator: accelerate's `Accelerator`, for its precision, processes and trackers.
         callback_on_step_end: called after every training step; the pipeline then draws with the
             eraser as it is at that step.
@@ -77,6 +90,8 @@ def erase(
     Raises:
         ErasureError: an empty concept, an unknown recipe, an argument that the recipe does not use,
             or a pipeline that does not fit or has adapters or erasures loaded; before any work.
+        NotErasedError: the check says that a concept is still drawn; the error's `eraser` is the
+            best that was made.
     """
     model, words = Model.of(pipe), as_vocabulary(vocabulary)
     concepts = as_concepts(concept, kind, words, verbose=progress)
@@ -94,10 +109,11 @@ def erase(
     soft, exact = as_strings("keep", keep), as_strings("protect", protect)
     request = Request(concepts, recipe, words, goal, soft, exact, seed)
     folder = Path(work) if work else None
-    if isinstance(recipe, Edit):
-        eraser = solve_eraser(model, request, cache=folder / "cache" if folder else None)
-    else:
-        eraser = train_eraser(
+
+    def make(request: Request) -> EraserAdapter:
+        if isinstance(request.recipe, Edit):
+            return solve_eraser(model, request, cache=folder / "cache" if folder else None)
+        return train_eraser(
             model,
             request,
             progress=progress,
@@ -105,7 +121,16 @@ def erase(
             accelerator=accelerator,
             callback_on_step_end=callback_on_step_end,
         )
-    return _probed(model, request, eraser)
+
+    if not check:
+        return _probed(model, request, make(request))
+    eraser, found = make_and_check(make, model, request, say=_print if progress else _say_nothing)
+    eraser = _probed(model, request, eraser)
+    if not allow_weak:
+        require_erased(eraser, found)
+    if found.failed or found.harms:
+        warn("; ".join(found.sentences()), stacklevel=2)
+    return eraser
 
 
 def _trained_for(recipe: Recipe | Edit, steps: int | None, given: Sequence[str]) -> Recipe | Edit:
@@ -131,4 +156,12 @@ def _probed(model: Model, request: Request, eraser: EraserAdapter) -> EraserAdap
         "regained by other text states": round(found.regained, 3),
         "size of those states": round(found.size, 2),
     }
+    results = {**eraser.config.results, **results}
     return replace(eraser, config=replace(eraser.config, results=results))
+
+
+def _print(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)
+
+
+def _say_nothing(text: str) -> None: ...

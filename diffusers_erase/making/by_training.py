@@ -267,7 +267,8 @@ def _checkpoints(request: Request, work: Path, weights: str, precision: str) -> 
         "weights": weights,
         "precision": precision,
     }
-    return Checkpoints(work / "checkpoints", run)
+    folder = f"checkpoints-{request.attempt + 1}" if request.attempt else "checkpoints"
+    return Checkpoints(work / folder, run)
 
 
 def _check(model: Model, request: Request, way: Target, accelerator: Any) -> Any:

@@ -40,6 +40,8 @@ class Request:
     protect: tuple[str, ...]
     """Prompts that do not change at all."""
     seed: int
+    attempt: int = 0
+    """Number of tries before this one; each has its own checkpoints."""
 
     def __post_init__(self) -> None:
         names = [{"name": c.name, "synonyms": list(c.synonyms)} for c in self.concepts]

@@ -1,0 +1,148 @@
+"""Second tries: another target, then a stronger recipe, where the check says it is not erased."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from diffusers_erase.editing.recipes import Edit
+from diffusers_erase.eraser.adapter import EraserAdapter
+from diffusers_erase.eraser.config import EraserConfig
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.making.checking import Check, check_eraser
+from diffusers_erase.making.request import Request
+from diffusers_erase.models.model import Model
+from diffusers_erase.training.targets import Fixed
+
+
+SOLVED, TRAINED = 3, 2
+"""Most tries with a recipe that is solved, and with one that is trained."""
+
+DEFAULTS = ("closed-form", "surgical-age", "surgical-age-sd")
+"""The recipes that `erase()` takes if none is named; only these are made stronger, once."""
+
+STRONGER = 2
+"""Factor of rank, steps and weight of the concept in a last try with one of `DEFAULTS`."""
+
+
+class NotErasedError(ErasureError):
+    """The check says that a concept is still drawn; `eraser` is the best that was made."""
+
+    def __init__(self, message: str, eraser: EraserAdapter) -> None:
+        super().__init__(message)
+        self.eraser = eraser
+
+
+@dataclass(frozen=True)
+class _Try:
+    request: Request
+    eraser: EraserAdapter
+    check: Check
+
+    @property
+    def targets(self) -> tuple[str | None, ...]:
+        return tuple(concept.target for concept in self.eraser.config.concepts)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "targets": list(self.targets),
+            "rank": self.eraser.config.rank,
+            "verdict": self.check.verdict,
+        }
+
+
+def make_and_check(
+    make: Callable[[Request], EraserAdapter],
+    model: Model,
+    request: Request,
+    *,
+    say: Callable[[str], None],
+) -> tuple[EraserAdapter, Check]:
+    """Make the eraser and check it, and try again where a concept is still drawn.
+
+    Other candidates of the recipe's own choice come first; then, with the recipes of `DEFAULTS`, a
+    higher rank and more steps. The best eraser is returned, with its check and
+    all tries in the results of its config.
+    """
+    most = SOLVED if isinstance(request.recipe, Edit) else TRAINED
+    tries: list[_Try] = []
+    following: Request | None = request
+    while following is not None:
+        eraser = make(following)
+        if tries:
+            eraser = replace(eraser, config=_with_scores(eraser.config, tries[0].eraser.config))
+        tries.append(_Try(following, eraser, check_eraser(model, following.concepts, eraser)))
+        following = None
+        if tries[-1].check.failed and len(tries) < most:
+            following = _following(tries)
+        if following is not None:
+            say(
+                f"{'; '.join(tries[-1].check.sentences())}: trying {_change(tries[-1], following)}."
+            )
+    best = min(tries, key=lambda each: each.check.badness)
+    results: dict[str, Any] = best.check.to_dict()
+    if len(tries) > 1:
+        results["tries"] = [each.to_dict() for each in tries]
+    config = best.eraser.config
+    config = replace(config, results={**config.results, "check": results})
+    return replace(best.eraser, config=config), best.check
+
+
+def _following(tries: list[_Try]) -> Request | None:
+    """The request of the next try; None if there is nothing else to try."""
+    first, last = tries[0], tries[-1]
+    if first.request.target is None:
+        chosen, changed = [], False
+        for k, concept in enumerate(first.eraser.config.concepts):
+            tried = {each.targets[k] for each in tries}
+            others = [word for word, _ in concept.ranked if word not in tried]
+            wanted = concept.name in last.check.failed and bool(others)
+            chosen.append(others[0] if wanted else last.targets[k])
+            changed |= wanted
+        if changed:
+            return replace(last.request, target=Fixed(tuple(chosen)), attempt=len(tries))
+    recipe = last.request.recipe
+    if recipe.name not in DEFAULTS or recipe.rank != first.request.recipe.rank:
+        return None
+    stronger: Any = replace(recipe, rank=STRONGER * recipe.rank)
+    if isinstance(stronger, Edit):
+        stronger = replace(stronger, keep_weight=stronger.keep_weight / STRONGER)
+    else:
+        stronger = replace(stronger, steps=STRONGER * stronger.steps)
+    best = min(tries, key=lambda each: each.check.badness)
+    return replace(best.request, recipe=stronger, attempt=len(tries))
+
+
+def _change(last: _Try, following: Request) -> str:
+    if following.target != last.request.target and isinstance(following.target, Fixed):
+        return " and ".join(repr(word) for word in following.target.words)
+    return "a higher rank"
+
+
+def _with_scores(config: EraserConfig, first: EraserConfig) -> EraserConfig:
+    """The config with the candidates' scores of the first try, from which its target comes."""
+    pairs = zip(first.concepts, config.concepts, strict=True)
+    concepts = tuple(replace(old, target=new.target) for old, new in pairs)
+    return replace(config, concepts=concepts)
+
+
+def require_erased(eraser: EraserAdapter, check: Check) -> None:
+    """Raise unless all concepts are erased, or could not be checked.
+
+    Raises:
+        NotErasedError: with the best eraser; the message says what is left and what to do.
+    """
+    if not check.failed:
+        return
+    targets = ", ".join(
+        f"{each.name!r} -> {'the prompt without it' if each.target is None else repr(each.target)}"
+        for each in eraser.config.concepts
+        if each.name in check.failed
+    )
+    tries = eraser.config.results["check"].get("tries", ())
+    ways = f" Best of {len(tries)} tries." if tries else ""
+    raise NotErasedError(
+        f"{'; '.join(check.sentences())} (targets: {targets}).{ways} Name another `target`, pass a "
+        "`vocabulary`, or take another recipe; or `allow_weak=True` (`--allow-weak`) for this "
+        "eraser as it is.",
+        eraser,
+    )
