@@ -1,7 +1,7 @@
 """The check of a new eraser: does the base model still see the concept in what is drawn?"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -26,7 +26,7 @@ PICTURES, OF_OTHER_NAMES = 4, 2
 MOST_NAMES = 12
 """Names of a concept that are checked at most."""
 
-STEPS, GUIDANCE = 4, 5.0
+STEPS, GUIDANCE = 3, 5.0
 """DDIM steps and guidance scale of these pictures."""
 
 DRAWN, UNSURE = -0.2, -0.7
@@ -40,8 +40,9 @@ SAME = 0.1
 """Two prompts whose predictions differ by less than this share of the concept's guidance mean the
 same to the model."""
 
-WORDS, LATENTS = 5, 2
-"""Nearest words on which harm is measured, and latents for each."""
+WORDS, PARTS, LATENTS = 5, 3, 2
+"""Nearest words and prompts about parts of a compound on which harm is measured; latents for each.
+"""
 
 HARM = 0.15
 """Relative squared change of a word's guidance from which on it counts as harmed."""
@@ -128,6 +129,8 @@ class _Row:
     other: str
     """The prompt about the other erased concept that is nearest to the target, if there are any."""
     other_name: str
+    seed: int
+    """Of the noise; pictures of each name are numbered from 0."""
 
 
 @torch.no_grad()
@@ -144,15 +147,16 @@ def check_eraser(model: Model, concepts: Sequence[Concept], eraser: EraserAdapte
     except ErasureError as error:
         return Check("not checked", reason=str(error))
     pictures = _Pictures.of(model, denoiser, concepts, eraser)
-    before = pictures.draw()
-    harm = _Harm.of(pictures, concepts, eraser, before)
+    some = pictures.every_other
+    before = some.draw()
+    harm = _Harm.of(some, concepts, eraser, before)
     load_erasure(model.pipeline, eraser)
     try:
         after = pictures.draw()
         harms = harm.measured() if harm else {}
     finally:
         unload_erasures(model.pipeline)
-    return pictures.check(concepts, before, after, harms)
+    return _judged(pictures, some, concepts, before, after, harms)
 
 
 @dataclass(frozen=True)
@@ -169,16 +173,15 @@ class _Pictures:
     ) -> "_Pictures":
         """Rows of all concepts, with the states of their prompts."""
         targets = [erased.target for erased in eraser.config.concepts]
-        prompts = [
-            (k, prompt) for k, c in enumerate(concepts) for prompt in _prompts(model.tokenizer, c)
-        ]
+        numbered = [(k, *p) for k, c in enumerate(concepts) for p in _prompts(model.tokenizer, c)]
+        prompts = [(k, prompt) for k, _, prompt in numbered]
         texts = {text for k, p in prompts for text in (p.text, p.about(targets[k]), "")}
         texts |= {_absent(concepts[k], p) for k, p in prompts}
         texts |= {p.about(concepts[k].name) for k, p in prompts}
         texts |= {p.about(other.name) for _, p in prompts for other in concepts}
         states = _encoded(model, sorted(texts))
         rows = []
-        for k, prompt in prompts:
+        for k, seed, prompt in numbered:
             target = prompt.about(targets[k])
             own, absent = prompt.about(concepts[k].name), _absent(concepts[k], prompt)
             apart = {
@@ -187,8 +190,8 @@ class _Pictures:
                 if j != k
             }
             name = min(apart, key=apart.__getitem__, default=concepts[k].name)
-            other = prompt.about(name)
-            rows.append(_Row(k, prompt.name, prompt.text, own, absent, target, other, name))
+            compared = (own, absent, target, prompt.about(name))
+            rows.append(_Row(k, prompt.name, prompt.text, *compared, name, seed))
         return cls(model, denoiser, tuple(rows), states)
 
     def of_prompts(self, texts: Sequence[str]) -> Tensor:
@@ -196,17 +199,22 @@ class _Pictures:
         return torch.stack([self.states[text] for text in texts])
 
     def draw(self) -> Trajectories:
-        """Runs of every row's prompt, by the model as it is now, from the same noise."""
-        prompts, null = self.of_prompts([row.prompt for row in self.rows]), self.of_prompts([""])
+        """Runs of every row's prompt, by the model as it is now, each from its own noise."""
         return sample_trajectories(
             self.denoiser,
             self.model.pipeline.scheduler,
-            prompts,
-            null,
+            self.of_prompts([row.prompt for row in self.rows]),
+            self.of_prompts([""]),
             guidance=GUIDANCE,
             steps=STEPS,
+            seed=[row.seed for row in self.rows],
             batch=32,
         )
+
+    @property
+    def every_other(self) -> "_Pictures":
+        """Half of the pictures of each name."""
+        return replace(self, rows=tuple(row for row in self.rows if row.seed % 2 == 0))
 
     def clean(self, runs: Trajectories) -> Tensor:
         """The latents of the pictures at the end of the runs."""
@@ -217,7 +225,8 @@ class _Pictures:
 
     def shown(self, clean: Tensor, prompt: str = "concept", *, target: bool = True) -> Tensor:
         """Evidence that each picture shows what this prompt of its row says."""
-        names = ("absent", "target") if target else ("absent",)
+        targets = target and any(row.target != row.absent for row in self.rows)
+        names = ("absent", "target") if targets else ("absent",)
         a, *others = (
             self.of_prompts([getattr(row, name) for row in self.rows]) for name in (prompt, *names)
         )
@@ -225,36 +234,43 @@ class _Pictures:
         same = distance < SAME * distance[:1]
         return ratio.where(~same, torch.inf).amin(0).where(~same.all(0), ratio[0])
 
-    def check(
-        self,
-        concepts: Sequence[Concept],
-        before: Trajectories,
-        after: Trajectories,
-        harms: Mapping[str, float],
-    ) -> Check:
-        """The verdicts."""
-        x, x0 = self.clean(after), self.clean(before)
-        known, drawn = self.shown(x0, target=False), self.shown(x)
-        others = self.shown(x, "other") if len(concepts) > 1 else None
-        owner = torch.tensor([row.owner for row in self.rows])
-        left, mean, mistaken, verdicts = {}, {}, {}, dict[str, Verdict]()
-        for k, concept in enumerate(concepts):
-            worst: Verdict = "not checked"
-            for name in dict.fromkeys(row.name for row in self.rows if row.owner == k):
-                own = torch.tensor([r.owner == k and r.name == name for r in self.rows])
-                if known[own].mean() < KNOWN:
-                    continue
-                left[name] = (drawn[own] > UNSURE).float().mean().item()
-                mean[name] = drawn[own].clamp(-2, 2).mean().item()
-                worst = max(worst, _verdict(mean[name]), key=_SEVERITY.__getitem__)
-            if others is not None and others[owner == k].mean() > 0 and worst != "not checked":
-                mistaken[concept.name] = next(r.other_name for r in self.rows if r.owner == k)
-                worst = "not erased"
-            verdicts[concept.name] = worst
-        correlation = torch.nn.functional.cosine_similarity(x.flatten(1), x0.flatten(1)).mean()
-        worst = max(verdicts.values(), key=_SEVERITY.__getitem__)
-        reason = "the base does not draw it by these names" if worst == "not checked" else ""
-        return Check(worst, verdicts, mean, left, mistaken, harms, correlation.item(), reason)
+    def rows_of(self, owner: int, name: str | None = None) -> Tensor:
+        """Which pictures are of this concept, under this name if there is one."""
+        return torch.tensor([r.owner == owner and name in (None, r.name) for r in self.rows])
+
+
+def _judged(
+    pictures: _Pictures,
+    some: _Pictures,
+    concepts: Sequence[Concept],
+    before: Trajectories,
+    after: Trajectories,
+    harms: Mapping[str, float],
+) -> Check:
+    """The verdicts on the pictures, `some` of which were drawn by the base too."""
+    x, x0 = pictures.clean(after), some.clean(before)
+    known, drawn = some.shown(x0, target=False), pictures.shown(x)
+    others = pictures.shown(x, "other") if len(concepts) > 1 else None
+    left, mean, mistaken, verdicts = {}, {}, {}, dict[str, Verdict]()
+    for k, concept in enumerate(concepts):
+        worst: Verdict = "not checked"
+        for name in dict.fromkeys(row.name for row in pictures.rows if row.owner == k):
+            if known[some.rows_of(k, name)].mean() < KNOWN:
+                continue
+            own = drawn[pictures.rows_of(k, name)]
+            left[name] = (own > UNSURE).float().mean().item()
+            mean[name] = own.clamp(-2, 2).mean().item()
+            worst = max(worst, _verdict(mean[name]), key=_SEVERITY.__getitem__)
+        own = pictures.rows_of(k)
+        if others is not None and others[own].mean() > 0 and worst != "not checked":
+            mistaken[concept.name] = next(r.other_name for r in pictures.rows if r.owner == k)
+            worst = "not erased"
+        verdicts[concept.name] = worst
+    drawn_twice = torch.tensor([row in some.rows for row in pictures.rows])
+    layout = torch.nn.functional.cosine_similarity(x[drawn_twice].flatten(1), x0.flatten(1))
+    worst = max(verdicts.values(), key=_SEVERITY.__getitem__)
+    reason = "the base does not draw it by these names" if worst == "not checked" else ""
+    return Check(worst, verdicts, mean, left, mistaken, harms, layout.mean().item(), reason)
 
 
 def _verdict(mean: float) -> Verdict:
@@ -263,15 +279,15 @@ def _verdict(mean: float) -> Verdict:
     return "weak" if mean > UNSURE else "erased"
 
 
-def _prompts(tokenizer: Any, concept: Concept) -> list[Prompt]:
-    """Prompts under the name, and fewer under each synonym, and under plurals that are known."""
+def _prompts(tokenizer: Any, concept: Concept) -> list[tuple[int, Prompt]]:
+    """Numbered prompts under the name, and fewer under synonyms and plurals that are known."""
     plurals = [f"{name}s" for name in concept.names if concept.kind == "object"]
     known = [name for name in plurals if not unknown_words(tokenizer, name)]
-    found = []
+    alone, found = replace(concept, synonyms=()), list[tuple[int, Prompt]]()
     for name in [*concept.names, *known][:MOST_NAMES]:
         count = PICTURES if name == concept.name else OF_OTHER_NAMES
-        alone = Concept(name, concept.kind, prompts=concept.prompts)
-        found += alone.example_prompts(count)
+        prompts = enumerate(alone.example_prompts(count))
+        found += [(seed, replace(prompt, name=name)) for seed, prompt in prompts]
     return found
 
 
@@ -307,28 +323,25 @@ class _Harm:
         runs: Trajectories,
     ) -> "_Harm | None":
         """The nearest words are the candidates that were not chosen as targets."""
-        words: list[str] = []
-        texts: list[tuple[str, str]] = []
-        rows: list[int] = []
+        asked: list[tuple[str, str, str, int]] = []  # word, prompt, prompt without it, row
         second = runs.t == runs.t.unique()[-2]
         for k, (concept, erased) in enumerate(zip(concepts, eraser.config.concepts, strict=True)):
             near = [word for word, _ in erased.ranked if word != erased.target][:WORDS]
-            own = [i for i, row in enumerate(pictures.rows) if row.owner == k][:LATENTS]
-            for word in near:
-                words += [word] * len(own)
-                rows += own
-                prompts = concept.example_prompts(len(own))
-                texts += [(prompt.about(word), prompt.without()) for prompt in prompts]
-        if not words:
+            own = pictures.rows_of(k).nonzero()[:LATENTS, 0].tolist()
+            prompts = concept.example_prompts(len(own))
+            for i, p in zip(own, prompts, strict=True):
+                asked += [(word, p.about(word), p.without(), i) for word in near]
+                asked += [(text, text, "", i) for text in concept.kept_prompts()[:PARTS]]
+        if not asked:
             return None
-        z, t = runs.z[second][rows], runs.t[second][rows]
-        states = _encoded(pictures.model, sorted({text for pair in texts for text in pair}))
-        named, absent = (
-            torch.stack([states[text] for text in each]) for each in zip(*texts, strict=True)
-        )
-        before = _scores(pictures.denoiser, z, t, named)
-        guidance = (before - _scores(pictures.denoiser, z, t, absent)).square().mean((1, 2, 3))
-        return cls(pictures.denoiser, tuple(words), z, t, named, before, guidance)
+        words, named, absent, rows = zip(*asked, strict=True)
+        z, t = runs.z[second][list(rows)], runs.t[second][list(rows)]
+        known = _encoded(pictures.model, sorted({*named, *absent}))
+        states = torch.stack([known[text] for text in named])
+        without = torch.stack([known[text] for text in absent])
+        before = _scores(pictures.denoiser, z, t, states)
+        guidance = (before - _scores(pictures.denoiser, z, t, without)).square().mean((1, 2, 3))
+        return cls(pictures.denoiser, words, z, t, states, before, guidance)
 
     def measured(self) -> dict[str, float]:
         """Word -> relative squared change of its guidance by the eraser that is loaded now."""
