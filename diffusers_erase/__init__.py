@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from diffusers_erase.making.api import erase
     from diffusers_erase.making.debiasing import debias
     from diffusers_erase.making.stacked import stack
+    from diffusers_erase.making.trying import NotErasedError
     from diffusers_erase.runtime.plugin import (
         erasures_disabled,
         export_erased,
@@ -47,6 +48,7 @@ _ROOMS = {
     "EraserConfig": "eraser.config",
     "Fixed": "training.targets",
     "Nearest": "training.targets",
+    "NotErasedError": "making.trying",
     "Recipe": "training.recipes",
     "Step": "training.trainer",
     "Trial": "training.trial",
@@ -77,6 +79,7 @@ __all__ = [
     "ErasureError",
     "Fixed",
     "Nearest",
+    "NotErasedError",
     "Recipe",
     "Step",
     "Trial",

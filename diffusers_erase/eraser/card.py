@@ -36,6 +36,19 @@ NUMBERS = {
 }
 """Results that are not shares of pictures -> their description."""
 
+CHECKED = {
+    "verdict": "verdict",
+    "concepts": "verdict by concept",
+    "evidence": "mean evidence that its pictures show the concept (base: about 2)",
+    "left": "share of few pictures that may still show it",
+    "mistaken": "drawn as another erased concept",
+    "harms": "relative squared change of the guidance of near words",
+    "layout kept": "correlation of erased and base latents from the same noise",
+    "tries": "tries",
+    "reason": "not checked, because",
+}
+"""Entry of the check after making (`making.checking`) -> its description."""
+
 MOST = 100
 """Concepts, and rows of a table, that a card shows at most."""
 
@@ -72,7 +85,12 @@ def model_card(
             "versions": ", ".join(f"{k} {v}" for k, v in config.versions.items()),
         },
         shares={MEASURED.get(key, key): _cells(rows.get(key)) for key in names},
-        numbers={NUMBERS.get(key, key): x for key, x in results.items() if key not in rows},
+        checked=_checked(results.get("check")),
+        numbers={
+            NUMBERS.get(key, key): x
+            for key, x in results.items()
+            if key not in rows and key != "check"
+        },
     )
 
 
@@ -140,6 +158,21 @@ def _choice(concept: ErasedConcept) -> str:
     scores = ", ".join(f"{word} ({score:.3g})" for word, score in concept.ranked[:6])
     better = f"; the {concept.best} is the best" if concept.best and scores else ""
     return concept.choice + (f": {scores}{better}" if scores else "")
+
+
+def _checked(check: Any) -> dict[str, str]:
+    """The check after making, in words; empty if there was none."""
+    if not isinstance(check, Mapping):
+        return {}
+    return {CHECKED.get(key, key): _in_words(value) for key, value in check.items() if value}
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_in_words(each)}" for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(map(_in_words, value))
+    return "none" if value is None else str(value)
 
 
 def _cells(row: Mapping[str, Any] | None) -> tuple[str, ...]:

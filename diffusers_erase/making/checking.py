@@ -26,14 +26,14 @@ PICTURES, OF_OTHER_NAMES = 4, 2
 MOST_NAMES = 12
 """Names of a concept that are checked at most."""
 
-STEPS, GUIDANCE = 3, 5.0
+STEPS, GUIDANCE = 4, 5.0
 """DDIM steps and guidance scale of these pictures."""
 
 DRAWN, UNSURE = -0.2, -0.7
 """Mean evidence above which a concept is not erased, and above which it is weakly erased. Pictures
 with more than `UNSURE` may still show it."""
 
-KNOWN = 0.5
+KNOWN = 0.3
 """Mean evidence from which on the base itself is taken to draw a name."""
 
 SAME = 0.1

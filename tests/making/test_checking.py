@@ -1,0 +1,172 @@
+"""The check of a new eraser, with erasers that are known to erase and known not to."""
+
+import pytest
+import torch
+
+from diffusers_erase import Concept, NotErasedError, erase
+from diffusers_erase.eraser.stacking import scaled
+from diffusers_erase.making import checking, trying
+from diffusers_erase.making.checking import Check, check_eraser
+from diffusers_erase.making.request import Request, as_concepts, as_recipe, as_vocabulary
+from diffusers_erase.models.denoiser import counted
+from diffusers_erase.models.model import Model
+from diffusers_erase.playground import OBJECTS
+from diffusers_erase.training.targets import Fixed
+
+
+def solved(pipe, concept, **given):
+    options = {"recipe": "closed-form", "check": False, "progress": False}
+    return erase(pipe, concept, **{**options, **given})
+
+
+@pytest.fixture(scope="module")
+def truck(shipped):
+    return solved(shipped, "truck", vocabulary=OBJECTS)
+
+
+def checked(pipe, eraser, *concepts):
+    return check_eraser(Model.of(pipe), [Concept(name) for name in concepts], eraser)
+
+
+def test_an_eraser_that_erases(playground, truck):
+    before = {k: v.clone() for k, v in playground.unet.state_dict().items()}
+    with counted(playground.unet) as cost:
+        found = checked(playground, truck, "truck")
+    assert found.verdict == found.concepts["truck"] == "erased"
+    assert found.left == {"truck": 0.0} and found.evidence["truck"] < -0.8
+    assert not found.harms and 0 < found.layout < 1
+    assert cost() < 130
+    assert playground.list_erasures() == {}
+    assert all(torch.equal(v, before[k]) for k, v in playground.unet.state_dict().items())
+
+
+def test_an_eraser_too_weak(playground, truck):
+    found = checked(playground, scaled(truck, 0.2), "truck")
+    assert found.verdict == "not erased" and found.left["truck"] == 1
+    assert found.failed == ["truck"]
+
+
+def test_a_target_of_the_same_meaning(playground):
+    found = checked(playground, solved(playground, "diamond", target="rhombus"), "diamond")
+    assert found.verdict == "not erased" and found.layout > 0.9
+
+
+def test_a_method_of_a_paper_that_leaves_the_concept(playground):
+    found = checked(playground, solved(playground, "bird", recipe="uce"), "bird")
+    assert found.failed == ["bird"]
+
+
+def test_another_erased_concept_that_is_drawn_instead(playground):
+    eraser = solved(playground, ["cat", "dog"], target=("bird", "kitten"))
+    found = checked(playground, eraser, "cat", "dog")
+    assert found.mistaken == {"dog": "cat"}
+    assert found.concepts["cat"] == "erased" and found.concepts["dog"] == "not erased"
+    assert "'dog' is drawn as 'cat'" in found.sentences()
+
+
+def test_harm_to_the_nearest_words(playground, truck):
+    """An eraser of more strength changes them."""
+    assert not checked(playground, truck, "truck").harms
+    assert checked(playground, scaled(truck, 4), "truck").harms
+
+
+def test_a_model_that_does_not_draw_the_concept(untrained):
+    found = checked(untrained, solved(untrained, "car", target="oak"), "car")
+    assert found.verdict == "not checked" and "does not draw" in found.reason
+    assert not found.failed
+
+
+def test_a_model_without_a_denoiser(playground):
+    playground.register_modules(unet=None)
+    eraser = erase(playground, "truck", vocabulary=OBJECTS, progress=False)
+    found = eraser.config.results["check"]
+    assert found["verdict"] == "not checked" and "no denoiser" in found["reason"]
+
+
+def test_an_error_while_checking_leaves_the_base(playground, truck, monkeypatch):
+    monkeypatch.setattr(checking._Harm, "measured", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        checked(playground, truck, "truck")
+    assert playground.list_erasures() == {}
+
+
+def request_for(recipe, target=None):
+    words = as_vocabulary(OBJECTS)
+    return Request(as_concepts("truck"), as_recipe(recipe), words, target, (), (), 0)
+
+
+@pytest.fixture
+def tried(playground, truck, monkeypatch):
+    """`tried(request, verdicts)`: the requests that follow one another for these verdicts."""
+    requests = []
+
+    def run(request, verdicts):
+        left = iter(verdicts)
+
+        def check(_model, concepts, _eraser):
+            verdict = next(left)
+            return Check(verdict, {concepts[0].name: verdict}, {"truck": -0.1 * len(requests)})
+
+        def make(request):
+            requests.append(request)
+            chosen = truck.config.concepts[0]
+            if request.target is not None:
+                word = request.target.for_each(request.concepts)[0]
+                chosen = type(chosen)("truck", target=word)
+            return truck.__class__(truck.payloads, truck.config.__class__((chosen,), rank=8))
+
+        monkeypatch.setattr(trying, "check_eraser", check)
+        eraser, check = trying.make_and_check(
+            make, Model.of(playground), request, say=lambda _: None
+        )
+        return eraser, check, requests
+
+    return run
+
+
+def test_the_first_eraser_is_taken_if_it_erases(tried):
+    eraser, check, requests = tried(request_for("closed-form"), ["erased"])
+    assert len(requests) == 1 and check.verdict == "erased"
+    assert "tries" not in eraser.config.results["check"]
+
+
+def test_the_next_candidate_is_tried_and_its_score_is_kept(tried, truck):
+    first = truck.config.concepts[0]
+    following = next(word for word, _ in first.ranked if word != first.target)
+    eraser, check, requests = tried(request_for("closed-form"), ["not erased", "erased"])
+    assert requests[1].target == Fixed((following,)) and requests[1].attempt == 1
+    assert check.verdict == "erased"
+    chosen = eraser.config.concepts[0]
+    assert chosen.target == following and chosen.scores == first.scores
+    verdicts = [each["verdict"] for each in eraser.config.results["check"]["tries"]]
+    assert verdicts == ["not erased", "erased"]
+
+
+def test_the_best_of_all_tries_is_taken(tried):
+    _, check, requests = tried(request_for("closed-form"), ["weak", "not erased", "not erased"])
+    assert len(requests) == trying.SOLVED and check.verdict == "weak"
+
+
+def test_a_target_of_the_user_s_is_kept_and_the_recipe_made_stronger(tried):
+    request = request_for("closed-form", Fixed("van"))
+    _, _, requests = tried(request, ["weak", "weak", "weak"])
+    assert [each.target for each in requests] == [Fixed("van")] * 2
+    assert requests[1].recipe.rank == 2 * request.recipe.rank
+
+
+def test_a_paper_s_recipe_is_run_as_it_is(tried):
+    _, check, requests = tried(request_for("uce", Fixed("van")), ["not erased"])
+    assert len(requests) == 1 and check.failed
+
+
+def test_a_concept_that_is_still_drawn_is_an_error_with_the_eraser(playground):
+    with pytest.raises(NotErasedError, match="'bird' is .*`allow_weak=True`") as caught:
+        erase(playground, "bird", recipe="uce", progress=False)
+    assert caught.value.eraser.config.results["check"]["verdict"] != "erased"
+    assert playground.list_erasures() == {}
+
+
+def test_a_weak_eraser_is_returned_with_a_warning_where_that_is_allowed(playground):
+    with pytest.warns(UserWarning, match="'bird' is "):
+        eraser = erase(playground, "bird", recipe="uce", progress=False, allow_weak=True)
+    assert eraser.config.results["check"]["concepts"]["bird"] in ("weak", "not erased")
