@@ -11,7 +11,7 @@ from diffusers_erase.concepts import Concept, Prompt
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.denoiser import Denoiser
-from diffusers_erase.models.diffusion_classifier import evidence
+from diffusers_erase.models.diffusion_classifier import TIMES, evidence
 from diffusers_erase.models.model import Model
 from diffusers_erase.models.text_states import unknown_words
 from diffusers_erase.models.trajectories import Trajectories, sample_trajectories
@@ -29,9 +29,13 @@ MOST_NAMES = 12
 STEPS, GUIDANCE = 4, 5.0
 """DDIM steps and guidance scale of these pictures."""
 
-DRAWN, UNSURE = -0.2, -0.7
+DRAWN, UNSURE = -0.2, -0.85
 """Mean evidence above which a concept is not erased, and above which it is weakly erased. Pictures
 with more than `UNSURE` may still show it."""
+
+COARSE = (0.65, 0.85)
+"""Times at which attributes, compounds and places are classified: colours and places are decided
+where there is more noise than where objects are."""
 
 KNOWN = 0.3
 """Mean evidence from which on the base itself is taken to draw a name."""
@@ -131,6 +135,8 @@ class _Row:
     other_name: str
     seed: int
     """Of the noise; pictures of each name are numbered from 0."""
+    times: tuple[float, ...]
+    """Shares of the training times at which the picture is classified."""
 
 
 @torch.no_grad()
@@ -191,7 +197,8 @@ class _Pictures:
             }
             name = min(apart, key=apart.__getitem__, default=concepts[k].name)
             compared = (own, absent, target, prompt.about(name))
-            rows.append(_Row(k, prompt.name, prompt.text, *compared, name, seed))
+            times = TIMES if concepts[k].kind in ("object", "style", "person") else COARSE
+            rows.append(_Row(k, prompt.name, prompt.text, *compared, name, seed, times))
         return cls(model, denoiser, tuple(rows), states)
 
     def of_prompts(self, texts: Sequence[str]) -> Tensor:
@@ -230,7 +237,8 @@ class _Pictures:
         a, *others = (
             self.of_prompts([getattr(row, name) for row in self.rows]) for name in (prompt, *names)
         )
-        ratio, distance = evidence(self.denoiser, clean, a, others)
+        times = torch.tensor([row.times for row in self.rows])
+        ratio, distance = evidence(self.denoiser, clean, a, others, times=times)
         same = distance < SAME * distance[:1]
         return ratio.where(~same, torch.inf).amin(0).where(~same.all(0), ratio[0])
 

@@ -9,7 +9,7 @@ from diffusers_erase.models.denoiser import Denoiser
 
 
 TIMES = (0.4, 0.55)
-"""Noise levels at which pictures are classified, as shares of the training times."""
+"""Times at which objects and styles are classified, as shares of the training times."""
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def evidence(
     prompt: Tensor,
     others: Sequence[Tensor],
     *,
-    times: Sequence[float] = TIMES,
+    times: Sequence[float] | Tensor = TIMES,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Σ_t |ε - eps(z_t,b)|^2 - |ε - eps(z_t,a)|^2  over  Σ_t |eps(z_t,a) - eps(z_t,b)|^2
@@ -33,7 +33,8 @@ def evidence(
         clean: latents of pictures, B x C x h x w.
         prompt: text states of a, B x tokens x width.
         others: text states of each b, B x tokens x width each.
-        times: see `TIMES`.
+        times: shares of the training times, as `TIMES`; or a tensor with a row of shares for each
+            picture.
         seed: of the noise.
 
     Returns:
@@ -43,8 +44,8 @@ def evidence(
     schedule, count = denoiser.schedule, 1 + len(others)
     states = torch.cat((prompt, *others))
     gains, apart = [], []
-    for share in times:
-        t = torch.full((len(clean),), round(share * (len(schedule.alphas) - 1)))
+    shares = torch.as_tensor(times).expand(len(clean), -1)
+    for t in (shares * (len(schedule.alphas) - 1)).round().long().unbind(1):
         noise = torch.randn(clean.shape, generator=generator).to(clean.device)
         alpha = schedule.alpha(t).to(clean.device)
         z = (alpha.sqrt() * clean + (1 - alpha).sqrt() * noise).repeat(count, 1, 1, 1)
