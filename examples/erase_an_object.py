@@ -12,7 +12,9 @@ from diffusers_erase.playground import OBJECTS, SYNONYMS, load_judge, load_pipel
 
 def main(folder: Path, steps: int | None) -> None:
     concept = Concept("car", synonyms=SYNONYMS["car"])
-    eraser = erase(load_pipeline(), concept, vocabulary=OBJECTS, steps=steps)
+    eraser = erase(
+        load_pipeline(), concept, vocabulary=OBJECTS, steps=steps, allow_weak=steps is not None
+    )
     print(f"Cars are answered as {eraser.config.concepts[0].target}.")
     eraser.save_pretrained(folder / "erase-car", overwrite=True)
 

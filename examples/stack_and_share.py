@@ -15,8 +15,10 @@ from diffusers_erase.playground import OBJECTS, load_judge, load_pipeline
 
 def main(folder: Path, steps: int | None) -> None:
     pipe, judge = load_pipeline(), load_judge()
-    car = erase(pipe, "car", vocabulary=OBJECTS, steps=steps)
-    painter = erase(pipe, Concept("van gyre", kind="style"), steps=steps)
+    car = erase(pipe, "car", vocabulary=OBJECTS, steps=steps, allow_weak=steps is not None)
+    painter = erase(
+        pipe, Concept("van gyre", kind="style"), steps=steps, allow_weak=steps is not None
+    )
     original = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
 
     pipe.load_erasure([car, painter], name=["car", "painter"], strength=0.0)

@@ -1,12 +1,15 @@
 """Commands that make erasers: train, edit and stack."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from diffusers_erase.cli.options import (
+    AllowWeak,
+    CheckOption,
     KindName,
     ModelName,
     Overwrite,
@@ -87,6 +90,8 @@ def train(
     mixed_precision: Annotated[str, typer.Option(help="'no', 'bf16' or 'fp16'.")] = "no",
     report_to: Annotated[str | None, typer.Option(help="A tracker, such as tensorboard.")] = None,
     logging_dir: Annotated[Path, typer.Option(help="Folder for the tracker.")] = Path("logs"),
+    check: CheckOption = True,
+    allow_weak: AllowWeak = False,
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
     overwrite: Overwrite = False,
@@ -109,6 +114,8 @@ def train(
         "protect": protect or (),
         "seed": seed,
         "target": target,
+        "check": check,
+        "allow_weak": allow_weak,
         **({"vocabulary": Vocabulary.read(vocabulary)} if vocabulary else {}),
     }
     if concepts_file is not None:
@@ -183,10 +190,12 @@ def edit(
         bool,
         typer.Option("--portable", help="A text map alone, for all models with this text encoder."),
     ] = False,
+    check: CheckOption = True,
+    allow_weak: AllowWeak = False,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Solve for an eraser in closed form: it takes seconds and needs no UNet."""
+    """Solve for an eraser in closed form; with --no-check it needs no UNet."""
     from huggingface_hub.constants import HF_HOME
 
     from diffusers_erase.cli.training_runs import summary_of, with_numbers
@@ -194,6 +203,7 @@ def edit(
     from diffusers_erase.eraser.adapter import check_output
     from diffusers_erase.making.by_algebra import solve_eraser
     from diffusers_erase.making.request import Request, as_edit
+    from diffusers_erase.making.trying import make_checked
     from diffusers_erase.models.model import Model
     from diffusers_erase.models.weight_files import read_weights
     from diffusers_erase.training.targets import as_target
@@ -209,10 +219,15 @@ def edit(
         seed=seed,
     )
     check_output(output, overwrite=overwrite)
-    pipe = opened_model(model, **without_denoiser(model))
-    weights = None if portable or model == "playground" else read_weights(model)
+    pipe = Model.of(opened_model(model, **({} if check else without_denoiser(model))))
+    known = portable or model == "playground" or check
     cache = Path(HF_HOME) / "diffusers-erase"
-    eraser = solve_eraser(Model.of(pipe), request, weights=weights, cache=cache)
+    make = partial(solve_eraser, pipe, weights=None if known else read_weights(model), cache=cache)
+    eraser = (
+        make_checked(make, pipe, request, allow_weak=allow_weak, say=typer.echo)
+        if check
+        else make(request)
+    )
     (eraser.portable if portable else eraser).save_pretrained(output, overwrite=overwrite)
     typer.echo(summary_of(output, eraser))
 

@@ -151,7 +151,13 @@ def graph(
     def make(concept: Concept) -> Any:
         words = Vocabulary(tuple(w for w in concepts.names if w != concept.name))
         return erase(
-            runner.sampler.pipe, concept, recipe=recipe, vocabulary=words, seed=seed, progress=False
+            runner.sampler.pipe,
+            concept,
+            recipe=recipe,
+            vocabulary=words,
+            seed=seed,
+            progress=False,
+            check=False,
         )
 
     way = f"{recipe}, seed {seed}, vocabulary {', '.join(concepts.names)}"

@@ -25,6 +25,15 @@ Protect = Annotated[
     list[str] | None, typer.Option(help="A prompt that must not change at all; repeatable.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
+CheckOption = Annotated[
+    bool,
+    typer.Option(
+        "--check/--no-check", help="Draw a few pictures, and try again if it is still drawn."
+    ),
+]
+AllowWeak = Annotated[
+    bool, typer.Option("--allow-weak", help="Save the eraser also if the concept is still drawn.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 
 

@@ -165,6 +165,9 @@ def summary_of(output: Path, eraser: EraserAdapter) -> str:
         rivals = ", ".join(f"{word} {score:.2g}" for word, score in erased.ranked[:5])
         why = f" ({erased.choice}; {rivals})" if rivals else ""
         lines.append(f"Erased '{erased.name}', answered as {answer}{why}.")
+    check = eraser.config.results.get("check", {})
+    if check:
+        lines.append(f"Checked: {check['verdict']}.")
     return "\n".join([*lines, f"pipe.load_erasure('{output}')"])
 
 

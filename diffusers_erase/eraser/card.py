@@ -164,7 +164,7 @@ def _checked(check: Any) -> dict[str, str]:
     """The check after making, in words; empty if there was none."""
     if not isinstance(check, Mapping):
         return {}
-    return {CHECKED.get(key, key): _in_words(value) for key, value in check.items() if value}
+    return {CHECKED.get(key, str(key)): _in_words(x) for key, x in check.items() if x}
 
 
 def _in_words(value: Any) -> str:

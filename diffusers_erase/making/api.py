@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from warnings import warn
 
 from tqdm.auto import tqdm
 
@@ -25,7 +24,7 @@ from diffusers_erase.making.request import (
     as_strings,
     as_vocabulary,
 )
-from diffusers_erase.making.trying import make_and_check, require_erased
+from diffusers_erase.making.trying import make_checked
 from diffusers_erase.models.model import Model
 from diffusers_erase.training.recipes import Recipe
 from diffusers_erase.training.targets import Fixed, Target, as_target
@@ -122,15 +121,12 @@ def erase(
             callback_on_step_end=callback_on_step_end,
         )
 
-    if not check:
-        return _probed(model, request, make(request))
-    eraser, found = make_and_check(make, model, request, say=_print if progress else _say_nothing)
-    eraser = _probed(model, request, eraser)
-    if not allow_weak:
-        require_erased(eraser, found)
-    if found.failed or found.harms:
-        warn("; ".join(found.sentences()), stacklevel=2)
-    return eraser
+    if check:
+        say = _print if progress else _say_nothing
+        eraser = make_checked(make, model, request, allow_weak=allow_weak, say=say)
+    else:
+        eraser = make(request)
+    return _probed(model, request, eraser)
 
 
 def _trained_for(recipe: Recipe | Edit, steps: int | None, given: Sequence[str]) -> Recipe | Edit:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+from warnings import warn
 
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.eraser.adapter import EraserAdapter
@@ -50,19 +51,39 @@ class _Try:
         }
 
 
-def make_and_check(
+def make_checked(
+    make: Callable[[Request], EraserAdapter],
+    model: Model,
+    request: Request,
+    *,
+    allow_weak: bool,
+    say: Callable[[str], None],
+) -> EraserAdapter:
+    """Make an eraser and check it; try again where a concept is still drawn.
+
+    Other candidates of the recipe's own choice come first; then, with the recipes of `DEFAULTS`, a
+    higher rank and more steps. `say` is called with a sentence before each further try.
+
+    Raises:
+        NotErasedError: a concept is still drawn, or weakly erased, unless `allow_weak`; then, and
+            where near words are harmed, it is a warning.
+    """
+    eraser, check = _make_and_check(make, model, request, say=say)
+    if check.failed and not allow_weak:
+        raise NotErasedError(_advice(eraser, check), eraser)
+    if check.failed or check.harms:
+        warn("; ".join(check.sentences()), stacklevel=3)
+    return eraser
+
+
+def _make_and_check(
     make: Callable[[Request], EraserAdapter],
     model: Model,
     request: Request,
     *,
     say: Callable[[str], None],
 ) -> tuple[EraserAdapter, Check]:
-    """Make the eraser and check it, and try again where a concept is still drawn.
-
-    Other candidates of the recipe's own choice come first; then, with the recipes of `DEFAULTS`, a
-    higher rank and more steps. The best eraser is returned, with its check and
-    all tries in the results of its config.
-    """
+    """The best eraser of all tries, with its check and these in the results of its config."""
     most = SOLVED if isinstance(request.recipe, Edit) else TRAINED
     tries: list[_Try] = []
     following: Request | None = request
@@ -125,14 +146,8 @@ def _with_scores(config: EraserConfig, first: EraserConfig) -> EraserConfig:
     return replace(config, concepts=concepts)
 
 
-def require_erased(eraser: EraserAdapter, check: Check) -> None:
-    """Raise unless all concepts are erased, or could not be checked.
-
-    Raises:
-        NotErasedError: with the best eraser; the message says what is left and what to do.
-    """
-    if not check.failed:
-        return
+def _advice(eraser: EraserAdapter, check: Check) -> str:
+    """What is left, and what to do."""
     targets = ", ".join(
         f"{each.name!r} -> {'the prompt without it' if each.target is None else repr(each.target)}"
         for each in eraser.config.concepts
@@ -140,9 +155,8 @@ def require_erased(eraser: EraserAdapter, check: Check) -> None:
     )
     tries = eraser.config.results["check"].get("tries", ())
     ways = f" Best of {len(tries)} tries." if tries else ""
-    raise NotErasedError(
+    return (
         f"{'; '.join(check.sentences())} (targets: {targets}).{ways} Name another `target`, pass a "
         "`vocabulary`, or take another recipe; or `allow_weak=True` (`--allow-weak`) for this "
-        "eraser as it is.",
-        eraser,
+        "eraser as it is."
     )

@@ -53,7 +53,7 @@ def test_image_to_image_refuses_a_pipeline_with_two_text_encoders(untrained_part
 def test_image_to_image_succeeds_with_a_low_strength_and_not_with_a_high_one(
     playground, judge, cases
 ):
-    load_erasure(playground, erase(playground, Concept("car"), recipe="closed-form"))
+    load_erasure(playground, erase(playground, Concept("car"), recipe="closed-form", check=False))
     sampler = PipelineSampler(playground, judge, Sampling(steps=10))
     curve = run_attack(ImageToImage((0.2, 0.9)), sampler, cases).curve
     assert curve["strength 0.2"] > curve["strength 0.9"] == 0

@@ -89,7 +89,13 @@ def main() -> None:
 
     def ours(recipe: Recipe, pipe: Any) -> Any:
         return erase(
-            pipe, concept, vocabulary=words, recipe=recipe, seed=options.seed, progress=False
+            pipe,
+            concept,
+            vocabulary=words,
+            recipe=recipe,
+            seed=options.seed,
+            progress=False,
+            check=False,
         )
 
     long = replace(

@@ -53,7 +53,7 @@ def main() -> None:
     pictures = Pictures()
     for recipe in () if options.table else RECIPES:
         erasers = {
-            name: erase(load_pipeline(), concept_of(name), recipe=recipe)
+            name: erase(load_pipeline(), concept_of(name), recipe=recipe, check=False)
             for name in options.concepts
         }
         for name, other in permutations(options.concepts, 2):

@@ -55,7 +55,13 @@ def toward(target: str, name: str, recipe: str) -> EraserAdapter:
     concept = concept_of(name)
     words = [word for word in vocabulary(concept) if word != name]
     return erase(
-        load_pipeline(), concept, target=target, vocabulary=words, recipe=recipe, progress=False
+        load_pipeline(),
+        concept,
+        target=target,
+        vocabulary=words,
+        recipe=recipe,
+        progress=False,
+        check=False,
     )
 
 

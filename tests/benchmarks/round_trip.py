@@ -37,7 +37,9 @@ def publish(folder, *, quick):
     pipe = load_pipeline()
     base = pictures(pipe, quick=quick)
     started = time.perf_counter()
-    eraser = erase(pipe, "car", vocabulary=OBJECTS, recipe="closed-form" if quick else None)
+    eraser = erase(
+        pipe, "car", vocabulary=OBJECTS, recipe="closed-form" if quick else None, check=False
+    )
     print(f"made in {time.perf_counter() - started:.1f} s ({eraser.config.recipe})")
     pipe.load_erasure(eraser)
     erased = pictures(pipe, quick=quick)

@@ -47,7 +47,9 @@ MIXED = [CONCEPTS[7 * k % len(CONCEPTS)] for k in range(len(CONCEPTS))]
 def alone(name: str) -> EraserAdapter:
     """The closed form with all other words in its vocabulary."""
     words = [word for word in ALL if word != name]
-    return erase(load_pipeline(), concept_of(name), vocabulary=words, recipe="closed-form")
+    return erase(
+        load_pipeline(), concept_of(name), vocabulary=words, recipe="closed-form", check=False
+    )
 
 
 def by_sum(names: Sequence[str]) -> EraserAdapter:
@@ -75,7 +77,7 @@ def by_gram(
 
 def by_solving(names: Sequence[str]) -> EraserAdapter:
     concepts = [concept_of(name) for name in names]
-    return erase(load_pipeline(), concepts, vocabulary=ALL, recipe="closed-form")
+    return erase(load_pipeline(), concepts, vocabulary=ALL, recipe="closed-form", check=False)
 
 
 WAYS: dict[str, Callable[[Sequence[str]], EraserAdapter]] = {

@@ -192,7 +192,9 @@ def verdict(name: str, mode: str, eraser: EraserAdapter, folder: Path) -> str:
 
 def main() -> None:
     pipe = load_pipeline()
-    eraser = erase(pipe, "car", vocabulary=["truck", "oak", "cat"], recipe="closed-form")
+    eraser = erase(
+        pipe, "car", vocabulary=["truck", "oak", "cat"], recipe="closed-form", check=False
+    )
     eraser = EraserAdapter((Lora(eraser.factors),), eraser.config)
     print(f"| call | {' | '.join(MODES)} |")
     print("| --- |" + " --- |" * len(MODES))

@@ -16,7 +16,13 @@ CONCEPTS = ("truck", "car", "plane", "cat")
 def left(recipe: str, name: str, target: str) -> Rate:
     pipe, words = load_pipeline(), [word for word in OBJECTS if word != name]
     eraser = erase(
-        pipe, Concept(name), target=target, vocabulary=words, recipe=recipe, progress=False
+        pipe,
+        Concept(name),
+        target=target,
+        vocabulary=words,
+        recipe=recipe,
+        progress=False,
+        check=False,
     )
     pipe.load_erasure(eraser, name)
     sampler = PipelineSampler(pipe, load_judge(), Sampling(10, 5.0, "bfloat16", 32))

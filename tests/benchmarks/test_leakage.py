@@ -29,7 +29,9 @@ def test_leakage_is_guessing_where_keys_and_values_are_zero(playground):
 
 def test_leakage_of_an_edit_is_less_for_every_classifier(playground):
     before = leakage(playground, CAR, "van")
-    eraser = erase(playground, CAR, target="van", vocabulary=WORDS, recipe="closed-form")
+    eraser = erase(
+        playground, CAR, target="van", vocabulary=WORDS, recipe="closed-form", check=False
+    )
     after = leakage(playground, CAR, "van", eraser=eraser)
     assert after.linear < before.linear
     assert after.mlp < before.mlp

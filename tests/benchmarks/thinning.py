@@ -33,11 +33,13 @@ def main():
     apart, harm, same = [], [], 0
     for word in OBJECTS:
         concept = Concept(word, synonyms=SYNONYMS.get(word, ()))
-        thin = erase(pipe, concept, recipe="closed-form")
+        thin = erase(pipe, concept, recipe="closed-form", check=False)
         target = thin.config.concepts[0].target
         with everything_seen():
-            chosen = erase(pipe, concept, recipe="closed-form").config.concepts[0].target
-            whole = erase(pipe, concept, recipe="closed-form", target=target)
+            chosen = (
+                erase(pipe, concept, recipe="closed-form", check=False).config.concepts[0].target
+            )
+            whole = erase(pipe, concept, recipe="closed-form", target=target, check=False)
         same += chosen == target
         P, Q = thin.text_map.change, whole.text_map.change
         apart.append(float((P - Q).norm() / Q.norm()))

@@ -47,6 +47,7 @@ def test_train_then_generate(tmp_path):
         "truck",
         "--steps",
         2,
+        "--no-check",
         "--output",
         "eraser",
         folder=tmp_path,
@@ -65,6 +66,19 @@ def test_train_then_generate(tmp_path):
     erased, base = (np.asarray(Image.open(tmp_path / name)) for name in ("a.png", "b.png"))
     assert erased.shape == (64, 128, 3)
     assert (erased != base).any()
+
+
+def test_an_eraser_of_what_is_still_drawn_is_saved_if_that_is_allowed(tmp_path):
+    asked = ("edit", "--concept", "bird", "--recipe", "uce", "--output", "eraser")
+    refused = command(*asked, folder=tmp_path)
+    assert refused.returncode == 2
+    assert "'bird' is" in refused.stderr
+    assert "--allow-weak" in refused.stderr
+    assert not (tmp_path / "eraser").exists()
+    allowed = command(*asked, "--allow-weak", folder=tmp_path)
+    assert allowed.returncode == 0, allowed.stderr
+    assert re.search("Checked: (weak|not erased)", allowed.stdout)
+    assert (tmp_path / "eraser" / "README.md").is_file()
 
 
 def test_edit_from_a_folder_portable_and_not(untrained, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from diffusers_erase.making import by_training
 
 
 QUICK = Recipe("replace", trajectories=2, sampling_steps=2, steps=3, batch=2)
-OPTIONS = {"recipe": QUICK, "progress": False}
+OPTIONS = {"recipe": QUICK, "progress": False, "check": False}
 
 
 def made(pipe, runs, *, overwrite=False, resume=False):

@@ -97,7 +97,7 @@ def test_an_eraser_of_stable_diffusions_shapes_and_rank_4_is_below_half_a_megaby
 
 
 def test_half_precision_moves_the_empty_prompt_by_rounding_only(untrained, tmp_path):
-    eraser = erase(untrained, "car", vocabulary=["oak", "cat"], recipe="uce")
+    eraser = erase(untrained, "car", vocabulary=["oak", "cat"], recipe="uce", check=False)
     with torch.no_grad():
         null = untrained.encode_prompt("", "cpu", 1, False)[0][0]
         weights = {path: layer.weight for path, layer in text_layers(untrained.unet).items()}

@@ -67,7 +67,7 @@ def test_drift_of_the_empty_prompt_is_zero_where_the_lora_is_orthogonal_to_it(
 
 def test_drift_of_an_erased_concept_lowers_the_cosine_of_its_guidance(playground, base):
     words = ("fish", "cat", "oak", "star", "truck")
-    eraser = erase(playground, Concept("car"), recipe="closed-form", vocabulary=words)
+    eraser = erase(playground, Concept("car"), recipe="closed-form", vocabulary=words, check=False)
     playground.load_erasure(eraser, "car")
     moved = drift(playground, base)
     assert moved.guidance < 0.9

@@ -129,7 +129,7 @@ def tried(playground, truck, monkeypatch):
             return truck.__class__(truck.payloads, truck.config.__class__((chosen,), rank=8))
 
         monkeypatch.setattr(trying, "check_eraser", check)
-        eraser, check = trying.make_and_check(
+        eraser, check = trying._make_and_check(
             make, Model.of(playground), request, say=lambda _: None
         )
         return eraser, check, requests

@@ -47,7 +47,7 @@ def test_hook_mode_draws_what_bake_mode_draws_and_writes_no_weight(untrained, ma
 
 def test_hook_mode_draws_a_text_map_as_bake_mode_does(untrained, picture):
     words = Vocabulary(("truck", "oak", "cat"))
-    eraser = erase(untrained, "car", target="truck", vocabulary=words, recipe="uce")
+    eraser = erase(untrained, "car", target="truck", vocabulary=words, recipe="uce", check=False)
     untrained.load_erasure(eraser)
     baked = picture(untrained)
     untrained.unload_erasures()
@@ -59,7 +59,7 @@ def test_hook_mode_draws_a_text_map_as_bake_mode_does(untrained, picture):
 def test_text_maps_in_any_pair_of_modes_add_up(untrained, picture, modes):
     words = Vocabulary(("truck", "oak", "fish"))
     several = [
-        erase(untrained, name, target="truck", vocabulary=words, recipe="uce").portable
+        erase(untrained, name, target="truck", vocabulary=words, recipe="uce", check=False).portable
         for name in ("car", "cat")
     ]
     untrained.load_erasure(several)
@@ -74,7 +74,7 @@ def test_text_maps_in_any_pair_of_modes_add_up(untrained, picture, modes):
 
 def test_hook_mode_uses_the_text_map_where_the_lora_is_of_another_model(untrained, picture):
     words = Vocabulary(("truck", "oak", "fish"))
-    eraser = erase(untrained, "car", target="truck", vocabulary=words, recipe="uce")
+    eraser = erase(untrained, "car", target="truck", vocabulary=words, recipe="uce", check=False)
     for layer in projections(untrained.unet, ("to_k", "to_v")).values():
         layer.weight.data *= 1.5  # somebody's fine-tune with the same texts
     untrained.load_erasure(eraser)
