@@ -48,7 +48,7 @@ WORDS, PARTS, LATENTS = 5, 3, 2
 """Nearest words and prompts about parts of a compound on which harm is measured; latents for each.
 """
 
-HARM = 0.15
+HARM = 0.3
 """Relative squared change of a word's guidance from which on it counts as harmed."""
 
 
