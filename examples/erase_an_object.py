@@ -11,7 +11,7 @@ from diffusers_erase.playground import OBJECTS, SYNONYMS, load_judge, load_pipel
 
 
 def main(folder: Path, steps: int | None) -> None:
-    concept, quick = Concept("car", synonyms=SYNONYMS["car"]), steps is not None
+    concept = Concept("car", synonyms=SYNONYMS["car"])
     eraser = erase(
         load_pipeline(), concept, vocabulary=OBJECTS, steps=steps, allow_weak=steps is not None
     )
