@@ -15,7 +15,7 @@ from diffusers_erase.playground import OBJECTS, load_judge, load_pipeline
 
 def main(folder: Path, steps: int | None) -> None:
     pipe, judge = load_pipeline(), load_judge()
-    car = erase(pipe, "car", vocabulary=OBJECTS, steps=steps, allow_weak=quick)
+    car = erase(pipe, "car", vocabulary=OBJECTS, steps=steps, allow_weak=steps is not None)
     painter = erase(
         pipe, Concept("van gyre", kind="style"), steps=steps, allow_weak=steps is not None
     )
