@@ -76,12 +76,9 @@ def erase(
         progress: whether to show a progress bar, the recipe's choice and how names were understood.
         work: a folder for trajectories, checkpoints and text statistics; a stopped run continues
             from it.
-        check: whether to check that the concepts are erased, by some 120 UNet evaluations for each
-            (`making.checking`); `eraser.config.results["check"]` has the result. Where a concept is
-            still drawn, other targets are tried, then a higher rank. Where the model has no
-            denoiser, or not one that takes a prompt alone, nothing is checked.
-        allow_weak: whether an eraser of a concept that is still drawn is returned with a warning,
-            instead of raising.
+        check: whether to draw a few pictures, to try other targets and a higher rank if they still
+            show a concept, and to record it in `eraser.config.results["check"]` (see `Check`).
+        allow_weak: whether an eraser of what is still drawn is returned, with a warning.
         accelerator: accelerate's `Accelerator`, for its precision, processes and trackers.
         callback_on_step_end: called after every training step; the pipeline then draws with the
             eraser as it is at that step.
@@ -89,13 +86,12 @@ def erase(
     Raises:
         ErasureError: an empty concept, an unknown recipe, an argument that the recipe does not use,
             or a pipeline that does not fit or has adapters or erasures loaded; before any work.
-        NotErasedError: the check says that a concept is still drawn; the error's `eraser` is the
-            best that was made.
+        NotErasedError: a concept is still drawn; the error's `eraser` is the best that was made.
     """
     model, words = Model.of(pipe), as_vocabulary(vocabulary)
     concepts = as_concepts(concept, kind, words, verbose=progress)
     goal = None if target is None else as_target(target)
-    training = {
+    training: dict[str, Any] = {
         "steps": steps,
         "accelerator": accelerator,
         "callback_on_step_end": callback_on_step_end,
@@ -108,25 +104,20 @@ def erase(
     soft, exact = as_strings("keep", keep), as_strings("protect", protect)
     request = Request(concepts, recipe, words, goal, soft, exact, seed)
     folder = Path(work) if work else None
+    trained = {**training, "progress": progress, "work": folder}
+    del trained["steps"]
 
     def make(request: Request) -> EraserAdapter:
         if isinstance(request.recipe, Edit):
             return solve_eraser(model, request, cache=folder / "cache" if folder else None)
-        return train_eraser(
-            model,
-            request,
-            progress=progress,
-            work=folder,
-            accelerator=accelerator,
-            callback_on_step_end=callback_on_step_end,
-        )
+        return train_eraser(model, request, **trained)
 
-    if check:
-        say = _print if progress else _say_nothing
-        eraser = make_checked(make, model, request, allow_weak=allow_weak, say=say)
-    else:
-        eraser = make(request)
-    return _probed(model, request, eraser)
+    if not check:
+        return _probed(model, request, make(request))
+    say = _print if progress else _say_nothing
+    return _probed(
+        model, request, make_checked(make, model, request, allow_weak=allow_weak, say=say)
+    )
 
 
 def _trained_for(recipe: Recipe | Edit, steps: int | None, given: Sequence[str]) -> Recipe | Edit:

@@ -5,20 +5,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 from warnings import warn
 
-from diffusers_erase.editing.recipes import Edit
+from diffusers_erase.editing.recipes import CLOSED_FORM, Edit
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import EraserConfig
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.making.checking import Check, check_eraser
 from diffusers_erase.making.request import Request
 from diffusers_erase.models.model import Model
+from diffusers_erase.training.recipes import SURGICAL_AGE, SURGICAL_AGE_SD
 from diffusers_erase.training.targets import Fixed
 
 
 SOLVED, TRAINED = 3, 2
 """Most tries with a recipe that is solved, and with one that is trained."""
 
-DEFAULTS = ("closed-form", "surgical-age", "surgical-age-sd")
+DEFAULTS = (CLOSED_FORM, SURGICAL_AGE, SURGICAL_AGE_SD)
 """The recipes that `erase()` takes if none is named; only these are made stronger, once."""
 
 STRONGER = 2
@@ -41,9 +42,11 @@ class _Try:
 
     @property
     def targets(self) -> tuple[str | None, ...]:
+        """The target of each concept."""
         return tuple(concept.target for concept in self.eraser.config.concepts)
 
     def to_dict(self) -> dict[str, Any]:
+        """For the results in the config."""
         return {
             "targets": list(self.targets),
             "rank": self.eraser.config.rank,
@@ -121,8 +124,9 @@ def _following(tries: list[_Try]) -> Request | None:
             changed |= wanted
         if changed:
             return replace(last.request, target=Fixed(tuple(chosen)), attempt=len(tries))
-    recipe = last.request.recipe
-    if recipe.name not in DEFAULTS or recipe.rank != first.request.recipe.rank:
+    recipe: Any = last.request.recipe
+    known = [own for own in DEFAULTS if own.name == recipe.name]
+    if not known or replace(recipe, choose=known[0].choose) != known[0]:
         return None
     stronger: Any = replace(recipe, rank=STRONGER * recipe.rank)
     if isinstance(stronger, Edit):
