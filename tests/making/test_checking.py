@@ -96,7 +96,7 @@ def test_a_model_without_a_denoiser(playground):
 
 
 def test_an_error_while_checking_leaves_the_base(playground, truck, monkeypatch):
-    monkeypatch.setattr(checking._Harm, "measured", lambda _: 1 / 0)
+    monkeypatch.setattr(checking.Harm, "measured", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         checked(playground, truck, "truck")
     assert playground.list_erasures() == {}

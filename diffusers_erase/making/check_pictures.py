@@ -1,0 +1,233 @@
+"""Pictures for the check of an eraser: drawn in a few steps, and classified by the base."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusers_erase.concepts import Concept, Prompt
+from diffusers_erase.eraser.adapter import EraserAdapter
+from diffusers_erase.models.denoiser import Denoiser
+from diffusers_erase.models.diffusion_classifier import TIMES, evidence
+from diffusers_erase.models.model import Model
+from diffusers_erase.models.text_states import unknown_words
+from diffusers_erase.models.trajectories import Trajectories, sample_trajectories
+
+
+PICTURES, OF_OTHER_NAMES = 4, 2
+"""Pictures drawn under a concept's name, and under each of its synonyms and plurals."""
+
+MOST_NAMES = 12
+"""Names of a concept that are checked at most."""
+
+STEPS, GUIDANCE = 4, 5.0
+"""DDIM steps and guidance scale of these pictures."""
+
+COARSE = (0.65, 0.85)
+"""Times at which attributes, compounds and places are classified: colours and places are decided
+where there is more noise than where objects are."""
+
+SAME = 0.1
+"""Two prompts whose predictions differ by less than this share of the concept's guidance mean the
+same to the model."""
+
+WORDS, PARTS, LATENTS = 5, 3, 2
+"""Nearest words and prompts about parts of a compound on which harm is measured; latents for each.
+"""
+
+HARM = 0.3
+"""Relative squared change of a word's guidance from which on it counts as harmed."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A picture: the prompt it is drawn with, and the prompts that it is compared with."""
+
+    owner: int
+    """Index of the concept."""
+    name: str
+    prompt: str
+    concept: str
+    """The prompt with the concept's first name."""
+    absent: str
+    """The prompt without the concept; for a compound, the prompt about its head."""
+    target: str
+    other: str
+    """The prompt about the other erased concept that is nearest to the target, if there are any."""
+    other_name: str
+    seed: int
+    """Of the noise; that of each name's first picture is even."""
+    times: tuple[float, ...]
+    """Shares of the training times at which the picture is classified."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures to be drawn, with the text states of all their prompts."""
+
+    model: Model
+    denoiser: Denoiser
+    rows: tuple[Row, ...]
+    states: Mapping[str, Tensor]
+    """Prompt -> text states, tokens x width."""
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        denoiser: Denoiser,
+        concepts: Sequence[Concept],
+        eraser: EraserAdapter,
+        *,
+        first: int,
+    ) -> "Pictures":
+        """Rows of all concepts, with the states of their prompts."""
+        targets = [erased.target for erased in eraser.config.concepts]
+        numbered = [(k, *p) for k, c in enumerate(concepts) for p in _prompts(model.tokenizer, c)]
+        prompts = [(k, prompt) for k, _, prompt in numbered]
+        texts = {text for k, p in prompts for text in (p.text, p.about(targets[k]), "")}
+        texts |= {_absent(concepts[k], p) for k, p in prompts}
+        texts |= {p.about(concepts[k].name) for k, p in prompts}
+        texts |= {p.about(other.name) for _, p in prompts for other in concepts}
+        states = _encoded(model, sorted(texts))
+        rows = []
+        for k, seed, prompt in numbered:
+            target = prompt.about(targets[k])
+            own, absent = prompt.about(concepts[k].name), _absent(concepts[k], prompt)
+            apart = {
+                c.name: (states[prompt.about(c.name)] - states[target]).norm().item()
+                for j, c in enumerate(concepts)
+                if j != k
+            }
+            name = min(apart, key=apart.__getitem__, default=concepts[k].name)
+            compared = (own, absent, target, prompt.about(name))
+            times = TIMES if concepts[k].kind in ("object", "style", "person") else COARSE
+            rows.append(Row(k, prompt.name, prompt.text, *compared, name, first + seed, times))
+        return cls(model, denoiser, tuple(rows), states)
+
+    def of_prompts(self, texts: Sequence[str]) -> Tensor:
+        """Their text states, P x tokens x width."""
+        return torch.stack([self.states[text] for text in texts])
+
+    def draw(self) -> Trajectories:
+        """Runs of every row's prompt, by the model as it is now, each from its own noise."""
+        return sample_trajectories(
+            self.denoiser,
+            self.model.pipeline.scheduler,
+            self.of_prompts([row.prompt for row in self.rows]),
+            self.of_prompts([""]),
+            guidance=GUIDANCE,
+            steps=STEPS,
+            seed=[row.seed for row in self.rows],
+            batch=32,
+        )
+
+    @property
+    def every_other(self) -> "Pictures":
+        """Half of the pictures of each name."""
+        return replace(self, rows=tuple(row for row in self.rows if row.seed % 2 == 0))
+
+    def clean(self, runs: Trajectories) -> Tensor:
+        """The latents of the pictures at the end of the runs."""
+        last = runs.t == runs.t.min()
+        null, concept = runs.scores["null"][last], runs.scores["concept"][last]
+        output = null + GUIDANCE * (concept - null)
+        return self.denoiser.schedule.clean(output, runs.z[last], runs.t[last])
+
+    def shown(self, clean: Tensor, prompt: str = "concept", *, target: bool = True) -> Tensor:
+        """Evidence that each picture shows what this prompt of its row says."""
+        targets = target and any(row.target != row.absent for row in self.rows)
+        names = ("absent", "target") if targets else ("absent",)
+        a, *others = (
+            self.of_prompts([getattr(row, name) for row in self.rows]) for name in (prompt, *names)
+        )
+        times = torch.tensor([row.times for row in self.rows])
+        ratio, distance = evidence(self.denoiser, clean, a, others, times=times)
+        same = distance < SAME * distance[:1]
+        return ratio.where(~same, torch.inf).amin(0).where(~same.all(0), ratio[0])
+
+    def rows_of(self, owner: int, name: str | None = None) -> Tensor:
+        """Which pictures are of this concept, under this name if there is one."""
+        return torch.tensor([r.owner == owner and name in (None, r.name) for r in self.rows])
+
+
+def _prompts(tokenizer: Any, concept: Concept) -> list[tuple[int, Prompt]]:
+    """Numbered prompts under the name, and fewer under synonyms and plurals that are known."""
+    plurals = [f"{name}s" for name in concept.names if concept.kind == "object"]
+    known = [name for name in plurals if not unknown_words(tokenizer, name)]
+    alone, found = replace(concept, synonyms=()), list[tuple[int, Prompt]]()
+    for name in [*concept.names, *known][:MOST_NAMES]:
+        count = PICTURES if name == concept.name else OF_OTHER_NAMES
+        prompts = enumerate(alone.example_prompts(count))
+        found += [(seed, replace(prompt, name=name)) for seed, prompt in prompts]
+    return found
+
+
+def _absent(concept: Concept, prompt: Prompt) -> str:
+    """The prompt without the concept; a red car is compared with a car."""
+    return prompt.about(concept.parts[-1]) if concept.parts else prompt.without()
+
+
+def _encoded(model: Model, texts: Sequence[str]) -> dict[str, Tensor]:
+    chunks = [texts[start : start + 64] for start in range(0, len(texts), 64)]
+    return dict(zip(texts, torch.cat([model.encode(chunk) for chunk in chunks]), strict=True))
+
+
+@dataclass(frozen=True)
+class Harm:
+    """Words near the concepts, with the base's predictions for them at noisy latents."""
+
+    denoiser: Denoiser
+    words: tuple[str, ...]
+    z: Tensor
+    t: Tensor
+    states: Tensor
+    before: Tensor
+    guidance: Tensor
+    """Mean square of the base's guidance by each word."""
+
+    @classmethod
+    def of(
+        cls,
+        pictures: Pictures,
+        concepts: Sequence[Concept],
+        eraser: EraserAdapter,
+        runs: Trajectories,
+    ) -> "Harm | None":
+        """The nearest words are the candidates that were not chosen as targets."""
+        asked: list[tuple[str, str, str, int]] = []  # word, prompt, prompt without it, row
+        second = runs.t == runs.t.unique()[-2]
+        for k, (concept, erased) in enumerate(zip(concepts, eraser.config.concepts, strict=True)):
+            near = [word for word, _ in erased.ranked if word != erased.target][:WORDS]
+            own = pictures.rows_of(k).nonzero()[:LATENTS, 0].tolist()
+            prompts = concept.example_prompts(len(own))
+            for i, p in zip(own, prompts, strict=True):
+                asked += [(word, p.about(word), p.without(), i) for word in near]
+                asked += [(text, text, "", i) for text in concept.kept_prompts()[:PARTS]]
+        if not asked:
+            return None
+        words, named, absent, rows = zip(*asked, strict=True)
+        z, t = runs.z[second][list(rows)], runs.t[second][list(rows)]
+        known = _encoded(pictures.model, sorted({*named, *absent}))
+        states = torch.stack([known[text] for text in named])
+        without = torch.stack([known[text] for text in absent])
+        before = _scores(pictures.denoiser, z, t, states)
+        guidance = (before - _scores(pictures.denoiser, z, t, without)).square().mean((1, 2, 3))
+        return cls(pictures.denoiser, words, z, t, states, before, guidance)
+
+    def measured(self) -> dict[str, float]:
+        """Word -> relative squared change of its guidance by the eraser that is loaded now."""
+        after = _scores(self.denoiser, self.z, self.t, self.states)
+        change = (after - self.before).square().mean((1, 2, 3))
+        found = {}
+        for word in dict.fromkeys(self.words):
+            own = torch.tensor([each == word for each in self.words])
+            found[word] = (change[own].sum() / self.guidance[own].sum()).item()
+        return {word: value for word, value in found.items() if value > HARM}
+
+
+def _scores(denoiser: Denoiser, z: Tensor, t: Tensor, states: Tensor) -> Tensor:
+    rows = torch.arange(len(z)).split(32)
+    return torch.cat([denoiser.teacher(z[k], t[k], states[k]) for k in rows])
