@@ -116,6 +116,11 @@ def verdict(line: dict[str, Any]) -> str:
     return (line["check"] or {}).get("verdict", "")
 
 
+def told(line: dict[str, Any]) -> bool:
+    """Whether a user is told: where nothing could be checked only a warning tells it."""
+    return line["announced"] and (verdict(line) != "not checked" or bool(line["warnings"]))
+
+
 def measured(cell: Cell, pictures: Pictures, n: int) -> dict[str, Any]:
     """The line of a cell."""
     eraser, said = answered(cell)
@@ -153,12 +158,12 @@ def right(line: dict[str, Any]) -> bool:
     """Whether the cell ended as it should: refused where it must be, else gone or announced, with
     the words that must be said, and each concept once."""
     spoken = [line["error"] or ""] if line["refused"] else line["warnings"]
-    told = not line["says"] or any(word in text for word in line["says"] for text in spoken)
+    said = not line["says"] or any(word in text for word in line["says"] for text in spoken)
     if line["refused"]:
-        return told and bool(line["error"]) and not line["crashed"]
+        return said and bool(line["error"]) and not line["crashed"]
     names = [concept["name"].lower() for concept in line.get("concepts", ())]
     once = len(names) == len({*names})
-    return told and once and not line["crashed"] and (line["announced"] or left(line) <= LEFT)
+    return said and once and not line["crashed"] and (told(line) or left(line) <= LEFT)
 
 
 def percent(value: float) -> str:
@@ -173,13 +178,13 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         rows += ["| --- | --- | --- | --- | ---: | ---: | ---: |"]
         own = [line for line in lines if line["group"] == group]
         for line in sorted(own, key=lambda x: (right(x), -(left(x) if x["gone"] else 0))):
-            told = verdict(line) or "nothing"
+            says = verdict(line) or "nothing"
             if line["error"]:
-                told = f"{'error, ' if line['gone'] else ''}{line['error'][:60]}"
+                says = f"{'error, ' if line['gone'] else ''}{line['error'][:60]}"
             targets = ", ".join(f"{c['target']} ({c['kind']})" for c in line.get("concepts", ()))
             base = max((share(r["base"]) for r in line["gone"].values()), default=float("nan"))
             rows.append(
-                f"| {line['name']} | {'yes' if right(line) else 'NO'} | {targets} | {told} "
+                f"| {line['name']} | {'yes' if right(line) else 'NO'} | {targets} | {says} "
                 f"| {percent(left(line))} | {percent(base)} | {percent(kept(line))} |"
             )
     return "\n".join([*rows, "", *bars(lines)])
@@ -193,7 +198,7 @@ def bars(lines: Sequence[dict[str, Any]]) -> list[str]:
         return f"- {text}: {len(asked) - len(failed)} of {len(asked)}{names}"
 
     drawn = [line for line in lines if line["gone"]]
-    silent = [x for x in drawn if left(x) > LEFT and not x["announced"]]
+    silent = [x for x in drawn if left(x) > LEFT and not told(x)]
     unsaid = [x for x in lines if (x["says"] or x["refused"]) and not right(x)]
     asked = [x for x in lines if not x["refused"]]
     pairs = [x for x in drawn if x["group"] == "compound"]
@@ -214,9 +219,13 @@ def bars(lines: Sequence[dict[str, Any]]) -> list[str]:
 
 def calibration(lines: Sequence[dict[str, Any]]) -> str:
     """Of erasers with less than 90 % gone the share announced, and of the others' the share too."""
-    judged = [line for line in lines if gone(line) == gone(line)]
+    drawn = [line for line in lines if gone(line) == gone(line)]
+    judged = [line for line in drawn if verdict(line) != "not checked"]
     weak = [line for line in judged if gone(line) < ERASED]
-    rows = [f"{len(judged)} erasers, {len(weak)} of them with less than {percent(ERASED)} gone"]
+    rows = [
+        f"{len(drawn)} erasers, {len(drawn) - len(judged)} not checked; of the others "
+        f"{len(weak)} with less than {percent(ERASED)} gone"
+    ]
     for title, own, wrong in (
         ("found by the check", weak, False),
         ("false alarms", [line for line in judged if line not in weak], True),
@@ -232,21 +241,29 @@ def calibration(lines: Sequence[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def seconds(name: str, recipe: str, check: bool) -> float:
+def seconds(name: str, recipe: str, check: bool) -> tuple[float, int]:
+    """Of one eraser, and its tries."""
     pipe, words = load_pipeline(), None if recipe == "closed-form" else OBJECTS
     started = time.perf_counter()
-    erase(pipe, name, recipe=recipe, vocabulary=words, check=check, progress=False)
-    return time.perf_counter() - started
+    how = {"check": check, "allow_weak": True, "progress": False}
+    results = erase(pipe, name, recipe=recipe, vocabulary=words, **how).config.results
+    return time.perf_counter() - started, len(results.get("check", {}).get("tries", "1"))
 
 
-def cost(name: str = "truck") -> str:
+TIMES = {"closed-form": 5, "surgical-age": 1}
+
+
+def cost(recipes: Sequence[str], name: str = "truck") -> str:
     """Seconds with and without the check, which take turns; the first closed form warms up."""
     seconds(name, "closed-form", True)
-    rows = ["| recipe | with its check, s | without, s | ratio |", "| --- | ---: | ---: | ---: |"]
-    for recipe, times in (("closed-form", 5), ("surgical-age", 1)):
-        found = [[seconds(name, recipe, check) for check in (True, False)] for _ in range(times)]
-        checked, bare = (median(column) for column in zip(*found, strict=True))
-        rows.append(f"| {recipe} | {checked:.2f} | {bare:.2f} | {checked / bare:.2f} |")
+    rows = ["| recipe | with its check, s | tries | without, s | ratio |"]
+    rows += ["| --- | ---: | ---: | ---: | ---: |"]
+    for recipe in recipes:
+        turns = range(TIMES[recipe])
+        found = [[seconds(name, recipe, check) for check in (True, False)] for _ in turns]
+        checked, bare = (median(one[0] for one in way) for way in zip(*found, strict=True))
+        tries = found[0][0][1]
+        rows.append(f"| {recipe} | {checked:.2f} | {tries} | {bare:.2f} | {checked / bare:.2f} |")
     return "\n".join(rows)
 
 
@@ -263,10 +280,10 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=Path("build/asked-base.jsonl"))
     parser.add_argument("--table", action="store_true", help="only print what the file holds")
     parser.add_argument("--calibrate", action="store_true", help="only print of the check")
-    parser.add_argument("--cost", action="store_true", help="only time the check")
+    parser.add_argument("--cost", nargs="*", choices=TIMES, help="only time the check of these")
     options = parser.parse_args()
-    if options.cost:
-        print(cost())
+    if options.cost is not None:
+        print(cost(options.cost or list(TIMES)))
         return
     lines = read_lines(options.out)
     if options.calibrate:
