@@ -125,9 +125,10 @@ class Pictures:
         )
 
     @property
-    def every_other(self) -> "Pictures":
-        """Half of the pictures of each name."""
-        return replace(self, rows=tuple(row for row in self.rows if row.seed % 2 == 0))
+    def of_base(self) -> "Pictures":
+        """The pictures that the base draws too: half of each name's, or all that are `COARSE`."""
+        rows = (row for row in self.rows if row.seed % 2 == 0 or row.times == COARSE)
+        return replace(self, rows=tuple(rows))
 
     def clean(self, runs: Trajectories) -> Tensor:
         """The latents of the pictures at the end of the runs."""

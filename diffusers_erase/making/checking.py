@@ -120,7 +120,7 @@ class _Look:
 
     pictures: Pictures
     known: Tensor
-    """In every other picture, as the base draws it."""
+    """In the pictures that the base draws too."""
     drawn: Tensor
     others: Tensor | None
     """Evidence of the nearest other concept; None if there is none."""
@@ -138,7 +138,7 @@ def _look(
 ) -> _Look:
     """Draw pictures from noise with seeds from `first` on, and classify them."""
     pictures = Pictures.of(model, denoiser, concepts, eraser, first=first)
-    some = pictures.every_other
+    some = pictures.of_base
     before = some.draw()
     harm = Harm.of(some, concepts, eraser, before)
     load_erasure(model.pipeline, eraser)
@@ -167,7 +167,7 @@ def _judged(concepts: Sequence[Concept], looks: Sequence[_Look]) -> Check:
     for k, concept in enumerate(concepts):
         worst: Verdict = "not checked"
         for name in dict.fromkeys(row.name for row in rows if row.owner == k):
-            known = [x.known[x.pictures.every_other.rows_of(k, name)] for x in looks]
+            known = [x.known[x.pictures.of_base.rows_of(k, name)] for x in looks]
             if torch.cat(known).mean() < KNOWN:
                 continue
             own = torch.cat([x.drawn[x.pictures.rows_of(k, name)] for x in looks])
