@@ -39,7 +39,7 @@ class Edit:
     ridge: float = 1e-4
     """λ, relative to the mean square of everything solved for."""
     protect_null: bool = True
-    """The empty prompt's states do not change at all."""
+    """The empty prompt's states do not change at all, in float32 (else `keep_null`)."""
     shell: int = 0
     """Number of states around each of the concept's own tokens that are erased too (`shell`)."""
     cosine: tuple[float, float] = (0.8, 1.0)

@@ -51,7 +51,7 @@ def fused(
     second_moment: Sequence[Tensor],
     kept_moment: Tensor,
     *,
-    rest: Rest = "sum",
+    rest: Rest = "nothing",
     protect: Tensor | None = None,
     keep: float = KEEP,
     ridge: float = RIDGE,
@@ -65,15 +65,16 @@ def fused(
         D_0 = 0:        A_i' = A_i G_i F (F^T M F)^-1 F^T
 
     The second is MACE's closed-form fusion (arXiv 2403.06135) with protected prompts; it keeps the
-    rest more, and erases less. Every B stays and every A is rewritten, so this is a LoRA with the
-    sum of the ranks, for trained and solved erasers alike. Other layers are summed.
+    rest more, two things in one picture most of all, and erases a little less. Every B stays and
+    every A is rewritten, so this is a LoRA with the sum of the ranks, for trained and solved
+    erasers alike. Other layers are summed.
 
     Args:
         erasers: made from the same base.
         second_moment: G_i = E[e e^T], width x width, of the text states that each eraser is for.
         kept_moment: S = E[r r^T], width x width, of those that none of them is to change.
-        rest: what is done to those: what the plain `sum` does (D_0 = Σ_i D_i), or `nothing`
-            (D_0 = 0).
+        rest: what is done to those: `nothing` (D_0 = 0), or what the plain `sum` does
+            (D_0 = Σ_i D_i), with all the harm of it.
         protect: Q, orthonormal columns, width x h, for which fusion changes nothing.
         keep: κ.
         ridge: λ, relative to the mean square of what is solved for.
@@ -98,7 +99,7 @@ def fused(
 
 
 def protected(eraser: EraserAdapter, protect: Tensor) -> EraserAdapter:
-    """D -> D (I - Q Q^T): the states spanned by Q (orthonormal columns) are not changed at all."""
+    """D -> D (I - Q Q^T): states spanned by Q (orthonormal columns) do not change, in float32."""
     return _through(eraser, torch.eye(len(protect), dtype=protect.dtype) - protect @ protect.T)
 
 

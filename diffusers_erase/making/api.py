@@ -66,8 +66,9 @@ def erase(
             vocabulary, or takes the prompt without the concept. Near words damage others least.
         vocabulary: other concepts: candidates for the target, and what is preserved.
         keep: prompts whose pictures stay as they are, approximately; each costs sampling time.
-        protect: prompts that do not change at all; each leaves the eraser fewer directions. Needs a
-            recipe that trains keys and values only.
+        protect: prompts that do not change at all (in float32; half precision rounds what holds
+            them); each leaves the eraser fewer directions. Needs a recipe that trains keys and
+            values only.
         recipe: a name from `RECIPES` (trained) or `EDITS` (solved), or a `Recipe` or `Edit` with
             numbers of your own. By default `surgical-age` if a vocabulary is given and the model
             can be trained, else `closed-form`; the reason is printed.

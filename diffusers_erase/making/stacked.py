@@ -5,14 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from diffusers_erase.concepts import Vocabulary, prompts_naming
-from diffusers_erase.editing.prior import gram, kept_moments
-from diffusers_erase.editing.token_pairs import texts_of
+from torch import Tensor
+
+from diffusers_erase.concepts import Vocabulary, prompts_naming, scenes
+from diffusers_erase.editing.prior import gram, kept_moments, own_words
+from diffusers_erase.editing.token_pairs import Texts, texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.stacking import KEEP, Rest, compact, fused, protected, scaled, summed
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.subspace import row_space
 from diffusers_erase.models.model import Model
+
+
+SCENES = 500
+"""Number of the tokenizer's own words up to which each stands in two scenes."""
 
 
 def stack(
@@ -23,7 +29,7 @@ def stack(
     strengths: Sequence[float] | None = None,
     protect: Sequence[str] = (),
     vocabulary: Sequence[str] | Vocabulary = (),
-    rest: Rest = "sum",
+    rest: Rest = "nothing",
     keep_weight: float = KEEP,
     rank: int | None = None,
 ) -> EraserAdapter:
@@ -37,9 +43,10 @@ def stack(
         pipe: the pipeline whose text encoder is used; a sum without `protect` needs none.
         fusion: `sum` or `gram`.
         strengths: one for each eraser; 1 if omitted.
-        protect: prompts that the stack is not to change at all.
-        vocabulary: other concepts that fusion keeps, beside the tokenizer's own words.
-        rest: the effect of fusion on these: that of the `sum`, or `nothing`; see `fused`.
+        protect: prompts that the stack is not to change at all (in float32).
+        vocabulary: other concepts that fusion keeps, beside the tokenizer's own words; both alone
+            and two in one picture.
+        rest: the effect of fusion on these: `nothing`, or that of the `sum`; see `fused`.
         keep_weight: the weight κ of what fusion keeps.
         rank: largest rank of a layer; exact if omitted. `config.parameters["kept_energy"]` is what
             is kept of the change's energy.
@@ -65,7 +72,9 @@ def stack(
         second_moment = [gram(texts, eraser.config.example_prompts(16)) for eraser in parts]
         erased = [erased.concept for eraser in parts for erased in eraser.config.concepts]
         words = vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary(tuple(vocabulary))
-        S = kept_moments(texts, prompts_naming(words.others(erased), "object"), general=True)
+        S = _kept(
+            texts, words.others(erased), Vocabulary(own_words(texts.tokenizer)).others(erased)
+        )
         together = fused(parts, second_moment, S, rest=rest, protect=Q, keep=keep_weight)
     else:
         together = summed(parts)
@@ -80,3 +89,14 @@ def stack(
         "kept_energy": kept,
     }
     return replace(together, config=replace(together.config, parameters=parameters))
+
+
+def _kept(texts: Texts, listed: Sequence[str], own: Sequence[str]) -> Tensor:
+    """S of fusion: the second moment of prompts that name listed and own words, half of it scenes.
+
+    States of two things in one picture are unlike those of one. An eraser that was told of single
+    things moves them several times as much, and in a sum of ten that adds up.
+    """
+    alone = kept_moments(texts, prompts_naming(listed, "object"), general=True)
+    together = [*scenes(listed, count=4), *scenes(own, count=2 if len(own) <= SCENES else 1)]
+    return (alone + gram(texts, together)) / 2 if together else alone

@@ -43,8 +43,8 @@ def attached(
         rank: of every layer's change.
         seed: of the first A.
         protect: N x width text states that `to_k` and `to_v` map exactly as the base does, at any
-            strength and in any sum of such erasers: A stays orthogonal to them. Each independent
-            state costs one dimension of the text width.
+            strength and in any sum of such erasers: A stays orthogonal to them, in float32. Each
+            independent state costs one dimension of the text width.
 
     Raises:
         ErasureError: the denoiser has another adapter (erasers are made from the bare base) or

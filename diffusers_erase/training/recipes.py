@@ -38,7 +38,7 @@ class Recipe:
     keep_weight: float = 4.0
     """Weight of the kept prompts and the preservation pool, if there are any."""
     protect_null: bool = False
-    """The empty prompt's score does not change at all (see `models.lora.attached`)."""
+    """The empty prompt's score does not change at all in float32 (see `models.lora.attached`)."""
     warm: bool = False
     """Training begins at the closed-form edit (see `editing.solving`) instead of at the base."""
     choose: Choose = "given"

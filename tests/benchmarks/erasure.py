@@ -124,8 +124,10 @@ def about(words: Sequence[str], least: int) -> list[PromptCase]:
 class Pictures:
     """Verdicts of the judge on what a pipeline draws; the base's are kept in a file."""
 
-    def __init__(self, kept: Path = Path("build/base.jsonl")) -> None:
-        self.judge, self.kept = load_judge(), kept
+    def __init__(
+        self, kept: Path = Path("build/base.jsonl"), precision: torch.dtype = torch.bfloat16
+    ) -> None:
+        self.judge, self.kept, self.precision = load_judge(), kept, precision
         self.base: dict[PromptCase, JudgeVerdict] = {}
         for asked, verdict in read_lines(kept):
             verdict["objects"] = tuple(verdict["objects"])
@@ -136,7 +138,8 @@ class Pictures:
         for start in range(0, len(several), 32):
             chunk = several[start : start + 32]
             generators = [torch.Generator().manual_seed(a.seed) for a in chunk]
-            with torch.autocast(pipe.device.type, torch.bfloat16):
+            halved = self.precision != torch.float32
+            with torch.autocast(pipe.device.type, self.precision, enabled=halved):
                 pictures = pipe(
                     [a.prompt for a in chunk],
                     guidance_scale=5.0,

@@ -71,6 +71,23 @@ def test_gram_fusion_lets_erasers_interfere_less_than_their_sum(untrained):
         assert astray[1] < 0.7 * astray[0]
 
 
+def test_gram_fusion_leaves_two_kept_things_in_one_picture_alone(shipped):
+    """The sum moves their states more than twice as much, and so does fusion as the sum."""
+    names = ("truck", "pine", "dog", "ring")
+    several = [erase(shipped, name, recipe="uce", check=False) for name in names]
+    E = encode(shipped, ["a photo of a red house and a blue tulip", "a bus and a star"])
+    E = E.flatten(0, 1).double()
+    moved = {
+        way: float((E @ together.text_map.change.T).norm())
+        for way, together in (
+            ("sum", stack(several)),
+            ("as the sum", stack(several, shipped, fusion="gram", rest="sum")),
+            ("fused", stack(several, shipped, fusion="gram")),
+        )
+    }
+    assert moved["fused"] < 0.5 * min(moved["sum"], moved["as the sum"])
+
+
 def test_stack_refuses_bad_arguments_before_anything_is_done(untrained, pair):
     for arguments, message in (
         ({"fusion": "ties"}, "Known: sum, gram"),
