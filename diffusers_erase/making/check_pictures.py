@@ -16,7 +16,7 @@ from diffusers_erase.models.text_states import unknown_words
 from diffusers_erase.models.trajectories import Trajectories, sample_trajectories
 
 
-PICTURES, OF_OTHER_NAMES = 4, 2
+PICTURES, OF_OTHER_NAMES = 3, 2
 """Pictures drawn under a concept's name, and under each of its synonyms and plurals."""
 
 MOST_NAMES = 12
@@ -33,9 +33,8 @@ SAME = 0.1
 """Two prompts whose predictions differ by less than this share of the concept's guidance mean the
 same to the model."""
 
-WORDS, PARTS, LATENTS = 5, 3, 2
-"""Nearest words and prompts about parts of a compound on which harm is measured; latents for each.
-"""
+WORDS, PARTS = 5, 3
+"""Nearest words and prompts about parts of a compound on which harm is measured."""
 
 HARM = 0.3
 """Relative squared change of a word's guidance from which on it counts as harmed."""
@@ -178,7 +177,7 @@ def _encoded(model: Model, texts: Sequence[str]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Harm:
-    """Words near the concepts, with the base's predictions for them at noisy latents."""
+    """Words near the concepts, with the base's predictions for them at a noisy latent."""
 
     denoiser: Denoiser
     words: tuple[str, ...]
@@ -198,35 +197,30 @@ class Harm:
         runs: Trajectories,
     ) -> "Harm | None":
         """The nearest words are the candidates that were not chosen as targets."""
-        asked: list[tuple[str, str, str, int]] = []  # word, prompt, prompt without it, row
-        second = runs.t == runs.t.unique()[-2]
+        asked: list[tuple[str, str, int]] = []  # word, prompt, row
         for k, (concept, erased) in enumerate(zip(concepts, eraser.config.concepts, strict=True)):
+            row = int(pictures.rows_of(k).nonzero()[0])
+            (prompt,) = concept.example_prompts(1)
             near = [word for word, _ in erased.ranked if word != erased.target][:WORDS]
-            own = pictures.rows_of(k).nonzero()[:LATENTS, 0].tolist()
-            prompts = concept.example_prompts(len(own))
-            for i, p in zip(own, prompts, strict=True):
-                asked += [(word, p.about(word), p.without(), i) for word in near]
-                asked += [(text, text, "", i) for text in concept.kept_prompts()[:PARTS]]
+            asked += [(word, prompt.about(word), row) for word in near]
+            asked += [(text, text, row) for text in concept.kept_prompts()[:PARTS]]
         if not asked:
             return None
-        words, named, absent, rows = zip(*asked, strict=True)
-        z, t = runs.z[second][list(rows)], runs.t[second][list(rows)]
-        known = _encoded(pictures.model, sorted({*named, *absent}))
-        states = torch.stack([known[text] for text in named])
-        without = torch.stack([known[text] for text in absent])
+        words, prompts, rows = zip(*asked, strict=True)
+        second = (runs.t == runs.t.unique()[-2]).nonzero()[list(rows), 0]
+        z, t, null = runs.z[second], runs.t[second], runs.scores["null"][second]
+        known = _encoded(pictures.model, sorted({*prompts}))
+        states = torch.stack([known[text] for text in prompts])
         before = _scores(pictures.denoiser, z, t, states)
-        guidance = (before - _scores(pictures.denoiser, z, t, without)).square().mean((1, 2, 3))
+        guidance = (before - null).square().mean((1, 2, 3))
         return cls(pictures.denoiser, words, z, t, states, before, guidance)
 
     def measured(self) -> dict[str, float]:
         """Word -> relative squared change of its guidance by the eraser that is loaded now."""
         after = _scores(self.denoiser, self.z, self.t, self.states)
         change = (after - self.before).square().mean((1, 2, 3))
-        found = {}
-        for word in dict.fromkeys(self.words):
-            own = torch.tensor([each == word for each in self.words])
-            found[word] = (change[own].sum() / self.guidance[own].sum()).item()
-        return {word: value for word, value in found.items() if value > HARM}
+        ratios = zip(self.words, (change / self.guidance).tolist(), strict=True)
+        return {word: ratio for word, ratio in ratios if ratio > HARM}
 
 
 def _scores(denoiser: Denoiser, z: Tensor, t: Tensor, states: Tensor) -> Tensor:

@@ -69,6 +69,11 @@ class Check:
         return [name for name, verdict in self.concepts.items() if _SEVERITY[verdict] > 1]
 
     @property
+    def unclear(self) -> bool:
+        """Whether there is something to warn of: what is left, harmed, or could not be seen."""
+        return bool(self.failed or self.harms or "not checked" in self.concepts.values())
+
+    @property
     def badness(self) -> tuple[int, float]:
         """A number that is lower the better the concepts are erased: severity, then evidence."""
         return _SEVERITY[self.verdict], max(self.evidence.values(), default=0.0)
@@ -85,6 +90,12 @@ class Check:
         if found and shares:
             found.append(f"pictures that may still show it: {', '.join(shares)}")
         found += [f"{name!r} is drawn as {other!r}" for name, other in self.mistaken.items()]
+        unknown = [name for name, verdict in self.concepts.items() if verdict == "not checked"]
+        if unknown:
+            names = ", ".join(map(repr, unknown))
+            found.append(
+                f"{names} could not be checked: the base does not show it in pictures of a few steps"
+            )
         if self.harms:
             words = ", ".join(f"{word!r} ({value:.2f})" for word, value in self.harms.items())
             found.append(f"it changes near words: {words}")
@@ -100,7 +111,7 @@ def check_eraser(model: Model, concepts: Sequence[Concept], eraser: EraserAdapte
 
     A picture shows the concept if its prompt explains it better than the prompt without the concept
     does, and better than the prompt about the target (`models.diffusion_classifier.evidence`).
-    Names that the base itself does not draw are left out. A concept takes some 110 UNet
+    Names that the base itself does not draw are left out. A concept takes some 80 UNet
     evaluations, or twice as many in a close case; the model is the base again afterwards.
     """
     try:
@@ -180,7 +191,9 @@ def _judged(concepts: Sequence[Concept], looks: Sequence[_Look]) -> Check:
             worst = "not erased"
         verdicts[concept.name] = worst
     worst = max(verdicts.values(), key=_SEVERITY.__getitem__)
-    reason = "the base does not draw it by these names" if worst == "not checked" else ""
+    reason = (
+        "the base does not show it in pictures of a few steps" if worst == "not checked" else ""
+    )
     harms, layout = looks[0].harms, sum(x.layout for x in looks) / len(looks)
     return Check(worst, verdicts, mean, left, mistaken, harms, layout, reason)
 

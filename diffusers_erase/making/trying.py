@@ -74,7 +74,9 @@ def make_checked(
     eraser, check = _make_and_check(make, model, request, say=say)
     if check.failed and not allow_weak:
         raise NotErasedError(_advice(eraser, check), eraser)
-    if check.failed or check.harms:
+    if check.reason and not check.concepts:
+        say(f"The eraser is not checked: {check.reason}")
+    if check.unclear:
         warn("; ".join(check.sentences()), stacklevel=3)
     return eraser
 

@@ -39,7 +39,7 @@ def test_an_eraser_that_erases(playground, truck):
     assert found.evidence["truck"] < -0.8
     assert not found.harms
     assert 0 < found.layout < 1
-    assert cost() < 130
+    assert cost() < 80
     assert playground.list_erasures() == {}
     assert all(torch.equal(v, before[k]) for k, v in playground.unet.state_dict().items())
 
@@ -83,7 +83,7 @@ def test_harm_to_the_nearest_words(playground, truck):
 def test_a_model_that_does_not_draw_the_concept(untrained):
     found = checked(untrained, solved(untrained, "car", target="oak"), "car")
     assert found.verdict == "not checked"
-    assert "does not draw" in found.reason
+    assert "does not show it" in found.reason
     assert not found.failed
 
 
