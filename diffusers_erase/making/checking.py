@@ -93,9 +93,7 @@ class Check:
         unknown = [name for name, verdict in self.concepts.items() if verdict == "not checked"]
         if unknown:
             names = ", ".join(map(repr, unknown))
-            found.append(
-                f"{names} could not be checked: the base does not show it in pictures of a few steps"
-            )
+            found.append(f"{names} could not be checked: the base does not draw it in a few steps")
         if self.harms:
             words = ", ".join(f"{word!r} ({value:.2f})" for word, value in self.harms.items())
             found.append(f"it changes near words: {words}")
@@ -191,9 +189,7 @@ def _judged(concepts: Sequence[Concept], looks: Sequence[_Look]) -> Check:
             worst = "not erased"
         verdicts[concept.name] = worst
     worst = max(verdicts.values(), key=_SEVERITY.__getitem__)
-    reason = (
-        "the base does not show it in pictures of a few steps" if worst == "not checked" else ""
-    )
+    reason = "the base does not draw it in a few steps" if worst == "not checked" else ""
     harms, layout = looks[0].harms, sum(x.layout for x in looks) / len(looks)
     return Check(worst, verdicts, mean, left, mistaken, harms, layout, reason)
 

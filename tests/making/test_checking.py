@@ -83,7 +83,7 @@ def test_harm_to_the_nearest_words(playground, truck):
 def test_a_model_that_does_not_draw_the_concept(untrained):
     found = checked(untrained, solved(untrained, "car", target="oak"), "car")
     assert found.verdict == "not checked"
-    assert "does not show it" in found.reason
+    assert "does not draw it" in found.reason
     assert not found.failed
 
 
