@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusers_erase.concepts import filled
+from diffusers_erase.concepts import Concept
+from diffusers_erase.concepts.candidates import unnamed
 from diffusers_erase.editing.token_pairs import Texts
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.text_states import whole_words
@@ -25,6 +26,9 @@ GENERAL = (
     "a painting by {}",
 )
 """Templates of general prompts, about objects and styles."""
+
+BESIDE = 1.0
+"""Weight of prompts about the parts of compounds, relative to all others that are kept."""
 
 SEEN = 64
 """Approximate number of prompts of a long list in which each padding position is sampled."""
@@ -117,7 +121,9 @@ def kept_moments(
     listed: Sequence[str],
     near: Sequence[str] = (),
     *,
+    beside: Sequence[str] = (),
     general: bool = False,
+    erased: Sequence[Concept] = (),
     cache: TensorCache | None = None,
     encoder: str = "",
 ) -> Tensor:
@@ -126,8 +132,10 @@ def kept_moments(
     An empty group leaves its weight to the others. Without general prompts an edit that keeps all
     listed objects ruins styles.
 
-    `near` are prompts about the nearest words, which an edit damages first; `general` adds the
-    tokenizer's own words (see `own_prompts`); `encoder` names its weights for the cache.
+    `near` are prompts about the nearest words, which an edit damages first; `beside`, those about
+    the parts of a compound, weigh `BESIDE` times all of these, on top; `general` adds the
+    tokenizer's own words (see `own_prompts`), in prompts that do not name what is `erased`;
+    `encoder` names its weights for the cache.
     """
 
     def moments(prompts: Sequence[str]) -> Tensor:
@@ -136,14 +144,14 @@ def kept_moments(
         key = {"gram": list(prompts), "encoder": encoder, "seen": SEEN}
         return cache.get(key, lambda: {"gram": gram(texts, prompts)})["gram"]
 
-    own = own_prompts(texts.tokenizer) if general else []
+    own = own_prompts(texts.tokenizer, erased) if general else []
     parts = [(2, near), (1, listed), (1, own)]
     shares = [(share, prompts) for share, prompts in parts if prompts] or [(1, listed)]
     total = sum(share for share, _ in shares)
     found = torch.zeros((), dtype=torch.float64)
     for share, prompts in shares:
         found = torch.add(found, moments(prompts), alpha=share / total)
-    return found
+    return torch.add(found, moments(beside), alpha=BESIDE) if beside else found
 
 
 def own_words(tokenizer: Any, count: int = WORDS) -> tuple[str, ...]:
@@ -152,12 +160,13 @@ def own_words(tokenizer: Any, count: int = WORDS) -> tuple[str, ...]:
     return tuple(word for word in words if re.fullmatch(r"[a-z]{3,}", word))[:count]
 
 
-def own_prompts(tokenizer: Any) -> list[str]:
+def own_prompts(tokenizer: Any, erased: Sequence[Concept] = ()) -> list[str]:
     """The empty prompt, and prompts that name the tokenizer's own words, in turns of `GENERAL`.
 
-    Each word is named once; a small tokenizer's are named up to five times.
+    Each word is named once; a small tokenizer's are named up to five times. A prompt that names an
+    erased concept beside its word is left out.
     """
     words = own_words(tokenizer)
     rounds = max(1, min(len(GENERAL), 500 // max(1, len(words))))
     turns = ((k + r, word) for r in range(rounds) for k, word in enumerate(words))
-    return ["", *(filled(GENERAL[i % len(GENERAL)], word) for i, word in turns)]
+    return ["", *unnamed(((GENERAL[i % len(GENERAL)], word) for i, word in turns), erased)]

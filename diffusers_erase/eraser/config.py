@@ -41,6 +41,12 @@ class ErasedConcept:
         """The concept with its target; `chosen` may hold `choice`, `scores` and `best`."""
         return cls(concept.name, concept.kind, concept.synonyms, target, **chosen)
 
+    @classmethod
+    def left_out(cls, concept: Concept) -> "ErasedConcept":
+        """The concept without a target; `choice` says that this is usual, or that none was left."""
+        usual = concept.kind in ("style", "person")
+        return cls.of(concept, None, choice="left out" if usual else "no candidate")
+
     @property
     def concept(self) -> Concept:
         """Name, kind and synonyms, from which prompts are written."""

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffusers_erase.concepts import prompts_naming
-from diffusers_erase.editing.prior import kept_moments
+from diffusers_erase.concepts.examples import prompts_to_erase
+from diffusers_erase.editing.keeping import kept_beside
+from diffusers_erase.editing.prior import own_words
 from diffusers_erase.editing.recipes import CLOSED_FORM
 from diffusers_erase.editing.solvers import Problem, Replace, weights_gram
 from diffusers_erase.editing.token_pairs import texts_of
@@ -32,7 +33,7 @@ from diffusers_erase.models.model import Model
 from diffusers_erase.models.trajectories import Trajectories, sample_trajectories
 from diffusers_erase.storage.tensor_cache import TensorCache, digest
 from diffusers_erase.training.checkpoints import Checkpoints
-from diffusers_erase.training.pool import near_words, pool
+from diffusers_erase.training.pool import NEAR_WORDS, near_words, pool
 from diffusers_erase.training.recipes import Recipe
 from diffusers_erase.training.targets import Target, TargetContext, TargetState
 from diffusers_erase.training.trainer import Renewal, Step, train
@@ -58,7 +59,7 @@ def train_eraser(
     warn_of_unknown_words(model, request)
     protect = request.protected_states(model)
     with attached(
-        unet, parts=recipe.parts, rank=recipe.rank, seed=request.seed, protect=protect
+        unet, parts=recipe.parts, rank=request.rank, seed=request.seed, protect=protect
     ) as lora:
         loop, targets = _loop(model, request, way, lora, work=work, accelerator=accelerator)
         names = ", ".join(repr(c.name) for c in request.concepts)
@@ -70,7 +71,7 @@ def train_eraser(
             if callback_on_step_end is not None:
                 callback_on_step_end(step)
         factors = lora.factors()
-    known = {"rank": recipe.rank, "fingerprint": fingerprint(unet)}
+    known = {"rank": request.rank, "fingerprint": fingerprint(unet)}
     return EraserAdapter((Lora(factors),), config_of(model, request, targets.choices(), **known))
 
 
@@ -99,7 +100,7 @@ def _loop(
     prompts = [
         (p, k)
         for k, c in enumerate(request.concepts)
-        for p in c.example_prompts(recipe.trajectories)
+        for p in prompts_to_erase(c, recipe.trajectories, request.concepts)
     ]
     texts = [prompt.text for prompt, _ in prompts]
     trajectories = {"concept": sample(texts, seed)}
@@ -111,6 +112,7 @@ def _loop(
         torch.tensor([k for _, k in prompts]),
         trajectories["concept"],
         resampled=recipe.refresh > 0,
+        known=own_words(model.tokenizer),
     )
     edit = _StartingEdit(model, request, lora, context)
     context = replace(context, apply_edit=edit)
@@ -162,7 +164,7 @@ class _StartingEdit:
         )
         T = Replace()(problem)
         best, _ = T.truncated(
-            self.request.recipe.rank, second_moment=problem.second_moment, read=self._reading
+            self.request.rank, second_moment=problem.second_moment, read=self._reading
         )
         self.lora.begin(best.factors(self._weights))
 
@@ -178,12 +180,16 @@ class _StartingEdit:
 
     @cached_property
     def _kept(self) -> Tensor:
-        texts, concepts = texts_of(self.model), self.request.concepts
-        words = self.request.vocabulary.others(concepts) if self.request.vocabulary else ()
-        near = near_words(self.context, words) if words else ()
-        everything = ["", *self.request.keep, *prompts_naming(words, concepts[0].kind)]
-        return kept_moments(
-            texts, everything, prompts_naming(near, concepts[0].kind), general=CLOSED_FORM.general
+        concepts, vocabulary = self.request.concepts, self.request.vocabulary
+        words = vocabulary.others(concepts) if vocabulary else ()
+        return kept_beside(
+            texts_of(self.model),
+            concepts,
+            words,
+            near_words(self.context, words),
+            NEAR_WORDS,
+            keep=self.request.keep,
+            general=CLOSED_FORM.general,
         )
 
     @cached_property

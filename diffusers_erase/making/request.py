@@ -56,6 +56,11 @@ class Request:
                         "one of them out."
                     )
 
+    @property
+    def rank(self) -> int:
+        """Rank of a trained eraser: the recipe's for each concept."""
+        return self.recipe.rank * len(self.concepts)
+
     def protected_states(self, model: Model) -> Tensor | None:
         """Text states of the prompts that must not change, P x tokens x width; None for none."""
         prompts = [*([""] if self.recipe.protect_null else []), *self.protect]

@@ -61,13 +61,14 @@ class Adaptive:
             raise ErasureError("`shortlist`, `every` and `temperature` must be positive.")
 
     def check(self, concepts: Sequence[Concept], vocabulary: Vocabulary | None = None) -> None:
-        """Raise if the vocabulary has no word that can be a target."""
-        self.vocabulary.candidates(concepts)
+        """Nothing is to be checked: without a candidate the concept is left out."""
 
     def begin(self, context: TargetContext, *, seed: int = 0) -> TargetState:
         """Find the candidates."""
         how = Nearest(self.vocabulary, self.synonym)
         ranked = nearest_words(context, how, count=self.shortlist)
+        if not any(ranked):
+            return FixedTarget(context, [ErasedConcept.left_out(c) for c in context.concepts])
         if self.form == "table":
             return Table(context, self, ranked)
         return Mixture(context, self, ranked, seed=seed)
@@ -83,7 +84,7 @@ class Table:
         self, context: TargetContext, how: Adaptive, ranked: Sequence[Mapping[str, float]]
     ) -> None:
         self.context, self.how = context, how
-        self.words = [list(row) for row in ranked]
+        self.words: list[list[str | None]] = [list(row) or [None] for row in ranked]
         self.chosen = [0] * len(ranked)
         """Index of the present target of each concept; the nearest at first, when nothing is
         damaged yet."""
@@ -137,8 +138,7 @@ class Table:
         """The present targets, with the table's last scores."""
         rows = zip(self.context.concepts, self.words, self.chosen, self.scores, strict=True)
         return tuple(
-            ErasedConcept.of(concept, words[k], choice="table", scores=scores, best="highest")
-            for concept, words, k, scores in rows
+            _chosen(concept, words[k], scores, "table") for concept, words, k, scores in rows
         )
 
     def state(self) -> dict[str, Tensor]:
@@ -159,6 +159,15 @@ def _ranks(values: Tensor) -> Tensor:
     return (below.sum(1) - 0.5) / max(1, len(values) - 1)
 
 
+def _chosen(
+    concept: Concept, word: str | None, scores: Mapping[str | None, float], choice: str
+) -> ErasedConcept:
+    """The concept with this word among others, or without one if there was none."""
+    if word is None:
+        return ErasedConcept.left_out(concept)
+    return ErasedConcept.of(concept, word, choice=choice, scores=dict(scores), best="highest")
+
+
 class Mixture:
     """Targets that are learnt: for each concept a distribution over candidates."""
 
@@ -171,7 +180,7 @@ class Mixture:
         seed: int,
     ) -> None:
         self.context, self.how, self.seed = context, how, seed
-        self.words = [list(row) for row in ranked]
+        self.words: list[list[str | None]] = [list(row) or [None] for row in ranked]
         width = max(map(len, self.words))
         self.logits = nn.Parameter(torch.zeros(len(ranked), width))
         self._optimiser = torch.optim.Adam([self.logits], how.learning_rate, maximize=True)
@@ -225,8 +234,8 @@ class Mixture:
         found = []
         for concept, words, row in zip(self.context.concepts, self.words, odds, strict=True):
             scores = dict(zip(words, row.tolist(), strict=False))
-            how = {"choice": "minimax", "scores": scores, "best": "highest"}
-            found.append(ErasedConcept.of(concept, max(scores, key=scores.__getitem__), **how))
+            best = max(scores, key=scores.__getitem__)
+            found.append(_chosen(concept, best, scores, "minimax"))
         return tuple(found)
 
     def state(self) -> dict[str, Tensor]:

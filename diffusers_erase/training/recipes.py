@@ -51,6 +51,7 @@ class Recipe:
     parts: tuple[str, ...] = TEXT_PARTS
     """Trained projections of every cross-attention; `to_k` and `to_v` see the text alone."""
     rank: int = 4
+    """Rank of the eraser for each of its concepts."""
     guidance: float = 5.0
     """Scale of classifier-free guidance on the sampled trajectories."""
     trajectories: int = 16

@@ -2,17 +2,27 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from diffusers_erase.concepts import Concept, Prompt, Vocabulary
+from diffusers_erase.concepts.candidates import SYNONYM, admissible, proposed
 from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.denoiser import Denoiser
 from diffusers_erase.models.trajectories import Trajectories, View
 from diffusers_erase.training.inner_loop import InnerLoop, Loss, Views
+
+
+PROBE_LATENTS = 4
+"""Latents per concept on which a word's distance is measured; each costs one UNet evaluation."""
+
+PROBES_PER_NAME = 2
+"""Least number of these latents for each name of a concept."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +42,22 @@ class TargetContext:
     """Sets the student to the closed-form edit that maps the first text states to the second."""
     resampled: bool = False
     """The latents will be sampled anew, so that scores at these are not kept."""
+    known: tuple[str, ...] = ()
+    """The words that the tokenizer has a token for; any word if empty."""
     known_distances: dict[tuple[str | None, int], Tensor] = field(default_factory=dict)
     """Distances computed so far, by word and number of latents."""
+
+    @cached_property
+    def names(self) -> tuple[tuple[int, str], ...]:
+        """Each name that stands in a prompt, with the index of its concept."""
+        pairs = zip(self.concept_of.tolist(), self.prompts, strict=True)
+        return tuple(dict.fromkeys((k, prompt.name) for k, prompt in pairs))
+
+    @cached_property
+    def name_of(self) -> Tensor:
+        """Index of the name in each prompt, P."""
+        pairs = zip(self.concept_of.tolist(), self.prompts, strict=True)
+        return torch.tensor([self.names.index((k, prompt.name)) for k, prompt in pairs])
 
     def states_about(self, targets: Sequence[str | None], *, whole: bool = False) -> Tensor:
         """Text states of the prompts with each concept replaced by its target, or left out.
@@ -46,12 +70,17 @@ class TargetContext:
         return self.encode([p.about(t) for p, t in zip(self.prompts, own, strict=True)])
 
     def probe_rows(self, count: int) -> Tensor:
-        """Rows of about `count` latents of every concept, spread evenly over its trajectories."""
-        owner = self.concept_of[self.trajectories.prompt]
+        """Rows of `count` latents of every concept, spread evenly over its trajectories.
+
+        They are divided among its names; more if there are not `PROBES_PER_NAME` for each.
+        """
+        owner = self.name_of[self.trajectories.prompt]
         rows = []
-        for index in range(len(self.concepts)):
+        for index, (k, _) in enumerate(self.names):
             own = (owner == index).nonzero()[:, 0]
-            rows.append(own[torch.linspace(0, len(own) - 1, min(count, len(own))).long()])
+            share = -(-count // sum(other == k for other, _ in self.names))
+            share = min(max(share, min(count, PROBES_PER_NAME)), len(own))
+            rows.append(own[torch.linspace(0, len(own) - 1, share).long()])
         return torch.cat(rows)
 
 
@@ -146,10 +175,6 @@ class Fixed:
         return FixedTarget(context, choices, whole=self.whole)
 
 
-PROBE_LATENTS = 4
-"""Latents per concept on which a word's distance is measured; each costs one UNet evaluation."""
-
-
 @dataclass(frozen=True)
 class Nearest:
     """The word whose score differs least from the concept's: E |eps*(c) - eps*(k)|^2 / E |g*(c)|^2.
@@ -159,62 +184,71 @@ class Nearest:
     """
 
     vocabulary: Vocabulary
-    synonym: float = 0.05
+    synonym: float = SYNONYM
     probe: int = PROBE_LATENTS
     """Latents per concept on which a word is compared."""
 
     def check(self, concepts: Sequence[Concept], vocabulary: Vocabulary | None = None) -> None:
-        """Raise if the vocabulary has no word that can be a target."""
-        self.vocabulary.candidates(concepts)
+        """Nothing is to be checked: without a candidate the concept is left out."""
 
     def begin(self, context: TargetContext, *, seed: int = 0) -> "FixedTarget":
         """Compare all words, and take the nearest."""
         pairs = zip(context.concepts, nearest_words(context, self), strict=True)
-        how = {"choice": "nearest", "best": "lowest"}
-        choices = [ErasedConcept.of(c, next(iter(row)), scores=row, **how) for c, row in pairs]
-        return FixedTarget(context, choices)
+        return FixedTarget(context, [_nearest(concept, row) for concept, row in pairs])
+
+
+def _nearest(concept: Concept, row: Mapping[str, float]) -> ErasedConcept:
+    if not row:
+        return ErasedConcept.left_out(concept)
+    return ErasedConcept.of(concept, next(iter(row)), choice="nearest", scores=row, best="lowest")
 
 
 def nearest_words(
     context: TargetContext, how: Nearest, *, count: int | None = None
 ) -> list[dict[str, float]]:
-    """For each concept, at most `count` words that can be targets -> their distances, in order."""
-    words = how.vocabulary.candidates(context.concepts)
-    found = distances(context, words, probe=how.probe)
-    ranked = []
-    for concept, row in zip(context.concepts, found, strict=True):
-        order = [k for k in row.argsort().tolist() if row[k] > how.synonym][:count]
-        if not order:
-            raise ErasureError(
-                f"Every word of the vocabulary is a synonym of '{concept.name}' to this model "
-                f"(distance below {how.synonym}); add other words."
-            )
-        ranked.append({words[k]: row[k].item() for k in order})
-    return ranked
+    """For each concept, at most `count` words that can be targets -> their distances, in order.
+
+    Words of its own kind that mean none of the erased concepts (`concepts.candidates`).
+    """
+    concepts, words = context.concepts, how.vocabulary.words
+    proposals = [proposed(concept, concepts, words, context.known) for concept in concepts]
+    asked = list(dict.fromkeys(word for each in proposals for word in each))
+    if not asked:
+        return [{} for _ in concepts]
+    measured = [
+        dict(zip(asked, row.tolist(), strict=True))
+        for row in distances(context, asked, probe=how.probe)
+    ]
+    found = [admissible(k, each, measured, synonym=how.synonym) for k, each in enumerate(proposals)]
+    return [dict(islice(row.items(), count)) for row in found]
 
 
 def distances(
     context: TargetContext, words: Sequence[str | None], *, probe: int = PROBE_LATENTS
 ) -> Tensor:
-    """E |eps*(z,c) - eps*(z,k)|^2 / E |eps*(z,c) - eps*(z,"")|^2, concepts x words.
+    """Min over names c of E |eps*(z,c) - eps*(z,k)|^2 / E |eps*(z,c) - eps*(z,"")|^2
 
-    Distance of the teacher's score of a word k from that of the concept c, in the same prompts and
-    at the concept's own latents z, relative to the guidance of the concept's prompt.
+    Concepts x words: distance of the teacher's score of a word k from that of the concept by its
+    nearest name c, in the same prompts and at the concept's own latents z, relative to the guidance
+    of the concept's prompt.
     """
     rows, count = context.probe_rows(probe), len(context.concepts)
     prompt = context.trajectories.prompt[rows]
-    owner = context.concept_of[prompt]
+    owner = context.name_of[prompt]
     view = context.trajectories.at(context.denoiser, rows)
     concept, null = view.teacher("concept"), view.teacher("null")
 
     def difference(score: Tensor) -> Tensor:
-        return mean_by((score - concept).square().mean((1, 2, 3)), owner, count)
+        return mean_by((score - concept).square().mean((1, 2, 3)), owner, len(context.names))
 
+    of_concept = torch.tensor([k for k, _ in context.names])
     for word in words:
         if (word, probe) not in context.known_distances:
             of_word = view.with_role("target", context.states_about([word] * count)[prompt])
-            distance = difference(of_word.teacher("target")) / difference(null)
-            context.known_distances[word, probe] = distance
+            by_name = difference(of_word.teacher("target")) / difference(null)
+            context.known_distances[word, probe] = torch.stack(
+                [by_name[of_concept == k].min() for k in range(count)]
+            )
     return torch.stack([context.known_distances[word, probe] for word in words], 1)
 
 

@@ -52,16 +52,22 @@ class Trial:
             raise ErasureError("`shortlist` and `probe` must be positive.")
 
     def check(self, concepts: Sequence[Concept], vocabulary: Vocabulary | None = None) -> None:
-        """Raise if the vocabulary has no word that can be a target."""
-        self.vocabulary.candidates(concepts)
+        """Nothing is to be checked: without a candidate the concept is left out."""
 
     def begin(self, context: TargetContext, *, seed: int = 0) -> FixedTarget:
         """Try every candidate, and take the best."""
         how = Nearest(self.vocabulary, self.synonym)
-        ranked = [list(row) for row in nearest_words(context, how, count=self.shortlist)]
-        damages = self.damage(context, ranked)
+        ranked: list[list[str]] = [
+            list(row) for row in nearest_words(context, how, count=self.shortlist)
+        ]
+        if not any(ranked):
+            return FixedTarget(context, [ErasedConcept.left_out(c) for c in context.concepts])
+        damages = self.damage(context, [words or [None] for words in ranked])
         choices = []
         for k, (concept, words) in enumerate(zip(context.concepts, ranked, strict=True)):
+            if not words:
+                choices.append(ErasedConcept.left_out(concept))
+                continue
             scores = dict(zip(words, damages[k].tolist(), strict=True))
             best_first = sorted(words, key=scores.__getitem__)
             far = (word for word in best_first if is_far_enough(context, k, word))
@@ -70,7 +76,9 @@ class Trial:
         return FixedTarget(context, choices)
 
     @torch.no_grad()
-    def damage(self, context: TargetContext, ranked: Sequence[Sequence[str]]) -> list[Tensor]:
+    def damage(
+        self, context: TargetContext, ranked: Sequence[Sequence[str | None]]
+    ) -> list[Tensor]:
         """For every concept, how much the edit to each candidate damages its worst rival."""
         if context.apply_edit is None:
             raise ErasureError("A trial needs a context with `apply_edit`, which tries the edits.")

@@ -3,13 +3,16 @@ from dataclasses import replace
 
 import pytest
 
-from diffusers_erase.concepts import Concept, Vocabulary
-from diffusers_erase.editing.edit import distances, edit, specific
+from diffusers_erase.concepts import Concept, Vocabulary, kind_of
+from diffusers_erase.concepts.candidates import SYNONYM, is_thing
+from diffusers_erase.editing.choosing import distances, specific
+from diffusers_erase.editing.edit import edit
 from diffusers_erase.editing.recipes import CLOSED_FORM, EDITS, UCE, Edit
 from diffusers_erase.editing.solvers import Regenerate
 from diffusers_erase.editing.token_pairs import texts_of
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.architectures import TEXT_PARTS, projections
+from diffusers_erase.playground.world import FAMILIES, OBJECTS, SYNONYMS
 
 
 CAR = Concept("car", synonyms=("automobile",))
@@ -79,12 +82,89 @@ def test_least_damage_is_the_target_that_damages_its_rivals_least(texts):
     assert hurt(choice.target) < 0.7 * max(everyone)
 
 
-def test_distances_leave_out_synonyms(texts):
-    found = distances(texts, Concept("car"), ("automobile", "sedan", "van", "oak"))
-    assert list(found) == sorted(found, key=found.__getitem__)
-    assert set(found) == {"van", "oak"}
-    with pytest.raises(ErasureError, match="another name of 'car'"):
-        edit(texts, [Concept("car")], CLOSED_FORM, vocabulary=Vocabulary(("automobile", "sedan")))
+def test_distances_are_those_from_the_nearest_name(texts):
+    words = ("automobile", "sedan", "van", "oak")
+    (car,), (wide,) = (
+        distances(texts, [concept], [words])
+        for concept in (Concept("car"), Concept("car", synonyms=("van",)))
+    )
+    assert list(car) == sorted(car, key=car.__getitem__)
+    assert max(car["automobile"], car["sedan"]) < SYNONYM < min(car["van"], car["oak"])
+    assert wide["van"] < 1e-9
+    assert wide["automobile"] == pytest.approx(car["automobile"])
+
+
+def test_edit_without_a_candidate_leaves_the_concept_out_and_says_so(texts):
+    for words in (("automobile", "sedan"), ("cars", "old car"), ("red", "painting", "beach")):
+        (choice,) = edit(texts, [Concept("car")], CLOSED_FORM, vocabulary=Vocabulary(words)).choices
+        assert (choice.target, choice.choice) == (None, "no candidate")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("cat", "dog"), ("car", "truck"), ("oval", "circle")]
+)
+@pytest.mark.parametrize("listed", [True, False])
+def test_no_target_means_another_concept_of_the_call(texts, first, second, listed):
+    words = Vocabulary((*OBJECTS, *(word for row in SYNONYMS.values() for word in row)))
+    concepts = [Concept(first), Concept(second)]
+    choices = edit(texts, concepts, CLOSED_FORM, vocabulary=words if listed else None).choices
+    meant = {first, second, *SYNONYMS[first], *SYNONYMS[second]}
+    for choice in choices:
+        assert choice.target is not None
+        assert not meant & {choice.target, *choice.scores}
+
+
+@pytest.mark.parametrize(
+    ("concept", "kind"),
+    [("red", "attribute"), ("beach", "place"), ("van", "object"), ("arrow", "object")],
+)
+def test_targets_are_of_the_kind_of_the_concept(texts, concept, kind):
+    (choice,) = edit(texts, [Concept(concept)], CLOSED_FORM).choices
+    assert choice.kind == kind
+    assert choice.target is not None
+    assert {kind_of(word) for word in choice.scores} == {kind}
+    assert kind == "place" or all(is_thing(word) for word in choice.scores)
+
+
+def test_a_style_is_left_out_whatever_the_vocabulary_lists(texts):
+    styles = Vocabulary(("lumina", "gessari", "seuratti"))
+    for words in (styles, None):
+        (choice,) = edit(
+            texts, [Concept("van gyre", "style")], CLOSED_FORM, vocabulary=words
+        ).choices
+        assert (choice.target, choice.choice) == (None, "left out")
+
+
+def test_a_compound_is_replaced_by_another_head_and_its_parts_are_kept(texts):
+    found = edit(texts, [Concept("red car")], CLOSED_FORM)
+    (choice,) = found.choices
+    assert choice.target.startswith("red ")
+    assert not {"red automobile", "red sedan", "red vehicle"} & set(choice.scores)
+    prompts = ["a photo of a red car", "a photo of a blue car", "a photo of a car"]
+    e = texts.encode([*prompts, "a photo of a red bus"]).double()
+    moved = (found.map(e) - e).norm(dim=(1, 2))
+    assert (moved[1:] < 0.5 * moved[0]).all()
+
+
+def test_the_order_of_concepts_of_several_kinds_makes_no_difference(texts):
+    both = [Concept("car"), Concept("red"), Concept("van gyre", "style")]
+    one, other = (edit(texts, order, CLOSED_FORM) for order in (both, both[::-1]))
+    targets = [choice.target for choice in one.choices]
+    assert targets == [choice.target for choice in other.choices[::-1]]
+    assert targets[2] is None
+    assert [choice.kind for choice in one.choices] == ["object", "attribute", "style"]
+    change = one.map.change
+    assert (change - other.map.change).norm() < 1e-6 * change.norm()
+
+
+def test_every_synonym_is_erased_and_no_target_is_one_of_them(texts):
+    names = FAMILIES["vehicle"]
+    vehicle = Concept("vehicle", synonyms=names)
+    found = edit(texts, [vehicle], CLOSED_FORM, vocabulary=Vocabulary(OBJECTS))
+    target = found.choices[0].target
+    assert target not in names
+    for name in names:
+        assert gap(texts, found.map, f"a photo of a {name}", f"a photo of a {target}") < 0.6
 
 
 def test_edit_keeps_a_word_that_contains_the_concept_but_takes_it_for_no_target(texts):
@@ -147,7 +227,7 @@ def test_edit_reports_the_energy_that_its_rank_keeps(texts):
     assert whole.kept == pytest.approx(1)
     assert 0.5 < cut.kept < whole.kept
     assert (cut.map.rank, cut.rank) == (2, whole.rank)
-    one = edit(texts, [CAR], replace(UCE, prompts=3), targets=["van"], vocabulary=WORDS)
+    one = edit(texts, [Concept("car")], replace(UCE, prompts=3), targets=["van"], vocabulary=WORDS)
     assert one.rank == 3  # one row for each prompt
 
 
@@ -180,7 +260,7 @@ def test_edit_numbers_are_json(name):
 def test_choose_nearest_takes_the_nearest_word(texts):
     recipe = replace(CLOSED_FORM, choose="nearest", general=False)
     (choice,) = edit(texts, [CAR], recipe, vocabulary=WORDS).choices
-    near = distances(texts, CAR, WORDS.words)
+    (near,) = distances(texts, [CAR], [WORDS.words])
     assert choice.target == next(iter(near)) == min(choice.scores, key=choice.scores.__getitem__)
     assert (choice.choice, choice.best) == ("nearest", "lowest")
     (other,) = edit(texts, [CAR], CLOSED_FORM, vocabulary=WORDS).choices

@@ -15,11 +15,28 @@ def test_apportioned_indices_follow_the_weights():
     assert Counter(apportioned(torch.ones(3), 5)).most_common()[-1][1] == 1
 
 
-def test_pool_prompts_name_the_words_of_the_vocabulary_and_change_no_template(monkeypatch):
-    """A vocabulary whose first word is a word of the templates, too."""
+def test_pool_prompts_name_the_words_in_prompts_of_their_kind_and_no_concept(monkeypatch):
+    """Words of the templates are among those of the vocabulary, and among the concepts."""
+    monkeypatch.setattr(module, "distances", lambda context, words: torch.ones(2, len(words)))
+    context = SimpleNamespace(concepts=(Concept("car"), Concept("red")))
+    words = Vocabulary(("night", "oak", "blue", "car", "fire truck"))
+    prompts = pool(context, words, 48)
+    assert len(prompts) == 48
+    assert not any(c.is_named_in(p) for c in context.concepts for p in prompts)
+    assert all(any(word in p for word in words.words) for p in prompts)
+    assert not any("oak oak" in p or "photo of a night" in p for p in prompts)
+    assert {"a photo of a house at night", "a photo of an oak", "a photo of a blue house"} < {
+        *prompts
+    }
+    assert sum(" and a" in p for p in prompts) >= 8  # two things in one picture
+
+
+def test_pool_of_a_compound_keeps_its_parts(monkeypatch):
     monkeypatch.setattr(module, "distances", lambda context, words: torch.ones(1, len(words)))
-    context = SimpleNamespace(concepts=(Concept("car"),))
-    prompts = pool(context, Vocabulary(("night", "oak", "car")), 32)
-    assert all(("oak" in p) != ("night" in p.removesuffix(" at night")) for p in prompts)
-    assert sum(p.endswith(" at night") for p in prompts) == 3
-    assert not any("oak at oak" in p or "car" in p for p in prompts)
+    concept = Concept("red car")
+    context = SimpleNamespace(concepts=(concept,))
+    prompts = pool(context, Vocabulary(("oak", "bus")), 16)
+    assert prompts[:8] == list(concept.kept_prompts()[:8])
+    assert all("oak" in p or "bus" in p for p in prompts[8:])
+    assert pool(context, None, 4) == list(concept.kept_prompts()[:4])
+    assert pool(context, None, 0) == []

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,14 @@ from diffusers_erase.models.text_states import encode
 from diffusers_erase.models.trajectories import sample_trajectories
 from diffusers_erase.training.adaptive import Adaptive
 from diffusers_erase.training.objectives import Keep, Steer, Sum
-from diffusers_erase.training.targets import PROBE_LATENTS, Fixed, Nearest, TargetContext, distances
+from diffusers_erase.training.targets import (
+    PROBE_LATENTS,
+    Fixed,
+    Nearest,
+    TargetContext,
+    distances,
+    nearest_words,
+)
 from diffusers_erase.training.trial import Trial
 
 
@@ -94,7 +102,7 @@ def test_distances_measure_a_word_once(context):
     distances(s, ["fish", "cat"], probe=3)
     assert s.denoiser.evaluations == before
     distances(s, ["cat", "truck"], probe=3)
-    assert s.denoiser.evaluations == before + 6
+    assert s.denoiser.evaluations == before + 7  # two for each of two names, three for one
 
 
 def test_nearest_takes_the_nearest_word_that_is_no_name_of_a_concept(context):
@@ -102,10 +110,35 @@ def test_nearest_takes_the_nearest_word_that_is_no_name_of_a_concept(context):
     for choice in chosen:
         assert set(choice.scores) == {"truck", "cat", "fish"}
         assert choice.scores[choice.target] == min(choice.scores.values())
-    with pytest.raises(ErasureError, match=r"synonym of 'car' to this model"):
-        Nearest(WORDS, synonym=1e9).begin(context.context)
-    with pytest.raises(ErasureError, match=r"None of the 2 words.*'car', 'oak'"):
-        Nearest(Vocabulary(("cars", "automobile"))).begin(context.context)
+    for how in (Nearest(WORDS, synonym=1e9), Nearest(Vocabulary(("cars", "automobile")))):
+        for choice in how.begin(context.context).choices():
+            assert (choice.target, choice.choice) == (None, "no candidate")
+
+
+@pytest.mark.parametrize("how", [Trial, Adaptive, partial(Adaptive, form="minimax")])
+def test_a_concept_without_a_candidate_is_left_out(context, how):
+    for words in (("cars", "automobile"), ("red", "photo", "beach")):
+        for choice in how(Vocabulary(words)).begin(context.context, seed=0).choices():
+            assert (choice.target, choice.choice) == (None, "no candidate")
+
+
+def test_targets_mean_none_of_the_concepts(context):
+    """A word that is near enough to one concept to be its synonym is no target of the other."""
+    s = context.context
+    words = ["truck", "cat", "fish"]
+    apart = distances(s, words)
+    near = apart.min().item()
+    found = nearest_words(s, Nearest(WORDS, synonym=near))
+    k = int(apart.amin(0).argmin())
+    assert [set(row) for row in found] == [set(words) - {words[k]}] * 2
+
+
+def test_distances_are_measured_from_every_name(context):
+    s = context.context
+    assert s.names == ((0, "car"), (0, "automobile"), (1, "oak"))
+    itself = distances(s, ["automobile", "car"], probe=6)[0]
+    assert itself.max() < 1e-8
+    assert len(s.probe_rows(2)) == 2 * 2 + 2
 
 
 def test_mixture_gets_a_gradient_from_the_erase_term(context):

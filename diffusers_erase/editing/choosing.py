@@ -1,0 +1,186 @@
+"""Targets of an edit: the distances of words, and the word that damages others least."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from diffusers_erase.concepts import TEMPLATES, Concept, Prompt
+from diffusers_erase.concepts.candidates import admissible, kind_beside
+from diffusers_erase.concepts.prompts import spread
+from diffusers_erase.editing.recipes import Edit
+from diffusers_erase.editing.solvers import Problem
+from diffusers_erase.editing.solving import ridge_coefficients_given
+from diffusers_erase.editing.states import states_and_targets
+from diffusers_erase.editing.token_pairs import Texts
+from diffusers_erase.eraser.config import ErasedConcept
+from diffusers_erase.linalg.inverse import Inverse
+
+
+SPECIFIC = 0.7
+"""A word of the tokenizer's own whose states differ from the prompt without it by less than this
+share of the concept's difference is general (`vehicle`, `animal`): it may be drawn as the
+concept."""
+
+SHORTLIST = 8
+"""Number of nearest words that are candidates for a target, and rivals of one another."""
+
+KEPT_PROMPTS = 500
+"""Approximate number of prompts about kept words; fewer words are named in more of them."""
+
+
+def distances(
+    texts: Texts, concepts: Sequence[Concept], words: Sequence[Sequence[str]]
+) -> list[dict[str, float]]:
+    """Min over names c of |e(k) - e(c)|^2 / |e("") - e(c)|^2 for the words k of each concept.
+
+    Over the tokens of the same prompts, nearest word first; e("") is the prompt without the
+    concept. The states of a word are shared by concepts with the same prompts.
+    """
+    found: list[dict[str, float]] = [{} for _ in concepts]
+    same: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    for k, concept in enumerate(concepts):
+        same.setdefault((concept.kind, concept.prompts or TEMPLATES[concept.kind]), []).append(k)
+    for (_, templates), owners in same.items():
+        asked = list(dict.fromkeys(word for k in owners for word in words[k]))
+        count = max(1, min(4, KEPT_PROMPTS // max(1, len(asked))))
+        used = spread(templates, count)
+        prompts = [Prompt(t, concepts[owners[0]].name, concepts[owners[0]].kind) for t in used]
+        names = [(k, name) for k in owners for name in concepts[k].names]
+        E = texts.encode([p.about(name) for _, name in names for p in prompts])
+        rows = _squares(texts, prompts, E.unflatten(0, (len(names), -1)), (None, *asked))
+        for (k, _), row in zip(names, rows.T.tolist(), strict=True):
+            near = {w: d / row[0] for w, d in zip(asked, row[1:], strict=True)}
+            found[k] = {w: min(near[w], found[k].get(w, near[w])) for w in words[k]}
+    return [dict(sorted(row.items(), key=lambda entry: entry[1])) for row in found]
+
+
+def _squares(
+    texts: Texts, prompts: Sequence[Prompt], E: Tensor, words: Sequence[str | None]
+) -> Tensor:
+    """|e(k) - e(c)|^2 of each word and each of the names whose states are E, words x names."""
+    found = []
+    for start in range(0, len(words), 16):
+        chunk = words[start : start + 16]
+        states = texts.encode([p.about(word) for word in chunk for p in prompts])
+        each = states.unflatten(0, (len(chunk), -1))
+        found.append(torch.stack([(each - own).square().sum((1, 2, 3)) for own in E], 1))
+    return torch.cat(found)
+
+
+def specific(texts: Texts, concept: Concept, words: Sequence[str]) -> list[str]:
+    """The words k with |e(k) - e("")|^2 >= `SPECIFIC` |e(c) - e("")|^2; all words if none has.
+
+    In the same prompts, e("") being the prompt without the concept. For a compound, of its head and
+    the other heads. Attributes and places are never general.
+    """
+    if concept.kind == "compound":
+        attribute, head = concept.parts
+        heads = {word.removeprefix(attribute).strip(): word for word in words}
+        return [heads[h] for h in specific(texts, Concept(head, "object"), list(heads))]
+    if concept.kind != "object":
+        return list(words)
+    prompts = concept.example_prompts(4)
+    without = texts.encode([p.without() for p in prompts])
+    named = [p.about(word) for word in (concept.name, *words) for p in prompts]
+    states = texts.encode(named).unflatten(0, (-1, len(prompts)))
+    says = (states - without).square().sum((1, 2, 3))
+    least = SPECIFIC * says[0]
+    left = [word for word, size in zip(words, says[1:], strict=True) if size >= least]
+    return left or list(words)
+
+
+def choose(
+    texts: Texts,
+    concepts: Sequence[Concept],
+    proposals: Sequence[Sequence[str]],
+    measured: Sequence[Mapping[str, float]],
+    rivals: Sequence[Sequence[str]],
+    recipe: Edit,
+    S: Tensor,
+    Q: Tensor | None,
+    *,
+    general: bool,
+) -> list[ErasedConcept]:
+    """The concepts with their targets.
+
+    Args:
+        texts: the text encoder and its tokenizer.
+        concepts: what is to be erased.
+        proposals: for each concept, the words that may replace it.
+        measured: for each concept, words with their distances (`distances`).
+        rivals: for each concept, near words that are to be damaged least.
+        recipe: the numbers and choices of the edit.
+        S: second moments of what is kept.
+        Q: directions that do not change.
+        general: the words are the tokenizer's own, some of which mean many things.
+    """
+    choices = []
+    for k, concept in enumerate(concepts):
+        candidates = list(admissible(k, proposals[k], measured))
+        if general:
+            candidates = specific(texts, concept, candidates[: 4 * SHORTLIST])
+        near = {word: measured[k][word] for word in candidates[:SHORTLIST]}
+        if not near:
+            choices.append(ErasedConcept.left_out(concept))
+        elif recipe.choose == "nearest":
+            how = {"choice": "nearest", "scores": near, "best": "lowest"}
+            choices.append(ErasedConcept.of(concept, next(iter(near)), **how))
+        else:
+            choices.append(_least_damage(texts, concept, rivals[k], list(near), recipe, S, Q))
+    return choices
+
+
+def _least_damage(
+    texts: Texts,
+    concept: Concept,
+    near: Sequence[str],
+    candidates: Sequence[str],
+    recipe: Edit,
+    S: Tensor,
+    Q: Tensor | None,
+) -> ErasedConcept:
+    """Min over candidates of the mean over rivals j of  E |P e_j|^2 / E |e_j - e_null|^2
+
+    Rivals are the nearest words, not all of which may be targets: AGE's idea (arXiv 2501.18950) in
+    closed form.
+    """
+    rivals = list(dict.fromkeys([*candidates, *near]))
+    if len(rivals) == 1:
+        return ErasedConcept.of(concept, rivals[0], choice="least-damage")
+    named = [Concept(word, kind_beside(word, concept.kind)) for word in rivals]
+    of_rivals = texts.encode([p.text for c in named for p in c.example_prompts(2)]).double().cpu()
+    null = texts.encode([""]).double().cpu()
+
+    def size(x: Tensor) -> Tensor:
+        """|x|^2 over the states of each rival."""
+        return x.square().sum(1).view(len(rivals), -1).sum(1)
+
+    difference = size((of_rivals - null).flatten(0, 1))
+    brief = min(recipe.prompts, 4)
+    prompts = concept.example_prompts(brief)
+    about = [p.about(word) for word in candidates for p in prompts]
+    texts = texts.recalling([*(p.text for p in prompts), *about])
+    pairs = [
+        states_and_targets(texts, [concept], [word], recipe, brief=brief) for word in candidates
+    ]
+    E, V = pairs[0]
+    first = Problem.of(E, V, S, keep_weight=recipe.keep_weight, ridge=recipe.ridge, protect=Q)
+    N = Inverse.of(first.penalty / len(E), Q)  # the penalty, in means, is the same for all
+    damage = {}
+    factorised = seen = torch.empty(0)
+    for k, (word, (E, V)) in enumerate(zip(candidates, pairs, strict=True)):
+        if not torch.equal(E, factorised):  # most targets change the same states
+            factorised = E
+            seen = (
+                ridge_coefficients_given(E / len(E) ** 0.5, N)
+                @ of_rivals.flatten(0, 1).T
+                / len(E) ** 0.5
+            )
+        D = V - E
+        # |D^T A e|^2 = (A e)^T D D^T (A e): as many numbers as rows, not as the width
+        moved = (seen * (D @ D.T @ seen)).sum(0).view(len(rivals), -1).sum(1) / difference
+        moved[k] = 0
+        damage[word] = float(moved.sum() / (len(rivals) - 1))
+    chosen = {"choice": "least-damage", "scores": damage, "best": "lowest"}
+    return ErasedConcept.of(concept, min(damage, key=damage.__getitem__), **chosen)

@@ -1,0 +1,78 @@
+"""Second moments of what an eraser keeps: listed words, the nearest words, and general prompts."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from diffusers_erase.concepts import PROMPTS_PER_WORD, Concept, Kind
+from diffusers_erase.concepts.candidates import kept_prompts, kind_beside, parts_kept
+from diffusers_erase.editing.prior import kept_moments
+from diffusers_erase.editing.token_pairs import Texts
+from diffusers_erase.storage.tensor_cache import TensorCache
+
+
+KEPT_PROMPTS = 500
+"""Approximate number of prompts about kept words; fewer words are named in more of them."""
+
+
+def kept_beside(
+    texts: Texts,
+    concepts: Sequence[Concept],
+    listed: Sequence[str],
+    measured: Sequence[Mapping[str, float]],
+    near: int,
+    *,
+    keep: Sequence[str] = (),
+    general: bool = False,
+    cache: TensorCache | None = None,
+    encoder: str = "",
+) -> Tensor:
+    """Second moments of what is kept while these concepts are erased (see `kept_moments`).
+
+    No prompt that names a concept is kept, and each word is named in prompts of its own kind. The
+    neighbours of a compound, such as its head alone, are among the nearest.
+
+    Args:
+        texts: the text encoder and its tokenizer.
+        concepts: what is erased.
+        listed: words of the vocabulary that are kept.
+        measured: for each concept, words with their distances, nearest first.
+        near: number of nearest words of each concept that are kept with more weight.
+        keep: prompts that are kept beside the listed words.
+        general: whether the tokenizer's own words are kept too.
+        cache: where statistics of long lists of prompts are stored.
+        encoder: a name for the text encoder's exact weights, for the cache.
+    """
+    rows = [list(row)[:near] for row in measured]
+    nearest = [
+        (word, kind_beside(word, concept.kind))
+        for concept, row in zip(concepts, rows, strict=True)
+        for word in row
+    ]
+    count = max(1, min(PROMPTS_PER_WORD, KEPT_PROMPTS // max(1, len(listed))))
+    named = kept_prompts(_of_kinds(listed, concepts, measured), concepts, count)
+    return kept_moments(
+        texts,
+        [*keep, *([""] if listed else []), *named],
+        kept_prompts(sorted(set(nearest)), concepts),
+        beside=sorted(parts_kept(concepts)),
+        general=general,
+        erased=concepts,
+        cache=cache,
+        encoder=encoder,
+    )
+
+
+def _of_kinds(
+    words: Sequence[str], concepts: Sequence[Concept], measured: Sequence[Mapping[str, float]]
+) -> list[tuple[str, Kind]]:
+    """Each word with its kind: where it has none of its own, that of the concept nearest to it."""
+    kinds = {concept.kind for concept in concepts}
+    unmeasured: Kind = kinds.pop() if len(kinds) == 1 else "object"
+    found: list[tuple[str, Kind]] = []
+    for word in words:
+        rows = zip(concepts, measured, strict=False)
+        near = [(row[word], concept.kind) for concept, row in rows if word in row]
+        beside: Kind = min(near)[1] if near else unmeasured
+        found.append((word, kind_beside(word, beside)))
+    return found
