@@ -199,11 +199,10 @@ def test_names_are_known_in_the_plural_and_inside_longer_names():
     assert not Concept("->").is_named_in("a car")
 
 
-def test_vocabulary_candidates_leave_out_words_that_name_the_concept():
+def test_vocabulary_others_leave_out_names_of_the_concept():
     words = Vocabulary(("truck", "fire truck", "car", "lorry", "oak"))
     erased = [Concept("truck", synonyms=("lorry",))]
     assert words.others(erased) == ("fire truck", "car", "oak")
-    assert words.candidates(erased) == ("car", "oak")
 
 
 def test_vocabulary_reads_a_text_file(tmp_path):

@@ -40,17 +40,3 @@ class Vocabulary:
     def others(self, erased: Sequence[Concept]) -> tuple[str, ...]:
         """The words that are no name of an erased concept; these are preserved."""
         return tuple(w for w in self.words if not any(c.is_named_by(w) for c in erased))
-
-    def candidates(self, erased: Sequence[Concept]) -> tuple[str, ...]:
-        """The words in which no erased concept is named at all; these can be targets.
-
-        `fire truck` is preserved when `truck` is erased, but it is no target: it is a truck.
-        """
-        left = tuple(w for w in self.words if not any(c.is_named_in(w) for c in erased))
-        if not left:
-            names = ", ".join(repr(c.name) for c in erased)
-            raise ErasureError(
-                f"None of the {len(self.words)} words of the vocabulary can be a target for "
-                f"{names}; add words that do not name it."
-            )
-        return left

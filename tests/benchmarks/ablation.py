@@ -19,6 +19,7 @@ from erasure import Counts, Pictures, concept_of, measured, table, vocabulary
 from json_lines import append_lines, read_lines
 
 from diffusers_erase.concepts import Vocabulary
+from diffusers_erase.concepts.candidates import proposed
 from diffusers_erase.making.api import erase
 from diffusers_erase.models.denoiser import counted
 from diffusers_erase.playground import FAMILY_OF, load_pipeline
@@ -39,8 +40,10 @@ LOOKED_AT = Counts(target=32, near=12, far=40, unlisted=24, each=5)
 
 def target_of(kind: str, name: str, words: list[str]) -> Any:
     """The target of that kind for a concept."""
-    vocabulary = Vocabulary(tuple(words))
-    random_word = random.Random(name).choice(vocabulary.candidates([concept_of(name)]))
+    vocabulary, concept = Vocabulary(tuple(words)), concept_of(name)
+    random_word = random.Random(name).choice(
+        proposed(concept, [concept], words) or vocabulary.others([concept])
+    )
     return {
         "empty prompt": Fixed("", whole=True),
         "stripped": Fixed(None),

@@ -189,7 +189,6 @@ def test_config_of_a_solved_eraser_records_how_it_was_made(untrained, tmp_path):
         ({"recipe": "uce", "target": "car"}, "is the concept itself"),
         ({"recipe": "uce", "target": Nearest(Vocabulary(("van",)))}, "takes a word as its target"),
         ({"recipe": "uce", "target": ("van", "oak")}, "one for each concept"),
-        ({"recipe": "closed-form", "vocabulary": ["car"]}, "can be a target"),
         (
             {"recipe": "uce", "keep": ["a photo of a car"]},
             "is to be kept, and 'car' is to be erased",

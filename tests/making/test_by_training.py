@@ -39,6 +39,23 @@ def test_training_leaves_the_pipeline_as_it_was_and_records_how_the_eraser_was_m
     assert config.versions["torch"].startswith("2.")
 
 
+def test_rank_grows_with_the_concepts_and_every_name_is_trained(untrained, monkeypatch):
+    sampled = []
+    sample = by_training.sample_trajectories
+
+    def counting(denoiser, scheduler, states, *arguments, **options):
+        sampled.append(len(states))
+        return sample(denoiser, scheduler, states, *arguments, **options)
+
+    monkeypatch.setattr(by_training, "sample_trajectories", counting)
+    concepts = ["oak", Concept("vehicle", synonyms=("car", "truck", "bus"))]
+    recipe = replace(QUICK, trajectories=2, steps=1)
+    eraser = erase(untrained, concepts, recipe=recipe, progress=False)
+    assert eraser.config.rank == 2 * QUICK.rank
+    assert {len(A) for A, _ in eraser.factors.values()} == {2 * QUICK.rank}
+    assert sampled == [2 + 4 * 4]
+
+
 def test_training_with_the_same_seed_gives_the_same_eraser(untrained):
     def factors(seed):
         eraser = erase(untrained, "car", recipe=QUICK, seed=seed, progress=False, check=False)
