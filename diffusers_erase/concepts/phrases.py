@@ -28,7 +28,10 @@ _PICTURES = (
     r"|illustrations?|renders?|renderings?|sketch(?:es)?)\s+of\s+(?P<name>.+)"
 )
 _FULL_NAME = r"portraits?\s+of\s+(?:[A-Z]\S*\s+)+[A-Z]\S*$"
-_SEPARATORS = r"\s*[,;\n]\s*(?:and\s+|or\s+)?|\s+[&/+]\s+|\s+(?:and|or)\s+"
+_SEPARATORS = (
+    r"\s*[,;|\n]\s*(?:and\s+|or\s+)?|\s+[&/+]\s+|\s+(?:and|or)\s+"
+    r"|(?-i:(?<=[a-z])/(?=[a-z]))"  # not AC/DC
+)
 
 ALMOST_ALL = 0.8
 """Share of a vocabulary's words of one kind that makes it a vocabulary of that kind."""
