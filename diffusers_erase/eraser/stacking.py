@@ -19,8 +19,9 @@ from diffusers_erase.models.architectures import reads_text
 Rest = Literal["sum", "nothing"]
 """The change that a fusion makes to texts about none of the erased concepts."""
 
-KEEP, RIDGE = 10.0, 1e-4
-"""κ and λ of `fused`; with κ = 1 the rest suffers more than from the plain sum."""
+KEEP, RIDGE = 15.0, 1e-4
+"""κ and λ of `fused`; with κ = 1 the rest suffers more than from the plain sum, with κ = 20 more of
+the erased concepts is left beside other things."""
 
 
 def summed(erasers: Sequence[EraserAdapter]) -> EraserAdapter:

@@ -102,10 +102,11 @@ def by_solving(names: Sequence[str], told: str) -> EraserAdapter:
 
 WAYS: dict[str, Callable[[Sequence[str], str], EraserAdapter]] = {
     "sum": by_sum,
-    "Gram fusion, the rest as in the sum": partial(by_gram, rest="sum"),
     "Gram fusion": by_gram,
     "solved together": by_solving,
-    "Gram fusion, κ = 1": partial(by_gram, keep_weight=1.0),
+    "Gram fusion, κ = 10": partial(by_gram, keep_weight=10.0),
+    "Gram fusion, κ = 20": partial(by_gram, keep_weight=20.0),
+    "Gram fusion, κ = 10, the rest as in the sum": partial(by_gram, rest="sum", keep_weight=10.0),
 }
 
 
