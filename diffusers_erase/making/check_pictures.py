@@ -160,8 +160,8 @@ def _prompts(tokenizer: Any, concept: Concept) -> list[tuple[int, Prompt]]:
     alone, found = replace(concept, synonyms=()), list[tuple[int, Prompt]]()
     for name in [*concept.names, *known][:MOST_NAMES]:
         count = PICTURES if name == concept.name else OF_OTHER_NAMES
-        prompts = enumerate(alone.example_prompts(count))
-        found += [(seed, replace(prompt, name=name)) for seed, prompt in prompts]
+        prompts = alone.example_prompts(2 * count)[:count]  # the second half says more beside it
+        found += [(seed, replace(prompt, name=name)) for seed, prompt in enumerate(prompts)]
     return found
 
 
