@@ -42,6 +42,7 @@ CHECKED = {
     "evidence": "mean evidence that its pictures show the concept (base: about 2)",
     "left": "share of few pictures that may still show it",
     "mistaken": "drawn as another erased concept",
+    "general": "may be words for many things, still drawn by their own names",
     "harms": "relative squared change of the guidance of near words",
     "layout kept": "correlation of erased and base latents from the same noise",
     "tries": "tries",

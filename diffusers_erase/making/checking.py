@@ -1,7 +1,7 @@
 """The check of a new eraser: does the base model still see the concept in what is drawn?"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffusers_erase.concepts import Concept
 from diffusers_erase.eraser.adapter import EraserAdapter
+from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.making.check_pictures import PICTURES, Harm, Pictures
 from diffusers_erase.models.denoiser import Denoiser
@@ -24,6 +25,13 @@ with more than `UNSURE` may still show it."""
 
 CLOSE = (-0.92, -0.5)
 """Range of the worst evidence in which as many pictures are drawn again."""
+
+GENERAL = 0.62
+"""A name without synonyms whose text states differ from the prompt without it by less than this
+share of what its near words' do (their median) may be a word for many things, such as `vehicle`."""
+
+LEAST_WORDS = 3
+"""Near words without which nothing is said about that."""
 
 KNOWN = 0.3
 """Mean evidence from which on the base itself is taken to draw a name."""
@@ -45,6 +53,8 @@ class Check:
     """Concept -> another erased concept that is drawn for it."""
     harms: Mapping[str, float] = field(default_factory=dict)
     """Near word -> relative squared change of its guidance, where that is above `HARM`."""
+    general: tuple[str, ...] = ()
+    """Concepts that may be words for many things, which are still drawn by their own names."""
     layout: float | None = None
     """Mean correlation of erased and base latents from the same noise."""
     reason: str = ""
@@ -59,6 +69,7 @@ class Check:
             "concepts": dict(self.concepts),
             **rounded,
             **({"mistaken": dict(self.mistaken)} if self.mistaken else {}),
+            **({"general": list(self.general)} if self.general else {}),
             **({} if self.layout is None else {"layout kept": round(self.layout, 3)}),
             **({"reason": self.reason} if self.reason else {}),
         }
@@ -71,7 +82,8 @@ class Check:
     @property
     def unclear(self) -> bool:
         """Whether there is something to warn of: what is left, harmed, or could not be seen."""
-        return bool(self.failed or self.harms or "not checked" in self.concepts.values())
+        found = self.failed or self.harms or self.general
+        return bool(found or "not checked" in self.concepts.values())
 
     @property
     def badness(self) -> tuple[int, float]:
@@ -94,6 +106,11 @@ class Check:
         if unknown:
             names = ", ".join(map(repr, unknown))
             found.append(f"{names} could not be checked: the base does not draw it in a few steps")
+        found += [
+            f"{name!r} may be a word for many things, which are still drawn by their own names; to "
+            f'erase these too, pass Concept("{name}", synonyms=[...])'
+            for name in self.general
+        ]
         if self.harms:
             words = ", ".join(f"{word!r} ({value:.2f})" for word, value in self.harms.items())
             found.append(f"it changes near words: {words}")
@@ -116,11 +133,13 @@ def check_eraser(model: Model, concepts: Sequence[Concept], eraser: EraserAdapte
         denoiser = model.noise_predictor()
     except ErasureError as error:
         return Check("not checked", reason=str(error))
+    pairs = zip(concepts, eraser.config.concepts, strict=True)
+    general = tuple(c.name for c, erased in pairs if _is_general(model, c, erased))
     looks = [_look(model, denoiser, concepts, eraser, first=0)]
     severity, worst = _judged(concepts, looks).badness
     if severity and CLOSE[0] < worst < CLOSE[1]:
         looks.append(_look(model, denoiser, concepts, eraser, first=PICTURES))
-    return _judged(concepts, looks)
+    return replace(_judged(concepts, looks), general=general)
 
 
 @dataclass(frozen=True)
@@ -191,10 +210,23 @@ def _judged(concepts: Sequence[Concept], looks: Sequence[_Look]) -> Check:
     worst = max(verdicts.values(), key=_SEVERITY.__getitem__)
     reason = "the base does not draw it in a few steps" if worst == "not checked" else ""
     harms, layout = looks[0].harms, sum(x.layout for x in looks) / len(looks)
-    return Check(worst, verdicts, mean, left, mistaken, harms, layout, reason)
+    return Check(worst, verdicts, mean, left, mistaken, harms, (), layout, reason)
 
 
 def _verdict(mean: float) -> Verdict:
     if mean > DRAWN:
         return "not erased"
     return "weak" if mean > UNSURE else "erased"
+
+
+def _is_general(model: Model, concept: Concept, erased: ErasedConcept) -> bool:
+    """Whether an object's name says so little, beside its near words, that it may be a superset."""
+    words = [word for word in erased.scores if word != concept.name]
+    if concept.kind != "object" or concept.synonyms or len(words) < LEAST_WORDS:
+        return False
+    prompts = concept.example_prompts(4)
+    texts = [p.about(word) for word in (concept.name, *words) for p in prompts]
+    states = model.encode([*(p.without() for p in prompts), *texts]).float().cpu()
+    without, *named = states.split(len(prompts))
+    says = torch.stack([(each - without).square().sum() for each in named])
+    return bool(says[0] < GENERAL * says[1:].median())

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffusers_erase import Concept, NotErasedError, erase
+from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.eraser.stacking import scaled
 from diffusers_erase.making import checking, trying
 from diffusers_erase.making.checking import Check, check_eraser
@@ -78,6 +79,17 @@ def test_harm_to_the_nearest_words(playground, truck):
     assert set(found.harms) == {"bus"}
     assert found.harms["bus"] > 0.5
     assert found.verdict == "not erased"
+
+
+@pytest.mark.parametrize(
+    ("name", "general"), [("vehicle", True), ("animal", True), ("truck", False), ("castle", False)]
+)
+def test_a_word_for_many_things_is_named(shipped, name, general):
+    words = dict.fromkeys(OBJECTS[::5], 0.0)
+    erased = ErasedConcept(name, target="oak", scores=words)
+    model = Model.of(shipped)
+    assert checking._is_general(model, Concept(name), erased) == general
+    assert not checking._is_general(model, Concept(name, synonyms=("truck",)), erased)
 
 
 def test_a_model_that_does_not_draw_the_concept(untrained):
