@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
+from diffusers_erase.making.checking import Check
 from diffusers_erase.models.architectures import text_layers
 from diffusers_erase.training.recipes import REPLACE
 
@@ -50,6 +51,9 @@ def test_snippet_runs(code, playground, make_eraser, hub, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     quick = replace(REPLACE, steps=2, sampling_steps=2)
     monkeypatch.setattr("diffusers_erase.making.choosing.default_recipe", lambda *_: quick)
+    monkeypatch.setattr(
+        "diffusers_erase.making.trying.check_eraser", lambda *_: Check("erased")
+    )  # two steps erase nothing
     monkeypatch.setattr("diffusers_erase.evaluation.evidence.DRIFT_PROMPTS", 1)
     code = on_the_playground(code)
     names = {

@@ -28,10 +28,8 @@ _PICTURES = (
     r"|illustrations?|renders?|renderings?|sketch(?:es)?)\s+of\s+(?P<name>.+)"
 )
 _FULL_NAME = r"portraits?\s+of\s+(?:[A-Z]\S*\s+)+[A-Z]\S*$"
-_SEPARATORS = (
-    r"\s*[,;|\n]\s*(?:and\s+|or\s+)?|\s+[&/+]\s+|\s+(?:and|or)\s+"
-    r"|(?-i:(?<=[a-z])/(?=[a-z]))"  # not AC/DC
-)
+_SEPARATORS = r"\s*[,;|\n]\s*(?:and\s+|or\s+)?|\s+[&/+]\s+|\s+(?:and|or)\s+"
+_WORDS_AND_SLASHES = r"[a-z][a-z ]+(?:/[a-z][a-z ]+)+"  # not AC/DC
 
 ALMOST_ALL = 0.8
 """Share of a vocabulary's words of one kind that makes it a vocabulary of that kind."""
@@ -39,7 +37,8 @@ ALMOST_ALL = 0.8
 
 def names_in(text: str) -> tuple[str, ...]:
     """The names that commas, `and` and their like separate in a text; one if nothing does."""
-    names = (name.strip() for name in re.split(_SEPARATORS, text.strip(), flags=re.IGNORECASE))
+    separators = "/" if re.fullmatch(_WORDS_AND_SLASHES, text.strip()) else _SEPARATORS
+    names = (name.strip() for name in re.split(separators, text.strip(), flags=re.IGNORECASE))
     return tuple(name for name in names if name)
 
 

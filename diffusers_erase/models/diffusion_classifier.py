@@ -38,12 +38,13 @@ def evidence(
         seed: of the noise.
 
     Returns:
-        The ratio, others x B, and its denominator, the distance of both prompts, others x B.
+        The ratio, others x B, and its denominator, the distance of both prompts, others x B. The
+        ratio is 0 where every prediction is farther from the noise than 0 is: the model knows none.
     """
     generator = torch.Generator().manual_seed(seed)
     schedule, count = denoiser.schedule, 1 + len(others)
     states = torch.cat((prompt, *others))
-    gains, apart = [], []
+    gains, apart, blind = [], [], torch.zeros(len(clean))
     shares = torch.as_tensor(times).expand(len(clean), -1)
     for t in (shares * (len(schedule.alphas) - 1)).round().long().unbind(1):
         noise = torch.randn(clean.shape, generator=generator).to(clean.device)
@@ -53,7 +54,9 @@ def evidence(
         epsilon = schedule.epsilon(denoiser.teacher(z, t, states), z, t.to(z.device))
         a, *each = epsilon.cpu().chunk(count)
         errors = [(x - noise.cpu()).square().mean((1, 2, 3)) for x in (a, *each)]
+        blind += torch.stack(errors).amin(0) - noise.cpu().square().mean((1, 2, 3))
         gains.append(torch.stack([error - errors[0] for error in errors[1:]]))
         apart.append(torch.stack([(x - a).square().mean((1, 2, 3)) for x in each]))
     distance = torch.stack(apart).sum(0)
-    return torch.stack(gains).sum(0) / distance.clamp(min=1e-12), distance
+    ratio = torch.stack(gains).sum(0) / distance.clamp(min=1e-12)
+    return ratio.where(blind < 0, 0.0), distance

@@ -44,7 +44,7 @@ def test_text_map_equals_its_lora_and_its_weight_edit(untrained):
         as_lora = lora(z, t, c).sample
     assert (mapped - before).norm() > 1e-3 * before.norm()
     for other in (as_edit, as_lora):
-        assert (other - mapped).norm() < 1e-6 * before.norm()
+        assert (other - mapped).norm() < 3e-6 * before.norm()
 
 
 def test_text_map_of_a_change_has_no_more_columns_than_needed():

@@ -52,7 +52,7 @@ def test_evidence_is_one_for_the_prompt_s_picture_and_minus_one_for_the_other_s(
 
 def test_evidence_for_one_prompt_is_evidence_against_the_other():
     unet = Known("epsilon")
-    pictures = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    pictures = 0.5 * torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     car, oak = (states(name).expand(3, -1, -1) for name in ("car", "oak"))
     of_car, apart = evidence(Denoiser(unet, unet.schedule), pictures, car, [oak, oak])
     of_oak, _ = evidence(Denoiser(unet, unet.schedule), pictures, oak, [car])
@@ -66,3 +66,14 @@ def test_prompts_of_the_same_meaning_have_no_distance():
     car = states("car")
     found, distance = evidence(Denoiser(unet, unet.schedule), PICTURES["oak"][None], car, [car])
     assert distance.item() == found.item() == 0
+
+
+def test_a_model_that_does_not_denoise_has_no_evidence():
+    unet = Known("epsilon")
+    unet.forward = lambda z, t, text, return_dict=False: (10 * torch.randn_like(z) + text.mean(),)
+    picture = PICTURES["car"][None]
+    found, distance = evidence(
+        Denoiser(unet, unet.schedule), picture, states("car"), [states("oak")]
+    )
+    assert found.item() == 0
+    assert distance.item() > 0

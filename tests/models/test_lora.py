@@ -103,14 +103,14 @@ def test_held_prompts_do_not_move_at_any_strength_and_in_any_stack(untrained):
     assert drift(untrained.unet, [(free, 1.0)], null) > 1e-3  # not already true before
     one, two = (trained(untrained.unet, seed, null) for seed in (1, 2))
     for stack in ([(one, 1.0)], [(one, 3.0), (two, -2.0)]):
-        assert drift(untrained.unet, stack, null) <= 1e-6
+        assert drift(untrained.unet, stack, null) <= 3e-6
         assert drift(untrained.unet, stack, car) > 1e-3
 
 
 def test_more_prompts_can_be_held_than_the_empty_one(untrained):
     oak = encode(untrained, ["an oak", ""])
     factors = trained(untrained.unet, 1, oak)
-    assert drift(untrained.unet, [(factors, 1.0)], oak) <= 1e-6
+    assert drift(untrained.unet, [(factors, 1.0)], oak) <= 3e-6
     assert drift(untrained.unet, [(factors, 1.0)], encode(untrained, ["a pine"])) > 1e-3
 
 

@@ -156,7 +156,7 @@ def test_seeds_of_single_prompts_do_not_depend_on_the_others(untrained):
     states, null = encode(untrained, ["a car", "an oak"]), encode(untrained, [""])
     both = sample_trajectories(denoiser, untrained.scheduler, states, null, steps=2, seed=[5, 6])
     one = sample_trajectories(denoiser, untrained.scheduler, states[1:], null, steps=2, seed=[6])
-    assert torch.allclose(both.z[both.prompt == 1], one.z, atol=1e-5)
+    assert torch.allclose(both.z[both.prompt == 1], one.z, atol=1e-4)
 
 
 def test_parts_share_a_draw(sampled):
