@@ -25,7 +25,7 @@ MOST_NAMES = 12
 STEPS, GUIDANCE = 4, 5.0
 """DDIM steps and guidance scale of these pictures."""
 
-COARSE = (0.65, 0.85)
+COARSE = (0.65, 0.75, 0.85, 0.92)
 """Times at which attributes, compounds and places are classified: colours and places are decided
 where there is more noise than where objects are."""
 
@@ -143,7 +143,8 @@ class Pictures:
         a, *others = (
             self.of_prompts([getattr(row, name) for row in self.rows]) for name in (prompt, *names)
         )
-        times = torch.tensor([row.times for row in self.rows])
+        longest = max(len(row.times) for row in self.rows)
+        times = torch.tensor([(row.times * longest)[:longest] for row in self.rows])
         ratio, distance = evidence(self.denoiser, clean, a, others, times=times)
         same = distance < SAME * distance[:1]
         return ratio.where(~same, torch.inf).amin(0).where(~same.all(0), ratio[0])

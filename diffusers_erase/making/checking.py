@@ -33,7 +33,7 @@ share of what its near words' do (their median) may be a word for many things, s
 LEAST_WORDS = 3
 """Near words without which nothing is said about that."""
 
-KNOWN = 0.3
+KNOWN = 0.2
 """Mean evidence from which on the base itself is taken to draw a name."""
 
 
