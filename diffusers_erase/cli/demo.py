@@ -13,7 +13,7 @@ from diffusers_erase.evaluation.evidence import Evidence, evaluate
 from diffusers_erase.evaluation.pictures import sheet
 from diffusers_erase.evaluation.report import markdown, write_report
 from diffusers_erase.evaluation.runner import Runner
-from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
+from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling, fast_precision
 from diffusers_erase.evaluation.suites import PromptCase, Suite
 from diffusers_erase.making.api import erase
 from diffusers_erase.playground import ARTISTS, OBJECTS, SYNONYMS, load_judge, load_pipeline
@@ -32,7 +32,7 @@ ERASURES: tuple[tuple[Concept, Target | None, tuple[str, ...]], ...] = (
 PICTURES = 40
 """Pictures of the erased concept; the card suite draws as many or more of everything else."""
 
-SAMPLING = Sampling(steps=10, precision="bfloat16", batch=32)
+SAMPLING = Sampling(steps=10, precision=fast_precision(), batch=32)
 """Ten DDIM steps give the same counts as twenty-five (docs/playground.md)."""
 
 REPORT = "erasure_demo.json"

@@ -256,10 +256,11 @@ def _concepts(protocol: Path | None, model: str) -> Any:
 
 def _sampling(model: str, steps: int | None, guidance: float | None, batch: int) -> Any:
     """The settings given, or defaults; the playground needs fewer steps."""
-    from diffusers_erase.evaluation.sampler import Sampling
+    from diffusers_erase.evaluation.sampler import Sampling, fast_precision
 
     if model == "playground":
-        return Sampling(steps or 10, 5.0 if guidance is None else guidance, "bfloat16", batch)
+        precision = fast_precision()
+        return Sampling(steps or 10, 5.0 if guidance is None else guidance, precision, batch)
     return Sampling(steps or 25, 7.5 if guidance is None else guidance, batch=batch)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.evaluation.sampler import Sampling, base_digest
+from diffusers_erase.evaluation.sampler import Sampling, base_digest, fast_precision
 from tests import zoo
 
 
@@ -27,3 +27,13 @@ def test_base_digest_is_that_of_the_pipeline_without_its_erasers(untrained, make
 def test_sampling_refuses_no_steps():
     with pytest.raises(ErasureError, match="`steps` and `batch` of 1 or more"):
         Sampling(steps=0)
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [("AVX512", "bfloat16"), ("AVX2", "float32"), ("DEFAULT", "float32")],
+)
+def test_bfloat16_is_used_where_the_processor_has_it(monkeypatch, capability, precision):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert fast_precision() == precision
