@@ -440,3 +440,9 @@ def test_misspellings_are_one_slip_away_and_always_the_same():
     assert Concept("car").misspelt(1) == ("cr",)
     assert Concept("ox").misspelt() == ()
     assert not set(Concept("balloon").misspelt(4)) & {"balloon"}
+
+
+@pytest.mark.parametrize("text", ["the style of", "in the style of", "a photo of", "painting by"])
+def test_a_frame_without_a_name_is_refused(text):
+    with pytest.raises(ErasureError, match=r"names nothing after '(of|by)'"):
+        unframed(text)

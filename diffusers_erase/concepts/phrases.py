@@ -47,8 +47,16 @@ def unframed(text: str) -> tuple[str, Kind | None]:
 
     `in the style of X` and `a painting by X` are about a style, `at night` is about a place;
     `a photo of a car` and `the car` are about a car.
+
+    Raises:
+        ErasureError: nothing stands in the frame.
     """
     text = " ".join(text.split())
+    if found := re.search(r"\b(?:of|by|in|at|on)$", text, re.IGNORECASE):
+        raise ErasureError(
+            f"{text!r} names nothing after {found[0]!r}; name what is to be erased. If it is a "
+            f'name, pass Concept("{text}").'
+        )
     setting = re.fullmatch(rf"{PREPOSITION}(?P<name>.+)", text, re.IGNORECASE)
     if setting and _bare(setting["name"]).lower() in PLACES:
         return _bare(setting["name"]), "place"
