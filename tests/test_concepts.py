@@ -312,12 +312,6 @@ def test_names_that_share_their_words_overlap(concept, overlapping, apart):
         assert not any(erased.names_overlap(text) for text in apart)
 
 
-def test_words_of_names_are_those_of_all_names():
-    assert Concept("Fire trucks", synonyms=("the lorry",)).words_of_names == {
-        "fire", "truck", "lorry",
-    }  # fmt: skip
-
-
 def test_scenes_name_each_word_beside_another_one_first_and_second_plain_and_coloured():
     assert scenes(["car", "oak"], count=2) == [
         "a photo of a car and an oak",

@@ -105,11 +105,6 @@ class Concept:
         prompts += [filled(template, head) for template in (picture, image)]
         return tuple(prompt for prompt in prompts if not self.is_named_in(prompt))
 
-    @property
-    def words_of_names(self) -> frozenset[str]:
-        """The words of all its names, in lower case and in the singular."""
-        return frozenset(word for name in self.names for word in words_of(name))
-
     def names_overlap(self, text: str) -> bool:
         """True if the text and a name of the concept share their words.
 

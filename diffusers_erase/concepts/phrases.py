@@ -1,4 +1,4 @@
-"""What users write for a concept: names in frames (`in the style of X`), and lists of names."""
+"""Parsing of the text that names a concept: frames (`in the style of X`), and lists of names."""
 
 import re
 from collections.abc import Sequence

@@ -8,6 +8,7 @@ from torch import Tensor
 from diffusers_erase.concepts import TEMPLATES, Concept, Prompt
 from diffusers_erase.concepts.candidates import admissible, kind_beside
 from diffusers_erase.concepts.prompts import spread
+from diffusers_erase.editing.keeping import KEPT_PROMPTS
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.solvers import Problem
 from diffusers_erase.editing.solving import ridge_coefficients_given
@@ -24,9 +25,6 @@ concept."""
 
 SHORTLIST = 8
 """Number of nearest words that are candidates for a target, and rivals of one another."""
-
-KEPT_PROMPTS = 500
-"""Approximate number of prompts about kept words; fewer words are named in more of them."""
 
 
 def distances(

@@ -57,7 +57,7 @@ class Row:
     """The prompt about the other erased concept that is nearest to the target, if there are any."""
     other_name: str
     seed: int
-    """Of the noise; that of each name's first picture is even."""
+    """Of the noise; the base draws the pictures with even seeds too."""
     times: tuple[float, ...]
     """Shares of the training times at which the picture is classified."""
 

@@ -81,7 +81,7 @@ class Check:
 
     @property
     def unclear(self) -> bool:
-        """Whether there is something to warn of: what is left, harmed, or could not be seen."""
+        """True if a concept is left or could not be seen, or a near word is harmed."""
         found = self.failed or self.harms or self.general
         return bool(found or "not checked" in self.concepts.values())
 
@@ -91,7 +91,7 @@ class Check:
         return _SEVERITY[self.verdict], max(self.evidence.values(), default=0.0)
 
     def sentences(self) -> list[str]:
-        """What is left, what is drawn for another concept, and what is harmed, for people."""
+        """Sentences that say what is still drawn, what is drawn instead, and what is harmed."""
         found = []
         for name in self.failed:
             verdict = (
@@ -138,7 +138,7 @@ def check_eraser(model: Model, concepts: Sequence[Concept], eraser: EraserAdapte
     looks = [_look(model, denoiser, concepts, eraser, first=0)]
     severity, worst = _judged(concepts, looks).badness
     if severity and CLOSE[0] < worst < CLOSE[1]:
-        looks.append(_look(model, denoiser, concepts, eraser, first=PICTURES))
+        looks.append(_look(model, denoiser, concepts, eraser, first=2 * PICTURES))
     return replace(_judged(concepts, looks), general=general)
 
 
@@ -220,7 +220,7 @@ def _verdict(mean: float) -> Verdict:
 
 
 def _is_general(model: Model, concept: Concept, erased: ErasedConcept) -> bool:
-    """Whether an object's name says so little, beside its near words, that it may be a superset."""
+    """True if the text states of an object's name say less than those of its near words."""
     words = [word for word in erased.scores if word != concept.name]
     if concept.kind != "object" or concept.synonyms or len(words) < LEAST_WORDS:
         return False

@@ -211,7 +211,12 @@ def require_erasable(model: Model) -> None:
 
 
 def warn_of_unknown_words(model: Model, request: Request) -> None:
-    """Warn of words that the tokenizer splits into fragments: erasing those erases nothing."""
+    """Warn of words that the tokenizer splits into fragments: erasing those erases nothing.
+
+    Further tries at the same request do not warn again.
+    """
+    if request.attempt:
+        return
     names = [name for concept in request.concepts for name in concept.names]
     targets = request.target.words if isinstance(request.target, Fixed) else ()
     for phrase in (*names, *targets):

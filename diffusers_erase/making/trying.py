@@ -153,7 +153,7 @@ def _with_scores(config: EraserConfig, first: EraserConfig) -> EraserConfig:
 
 
 def _advice(eraser: EraserAdapter, check: Check) -> str:
-    """What is left, and what to do."""
+    """The message of the error: the concepts that are left, and what the user can do."""
     targets = ", ".join(
         f"{each.name!r} -> {'the prompt without it' if each.target is None else repr(each.target)}"
         for each in eraser.config.concepts
