@@ -11,6 +11,7 @@ from diffusers_erase.concepts import Concept
 from diffusers_erase.concepts.candidates import unnamed
 from diffusers_erase.editing.token_pairs import Texts
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.linalg.gram import lower_gram, mirrored
 from diffusers_erase.models.text_states import whole_words
 from diffusers_erase.storage.tensor_cache import TensorCache
 
@@ -41,9 +42,6 @@ _CHUNK = 64
 _SUMMED = 512
 """Prompts whose states are summed in float32 before they are added in float64."""
 
-_BLOCK = 256
-"""Columns of a Gram matrix computed at once."""
-
 
 def gram(texts: Texts, prompts: Sequence[str]) -> Tensor:
     """E e e^T over all tokens of the prompts, width x width, float64 out of float32 sums.
@@ -67,25 +65,6 @@ def gram(texts: Texts, prompts: Sequence[str]) -> Tensor:
         more, counted = summed(start)
         total, count = total.add_(more), count + counted
     return mirrored(total.div_(count))
-
-
-def lower_gram(rows: Tensor) -> Tensor:
-    """The lower block triangle of E^T E, float64 out of float32 sums: half the work.
-
-    `mirrored` fills in the rest.
-    """
-    width = rows.shape[1]
-    found = torch.zeros(width, width, dtype=torch.float64)
-    for i in range(0, width, _BLOCK):
-        found[i : i + _BLOCK, : i + _BLOCK] = rows[:, i : i + _BLOCK].T @ rows[:, : i + _BLOCK]
-    return found
-
-
-def mirrored(lower: Tensor) -> Tensor:
-    """The whole symmetric matrix of a lower block triangle, in place."""
-    for i in range(_BLOCK, len(lower), _BLOCK):
-        lower[:i, i : i + _BLOCK] = lower[i : i + _BLOCK, :i].T
-    return lower
 
 
 def thinned(

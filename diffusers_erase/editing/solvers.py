@@ -10,6 +10,7 @@ from torch import Tensor
 from diffusers_erase.editing.solving import remove, solve, solve_within
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.linalg.gram import lower_gram, mirrored
 from diffusers_erase.linalg.inverse import EditedLayers
 from diffusers_erase.linalg.subspace import row_space
 
@@ -128,7 +129,7 @@ class Regenerate:
 
     def _regained(self, T: TextMap, G: Tensor, E: Tensor) -> tuple[Tensor, float]:
         """Text embeddings that regain E, and their relative error."""
-        reading = edited_layers(T, G)
+        reading = EditedLayers.mapped(G, T.U, T.V)
         again = reading.regained(E, self.bound)
         return again, reading.relative_error(E, again)
 
@@ -184,12 +185,6 @@ def solved_within(solver: Solver, problem: Problem, rank: int) -> tuple[TextMap,
     return *solved.truncated(rank, second_moment=problem.second_moment), solved.rank
 
 
-def edited_layers(T: TextMap, G: Tensor) -> EditedLayers:
-    """Layers with Gram G before the edit, and W T after it."""
-    M = torch.eye(T.width, dtype=T.U.dtype) + T.change
-    return EditedLayers(G, M.T @ G @ M, M.T @ G)
-
-
 def drift(T: TextMap, K: Tensor) -> float:
     """sqrt(tr(P K P^T) / tr(K)): the relative change of states with these second moments."""
     P = T.change
@@ -197,5 +192,7 @@ def drift(T: TextMap, K: Tensor) -> float:
 
 
 def weights_gram(weights: Mapping[str, Tensor]) -> Tensor:
-    """G = Σ_l W_l^T W_l, width x width, float64."""
-    return sum(((W := w.detach().cpu().double()).T @ W for w in weights.values()), torch.zeros(()))
+    """G = Σ_l W_l^T W_l, width x width, float64; float32 sums but for float64 weights."""
+    each = (W.detach().cpu() for W in weights.values())
+    lower = (lower_gram(W if W.dtype == torch.float64 else W.float()) for W in each)
+    return mirrored(sum(lower, torch.zeros(())))

@@ -5,13 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.linalg.gram import lower_gram, mirrored
 from diffusers_erase.linalg.inverse import EditedLayers
 from diffusers_erase.models.architectures import text_layers
 from diffusers_erase.models.model import Model
 
+
+OUTPUTS = 16
+"""Number of outputs of the layers that are read at least, relative to the width of the text."""
 
 ROUNDING = 1e-9
 """Least relative change of keys and values that counts as an erasure; less is rounding."""
@@ -44,25 +49,42 @@ def probe(
     2407.12383). An attacker who sets the text states, and not only the prompt, achieves as much.
     Every edit with a ridge is invertible, so the residual goes to zero with λ.
 
+    Of large models every k-th output of the layers is read, `OUTPUTS` times the width of the text.
     The pipeline has no erasers; λ is `bound` times the mean of the diagonal of Σ W^T W.
     """
     if not prompts:
         raise ErasureError("No prompts to probe with; give some about the concept.")
     model = Model.of(pipe)
     eraser.check(model.denoiser)
-    reached = set(eraser.paths(model.denoiser))
-    before = after = across = torch.zeros((), dtype=torch.float64)
-    for path, layer in text_layers(model.denoiser).items():
-        W = layer.weight.detach().double().cpu()
-        changed = W + eraser.delta(path, W) if path in reached else W
-        before, after, across = (
-            before + W.T @ W,
-            after + changed.T @ changed,
-            across + changed.T @ W,
-        )
-    reading = EditedLayers(before, after, across)
+    reading = _reading(model.denoiser, eraser)
     c = model.encode(prompts).flatten(0, 1).double().cpu()
     best = reading.regained(c, bound)
     return Probe(
         reading.relative_error(c, c), reading.relative_error(c, best), float(best.norm() / c.norm())
     )
+
+
+def _reading(denoiser: nn.Module, eraser: EraserAdapter) -> EditedLayers:
+    """Gram matrices of the layers that read text, before and after the erasure, over some outputs.
+
+    A text map changes them all alike, and needs only those before.
+    """
+    layers, T = text_layers(denoiser), eraser.text_map
+    reached = set(eraser.paths(denoiser))
+    some = next(iter(layers.values()))
+    every = max(
+        1, sum(each.out_features for each in layers.values()) // some.in_features // OUTPUTS
+    )
+    before, after, across = (torch.zeros((), dtype=torch.float64) for _ in range(3))
+    for index, (path, layer) in enumerate(layers.items()):
+        W = layer.weight.detach()[index % every :: every].cpu().float()
+        before = before + lower_gram(W)
+        if T is None:
+            changed = W.clone()
+            if path in reached:
+                A, B = eraser.pair(path, layer.weight.detach())
+                changed += (B[index % every :: every] @ A).cpu().float()
+            after, across = after + lower_gram(changed), across + (changed.T @ W).double()
+    if T is not None:
+        return EditedLayers.mapped(mirrored(before), T.U, T.V)
+    return EditedLayers(mirrored(before), mirrored(after), across)

@@ -79,6 +79,15 @@ class EditedLayers:
     across: Tensor
     """Σ W'^T W."""
 
+    @classmethod
+    def mapped(cls, G: Tensor, U: Tensor, V: Tensor) -> "EditedLayers":
+        """Layers with Gram matrix G before the edit, and W' = W (I + U V^T) after it.
+
+        M^T G and M^T G M differ from G by as many rank-one terms as U has columns.
+        """
+        across = torch.addmm(G, V, U.T @ G)
+        return cls(G, torch.addmm(across, across @ U, V.T), across)
+
     def regained(self, E: Tensor, bound: float) -> Tensor:
         """Text embeddings that make the edited layers output what they did before (RECE).
 

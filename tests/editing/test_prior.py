@@ -7,8 +7,6 @@ from diffusers_erase.concepts import prompts_naming
 from diffusers_erase.editing.prior import (
     gram,
     kept_moments,
-    lower_gram,
-    mirrored,
     own_prompts,
     own_words,
     thinned,
@@ -68,12 +66,6 @@ def test_thinned_is_exact_for_padding_of_position_plus_prompt(untrained, every):
     texts = replace(known, encode=encode)
     rows, count = thinned(texts, prompts, every)
     assert torch.allclose(rows.T @ rows / count, every_state(texts, prompts).float(), atol=1e-4)
-
-
-@pytest.mark.parametrize("width", [5, 512, 1100])
-def test_mirrored_lower_gram_is_the_gram(width):
-    rows = torch.randn(30, width, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(mirrored(lower_gram(rows)), (rows.T @ rows).double(), atol=1e-4)
 
 
 def test_kept_moments_are_cached_by_encoder_and_prompts(untrained, tmp_path):
