@@ -7,13 +7,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffusers_erase.concepts import Concept
+from diffusers_erase.concepts import Concept, Prompt, kind_of
+from diffusers_erase.concepts.candidates import comparable
+from diffusers_erase.concepts.prompts import spread
+from diffusers_erase.concepts.words import words_of
+from diffusers_erase.editing.prior import own_words
 from diffusers_erase.eraser.adapter import EraserAdapter
-from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.making.check_pictures import PICTURES, Harm, Pictures
 from diffusers_erase.models.denoiser import Denoiser
 from diffusers_erase.models.model import Model
+from diffusers_erase.models.text_states import unknown_words
 from diffusers_erase.runtime.plugin import load_erasure, unload_erasures
 
 
@@ -26,12 +30,13 @@ with more than `UNSURE` may still show it."""
 CLOSE = (-0.92, -0.5)
 """Range of the worst evidence in which as many pictures are drawn again."""
 
-GENERAL = 0.62
-"""A name without synonyms whose text states differ from the prompt without it by less than this
-share of what its near words' do (their median) may be a word for many things, such as `vehicle`."""
+GENERAL, OWN_THINGS = 0.6, 36
+"""A name whose text states differ from the prompt without it by less than this share of what
+things that the tokenizer knows do (the median of so many) may be a word for many things, such as
+`vehicle`."""
 
-LEAST_WORDS = 3
-"""Near words without which nothing is said about that."""
+COLOURED = "a photo of a red {}"
+"""The template of the prompts by which this is seen: with a colour the words differ most."""
 
 KNOWN = 0.2
 """Mean evidence from which on the base itself is taken to draw a name."""
@@ -133,8 +138,7 @@ def check_eraser(model: Model, concepts: Sequence[Concept], eraser: EraserAdapte
         denoiser = model.noise_predictor()
     except ErasureError as error:
         return Check("not checked", reason=str(error))
-    pairs = zip(concepts, eraser.config.concepts, strict=True)
-    general = tuple(c.name for c, erased in pairs if _is_general(model, c, erased))
+    general = tuple(concept.name for concept in concepts if _is_general(model, concept))
     looks = [_look(model, denoiser, concepts, eraser, first=0)]
     severity, worst = _judged(concepts, looks).badness
     if severity and CLOSE[0] < worst < CLOSE[1]:
@@ -219,14 +223,23 @@ def _verdict(mean: float) -> Verdict:
     return "weak" if mean > UNSURE else "erased"
 
 
-def _is_general(model: Model, concept: Concept, erased: ErasedConcept) -> bool:
-    """True if the text states of an object's name say less than those of its near words."""
-    words = [word for word in erased.scores if word != concept.name]
-    if concept.kind != "object" or concept.synonyms or len(words) < LEAST_WORDS:
+def _is_general(model: Model, concept: Concept) -> bool:
+    """True if the text states of an object's name say less than those of other things.
+
+    |e(c) - e("")|^2 < `GENERAL` median over things k of |e(k) - e("")|^2
+
+    In one prompt, e("") being that without the concept; the things are spread evenly over the words
+    that the tokenizer has a token for. A name with synonyms lists its members.
+    """
+    same = (words_of(name) == words_of(concept.name) for name in concept.synonyms)
+    things = [w for w in comparable(concept, own_words(model.tokenizer)) if kind_of(w) == "object"]
+    if concept.kind != "object" or not all(same) or not things:
         return False
-    prompts = concept.example_prompts(4)
-    texts = [p.about(word) for word in (concept.name, *words) for p in prompts]
-    states = model.encode([*(p.without() for p in prompts), *texts]).float().cpu()
-    without, *named = states.split(len(prompts))
+    if unknown_words(model.tokenizer, concept.name):
+        return False
+    prompt = Prompt(COLOURED, concept.name)
+    sample = dict.fromkeys(spread(things, OWN_THINGS))
+    texts = [prompt.without(), prompt.text, *(prompt.about(word) for word in sample)]
+    without, *named = model.encode(texts).float().cpu()
     says = torch.stack([(each - without).square().sum() for each in named])
     return bool(says[0] < GENERAL * says[1:].median())
