@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from diffusers_erase.concepts.concept import Concept
-from diffusers_erase.concepts.kinds import PLACES, PREPOSITION, Kind, kind_of
+from diffusers_erase.concepts.kinds import PREPOSITION, Kind, kind_of
 from diffusers_erase.concepts.words import words_of
 from diffusers_erase.errors import ErasureError
 
@@ -13,21 +13,48 @@ from diffusers_erase.errors import ErasureError
 _ART = (
     r"(?:paintings?|artworks?|art|drawings?|pictures?|images?|works?|illustrations?|sketch(?:es)?)"
 )
-_MEDIA = r"(?!(?:oil|acrylic|ink|cave|wall|face|finger|body|spray)\b)"
+_MEDIA = r"(?:oil|acrylic|ink|cave|wall|face|finger|body|spray)"
 _ARTICLE = r"(?:(?:an?|the)\s+)?"
 _NAME = r"(?P<name>(?!(?:an?|the)\b).+?)"
+_BY = r"(?:(?:painted|drawn|made|created|illustrated|inspired)\s+)?by"
 _STYLES = (
     rf"(?:{_ARTICLE}{_ART}\s+)?(?:in\s+)?(?:the\s+)?(?:style|manner)\s+of\s+(?P<name>.+)",
-    rf"(?:{_ARTICLE}{_ART}\s+)?by\s+(?P<name>.+)",
+    rf"(?:{_ARTICLE}{_ART}\s+)?{_BY}\s+(?P<name>.+)",
+    r"(?:the\s+)?(?:artist|painter)\s+(?P<name>(?-i:[A-Z]).+)",
+    rf"(?:in\s+)?{_ARTICLE}(?P<name>{_MEDIA}\s+painting|[a-z]+\s+art)[\s-]+styles?",
     rf"(?:in\s+)?{_ARTICLE}{_NAME}(?:['’]s?)?(?:\s+(?:art|painting|drawing))?[\s-]+styles?",
-    rf"(?P<name>.+?)['’]s?\s+{_ART}",
-    rf"{_ARTICLE}{_MEDIA}{_NAME}\s+paintings?",
+    rf"{_ARTICLE}{_NAME}[\s-]inspired(?:\s+{_ART})?",
+    r"(?:the\s+)?(?:artworks?|works|art)\s+of\s+(?P<name>(?!art$).+)",
 )
+_STYLES_BUT_OF_NAMES = (  # a red painting and a beach painting are about red and the beach
+    rf"(?P<name>.+?)['’]s?\s+{_ART}",
+    rf"{_ARTICLE}(?!{_MEDIA}\b){_NAME}\s+paintings?",
+    rf"{_ARTICLE}(?P<name>(?-i:[A-Z]).*?)\s+(?:art|artworks?)",
+)
+_SAID = r"(?:black\s+and\s+white\s+|(?!(?:an?|the|and|or|of)\b)[\w-]+\s+){0,3}?"
 _PICTURES = (
-    rf"{_ARTICLE}(?:photos?|photographs?|pictures?|images?|paintings?|drawings?|portraits?"
-    r"|illustrations?|renders?|renderings?|sketch(?:es)?)\s+of\s+(?P<name>.+)"
+    rf"{_ARTICLE}(?:{_SAID}(?:photos?|photographs?|pictures?|images?|portraits?|renders?"
+    rf"|renderings?)|(?:{_MEDIA}\s+)?(?:paintings?|drawings?|illustrations?|sketch(?:es)?))"
+    r"\s+of\s+(?P<name>.+)"
 )
 _FULL_NAME = r"portraits?\s+of\s+(?:[A-Z]\S*\s+)+[A-Z]\S*$"
+_SCENE = (
+    r"(?P<name>.+?)\s+(?:scenes?|scenery|landscapes?|views?|backgrounds?|backdrops?|settings?|time"
+    r"|photos?|photographs?|pictures?|images?|paintings?|drawings?)"
+)
+_ATTRIBUTES = (
+    r"in\s+(?P<name>.+)",
+    r"(?:some|any|every)thing\s+(?:that\s+is\s+)?(?P<name>.+)",
+    r"(?P<name>.+?)\s+(?:things?|objects?|items?|colou?rs?)",
+    r"(?:things?|objects?|items?)\s+that\s+(?:is|are)\s+(?P<name>.+)",
+    r"(?:the\s+)?colou?r\s+(?P<name>.+)",
+)
+_LABELS: dict[str, Kind] = {
+    "style": "style", "artist": "style", "painter": "style", "person": "person",
+    "object": "object", "thing": "object", "place": "place", "scene": "place",
+    "attribute": "attribute", "colour": "attribute", "color": "attribute",
+}  # fmt: skip
+_QUOTES = ("''", '""', "``", "‘’", "“”", "„“", "«»", "「」")
 _SEPARATORS = r"\s*[,;|\n]\s*(?:and\s+|or\s+)?|\s+[&/+]\s+|\s+(?:and|or)\s+"
 _WORDS_AND_SLASHES = r"[a-z][a-z ]+(?:/[a-z][a-z ]+)+"  # not AC/DC
 
@@ -45,31 +72,47 @@ def names_in(text: str) -> tuple[str, ...]:
 def unframed(text: str) -> tuple[str, Kind | None]:
     """The name that stands in a frame, and the kind that the frame tells, if it tells any.
 
-    `in the style of X` and `a painting by X` are about a style, `at night` is about a place;
-    `a photo of a car` and `the car` are about a car.
+    `in the style of X` and `a painting by X` are about a style, `at night` and `a beach scene`
+    about a place, `something red` about an attribute; `a photo of a car`, `all cars` and `"car."`
+    are about a car. `an orange` is an object, which `orange` is not.
 
     Raises:
         ErasureError: nothing stands in the frame.
     """
-    text = " ".join(text.split())
+    text = _plain(text)
     if found := re.search(r"\b(?:of|by|in|at|on)$", text, re.IGNORECASE):
         raise ErasureError(
             f"{text!r} names nothing after {found[0]!r}; name what is to be erased. If it is a "
             f'name, pass Concept("{text}").'
         )
+    labels = "|".join(_LABELS)
+    if found := re.fullmatch(rf"(?P<kind>{labels})\s*:\s*(?P<name>.+)", text, re.IGNORECASE):
+        return _bare(found["name"]), _LABELS[found["kind"].lower()]
     setting = re.fullmatch(rf"{PREPOSITION}(?P<name>.+)", text, re.IGNORECASE)
-    if setting and _bare(setting["name"]).lower() in PLACES:
-        return _bare(setting["name"]), "place"
+    if setting and (place := _place(setting["name"])):
+        return place, "place"
     for frame in _STYLES:
-        found = re.fullmatch(frame, text, re.IGNORECASE)
-        if found and kind_of(found["name"]) != "attribute":  # a red painting
+        if found := re.fullmatch(frame, text, re.IGNORECASE):
             return _bare(found["name"]), "style"
+    for frame in _STYLES_BUT_OF_NAMES:
+        found = re.fullmatch(frame, text, re.IGNORECASE)
+        if found and kind_of(_bare(found["name"])) not in ("attribute", "place"):
+            return _bare(found["name"]), "style"
+    told: Kind | None = None
     if found := re.fullmatch(_PICTURES, text, re.IGNORECASE):
-        told: Kind | None = "person" if re.search(_FULL_NAME, text) else None
-        return _bare(found["name"]), told
-    if setting and _bare(setting["name"]) != setting["name"]:
+        told = "person" if re.search(_FULL_NAME, text) else None
+        text = _plain(found["name"])
+    for frame in _ATTRIBUTES:
+        found = re.fullmatch(frame, _bare(text), re.IGNORECASE)
+        if found and kind_of(_bare(found["name"])) == "attribute":
+            return _bare(found["name"]), "attribute"
+    if place := _place(text):
+        return place, "place"
+    if setting and (_bare(setting["name"]) != setting["name"] or _is_name(setting["name"])):
         return _bare(setting["name"]), "place"
-    return _bare(text), None
+    if re.match(r"an?\s", text, re.IGNORECASE) and kind_of(_bare(text)) == "attribute":
+        told = "object"
+    return _bare(text), told
 
 
 def single(text: str) -> str:
@@ -79,7 +122,7 @@ def single(text: str) -> str:
         ErasureError: it looks like a list of names.
     """
     names = names_in(text)
-    if len(names) > 1:
+    if len(names) > 1 and len(names_in(unframed(text)[0])) > 1:
         listed = ", ".join(f'"{name}"' for name in names)
         raise ErasureError(
             f"{text.strip()!r} looks like more than one concept; pass a list: [{listed}]. If it is "
@@ -98,7 +141,7 @@ def concept_of(text: str, kind: Kind | None = None, *, among: Kind | None = None
     """
     name, told = unframed(text)
     if kind is not None:
-        return Concept(name if told in (None, kind) else text.strip(), kind)
+        return Concept(name if told in (None, kind) else _bare(_plain(text)), kind)
     inferred = told or kind_of(name)
     return Concept(name, among if among and inferred == "object" else inferred)
 
@@ -129,6 +172,41 @@ def kind_among(words: Sequence[str]) -> Kind | None:
     return None
 
 
+def _plain(text: str) -> str:
+    """The text without spaces, quotation marks and punctuation around it.
+
+    A full stop belongs to an abbreviation of up to three letters: `Dr. Seuss Jr.`
+    """
+    text = " ".join(text.split())
+    for pair in _QUOTES:
+        opening, closing, inner = pair[0], pair[1], text[1:-1]
+        if (
+            text[:1] == opening
+            and text[-1:] == closing
+            and not re.search(rf"{opening}(?!\w)|(?<!\w){closing}", inner)
+        ):
+            return _plain(inner) if inner.strip() else text
+    ended = re.sub(r"(?<=\w)[.,;:!?。！？…]+$", "", text)
+    short = re.search(r"\s(?-i:[A-Z])\w{0,2}$|\.\w$", ended)
+    return text if short and text == f"{ended}." else ended
+
+
 def _bare(name: str) -> str:
-    """The name without an article before it."""
-    return re.sub(r"^(?:an?|the)\s+(?=\S)", "", name, flags=re.IGNORECASE)
+    """The name without punctuation around it and without an article or `all` before it."""
+    name = re.sub(r"^(?:an?|the)\s+(?=\S)", "", _plain(name), flags=re.IGNORECASE)
+    every = r"^(?:all|any|every|each|some)\s+(?:the\s+)?(?=[^\sA-Z])"
+    return re.sub(every, "", name)
+
+
+def _place(text: str) -> str | None:
+    """The place that a text names, as in `a beach scene`, if it names one."""
+    found = re.fullmatch(_SCENE, _bare(text), re.IGNORECASE)
+    for name in (_bare(text), *([_bare(found["name"])] if found else [])):
+        if kind_of(name) == "place":
+            return name
+    return None
+
+
+def _is_name(text: str) -> bool:
+    """True for `Paris`, not for `love` or `LOVE`."""
+    return text[:1].isupper() and not text.isupper()
