@@ -1,12 +1,13 @@
 """A concept to erase: its names, its kind, and prompts with it."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import get_args
 
 from diffusers_erase.concepts.kinds import Kind, kind_of, other_attributes, split
 from diffusers_erase.concepts.prompts import SLOT, SUBJECTS, TEMPLATES, Prompt, filled, spread
-from diffusers_erase.concepts.words import misspellings, with_article, within, words_of
+from diffusers_erase.concepts.words import plural, with_article, within, words_of
 from diffusers_erase.errors import ErasureError, require_choice
 
 
@@ -119,17 +120,6 @@ class Concept:
                 return True
         return False
 
-    def misspelt(self, count: int = 4) -> tuple[str, ...]:
-        """`count` misspellings of each of its names, in the longest word of the name.
-
-        They may happen to be other words, such as `pie` for `pine`.
-        """
-        found = []
-        for name in self.names:
-            longest = max(name.split(), key=len)
-            found += [name.replace(longest, slip, 1) for slip in misspellings(longest, count)]
-        return tuple(dict.fromkeys(found))
-
     def replaced(self, text: str, target: str) -> str:
         """The text with `target` for every name of the concept.
 
@@ -143,12 +133,12 @@ class Concept:
             agreed = with_article(target)
             return agreed[0].upper() + agreed[1:] if article[0].isupper() else agreed
 
-        return self._pattern(r"(?P<article>\ban? )?").sub(replacement, text)
+        return self._pattern(self.names, r"(?P<article>\ban? )?").sub(replacement, text)
 
     def is_named_in(self, text: str) -> bool:
         """True if the text names the concept, in the singular or the plural."""
         words = words_of(text)
-        return bool(self._pattern(ending="(?:s|es)?").search(text)) or any(
+        return bool(self._pattern((*self.names, *map(plural, self.names))).search(text)) or any(
             own and within(own, words) for own in map(words_of, self.names)
         )
 
@@ -158,11 +148,10 @@ class Concept:
         An article before it makes no difference.
         """
         words = words_of(text)
-        return bool(self._pattern(ending="(?:s|es)?").fullmatch(text.strip())) or any(
-            own and own == words for own in map(words_of, self.names)
-        )
+        return bool(
+            self._pattern((*self.names, *map(plural, self.names))).fullmatch(text.strip())
+        ) or any(own and own == words for own in map(words_of, self.names))
 
-    def _pattern(self, lead: str = "", ending: str = "") -> re.Pattern[str]:
-        longest_first = sorted(self.names, key=len, reverse=True)
-        names = "|".join(map(re.escape, longest_first))
-        return re.compile(rf"{lead}(?<!\w)(?:{names}){ending}(?!\w)", re.IGNORECASE)
+    def _pattern(self, names: Iterable[str], lead: str = "") -> re.Pattern[str]:
+        either = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        return re.compile(rf"{lead}(?<!\w)(?:{either})(?!\w)", re.IGNORECASE)

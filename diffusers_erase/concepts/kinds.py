@@ -3,6 +3,8 @@
 import re
 from typing import Literal
 
+from diffusers_erase.concepts.words import singulars
+
 
 Kind = Literal["object", "style", "person", "attribute", "place", "compound"]
 
@@ -36,6 +38,8 @@ PLACES: dict[str, str] = {
     "dawn": "at dawn",
     "sea": "by the sea",
     "winter": "in winter",
+    "summer": "in summer",
+    "autumn": "in autumn",
     "field": "in a field",
     "studio": "in a studio",
     **{
@@ -72,7 +76,7 @@ def kind_of(name: str) -> Kind:
     attribute, head = split(name)
     if not head:
         return "attribute"
-    if name.lower() in PLACES:
+    if not {name.lower(), *singulars(name.lower())}.isdisjoint(PLACES):
         return "place"
     proper = all(word.istitle() for word in name.split())
     return "compound" if attribute and not proper else "object"

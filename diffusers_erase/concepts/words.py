@@ -13,8 +13,15 @@ _VOWEL_SOUND = (
 _IRREGULAR = {
     "men": "man", "women": "woman", "people": "person", "children": "child", "mice": "mouse",
     "geese": "goose", "feet": "foot", "teeth": "tooth", "wolves": "wolf", "leaves": "leaf",
-    "knives": "knife", "shelves": "shelf", "thieves": "thief",
+    "knives": "knife", "shelves": "shelf", "thieves": "thief", "potatoes": "potato",
+    "tomatoes": "tomato", "heroes": "hero", "cacti": "cactus",
 }  # fmt: skip
+_PLURALS = {one: many for many, one in _IRREGULAR.items()}
+_ONE_NUMBER = frozenset((
+    "news", "lens", "series", "species", "glasses", "jeans", "pants", "trousers", "shorts",
+    "scissors", "canvas", "atlas", "christmas", "mars",
+))  # fmt: skip
+_FOLLOWED = frozenset(("of", "with", "without", "in", "on", "at", "by", "from", "and", "or"))
 _NO_PLURAL = r"(?:ss|us|is)$|^.{0,2}s$"
 _PLURAL_IN_ES = r"(?:ss|x|zz|ch|sh|[^o]us|[tr]o)es$"
 
@@ -37,28 +44,40 @@ def within(part: Sequence[str], whole: Sequence[str]) -> bool:
     return any(tuple(whole[k : k + count]) == tuple(part) for k in range(len(whole) - count + 1))
 
 
-def misspellings(word: str, count: int = 4) -> tuple[str, ...]:
-    """`count` spellings of a word with one slip in them, the same at every call.
+def plural(name: str) -> str:
+    """The name in the plural, by its last word: `churches`, `butterflies`; unchanged if it is."""
+    *others, last = name.split(" ")
+    word = last.lower()
+    if word in _IRREGULAR or (word.endswith("s") and _singular(word) != word):
+        return name
+    if word in _PLURALS:
+        many = _PLURALS[word]
+    elif re.search(r"[^aeiou]y$", word):
+        many = f"{last[:-1]}ies"
+    else:
+        many = f"{last}es" if re.search(r"(?:s|x|z|ch|sh)$", word) else f"{last}s"
+    return " ".join((*others, many))
 
-    A letter is left out, typed twice or swapped with the next one, where letters stand twice and
-    else in the middle; then the first letter is typed twice. That is the slip that tokenizers
-    survive: `aarrow` still holds the token `arrow`.
+
+def singulars(name: str) -> tuple[str, ...]:
+    """What the name may be in the singular, the likeliest first; empty unless it is a plural.
+
+    Not for names of several capitalised words, nor where something follows: `men in black`.
     """
-    inner = range(1, len(word) - 1)
-    twice = [k for k in inner if word[k] == word[k - 1]]
-    order = list(dict.fromkeys((*twice, *sorted(inner, key=lambda k: abs(2 * k + 1 - len(word))))))
-    slips = []
-    for k in order:
-        left_out = word[:k] + word[k + 1 :]
-        swapped = word[:k] + word[k + 1] + word[k] + word[k + 2 :]
-        slips += [left_out, word[:k] + word[k] + word[k:], swapped, word[0] + word]
-    return tuple(slip for slip in dict.fromkeys(slips) if slip != word)[:count]
+    *others, last = name.split(" ")
+    word = last.lower()
+    if _singular(word) == word or (others and name.istitle()) or _FOLLOWED & set(others):
+        return ()
+    ways = (_singular(word), word[:-1], word[:-2])
+    return tuple(" ".join((*others, one)) for one in dict.fromkeys(ways) if len(one) > 1)
 
 
 def _singular(word: str) -> str:
     """One form for both numbers; not always a word: `cooky` for `cookie` and `cookies`."""
     if word in _IRREGULAR:
         return _IRREGULAR[word]
+    if word in _ONE_NUMBER:
+        return word
     if word.endswith("s") and not re.search(_NO_PLURAL, word):
         word = word[:-2] if re.search(_PLURAL_IN_ES, word) else word[:-1]
     return f"{word[:-2]}y" if word.endswith("ie") and len(word) > 3 else word

@@ -58,7 +58,8 @@ def erase(
         pipe: a pipeline without adapters or erasures. An `Edit` needs only its text encoders;
             without a UNet the eraser is portable.
         concept: a name, or a `Concept` with synonyms, kind and prompts; or a sequence of these, for
-            one eraser of them all. Of `"in the style of X"` or `"a photo of X"` the name is X.
+            one eraser of them all. Of `"in the style of X"` or `"a photo of X"` the name is X; a
+            plural is erased in the singular too, if the tokenizer knows it.
         kind: of the concepts that are plain names; by default inferred from their words and the
             vocabulary's.
         target: what is drawn instead (one for all concepts, or a tuple with one for each), or a way
@@ -90,7 +91,7 @@ def erase(
         NotErasedError: a concept is still drawn; the error's `eraser` is the best that was made.
     """
     model, words = Model.of(pipe), as_vocabulary(vocabulary)
-    concepts = as_concepts(concept, kind, words, verbose=progress)
+    concepts = as_concepts(concept, kind, words, tokenizer=model.tokenizer, verbose=progress)
     goal = None if target is None else as_target(target)
     training: dict[str, Any] = {
         "steps": steps,

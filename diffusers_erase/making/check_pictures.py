@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusers_erase.concepts import Concept, Prompt
+from diffusers_erase.concepts.words import plural
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.models.denoiser import Denoiser
 from diffusers_erase.models.diffusion_classifier import TIMES, evidence
@@ -156,8 +157,10 @@ class Pictures:
 
 def _prompts(tokenizer: Any, concept: Concept) -> list[tuple[int, Prompt]]:
     """Numbered prompts under the name, and fewer under synonyms and plurals that are known."""
-    plurals = [f"{name}s" for name in concept.names if concept.kind == "object"]
-    known = [name for name in plurals if not unknown_words(tokenizer, name)]
+    plurals = dict.fromkeys(plural(name) for name in concept.names if concept.kind == "object")
+    known = [
+        name for name in plurals if name not in concept.names and not unknown_words(tokenizer, name)
+    ]
     alone, found = replace(concept, synonyms=()), list[tuple[int, Prompt]]()
     for name in [*concept.names, *known][:MOST_NAMES]:
         count = PICTURES if name == concept.name else OF_OTHER_NAMES

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from warnings import warn
 
@@ -10,13 +10,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffusers_erase.concepts import Concept, Kind, Vocabulary, with_article
+from diffusers_erase.concepts.kinds import PLACES
 from diffusers_erase.concepts.phrases import concept_of, kind_among, merged, single
+from diffusers_erase.concepts.words import singulars
 from diffusers_erase.editing.recipes import EDITS, Edit
 from diffusers_erase.eraser.config import ErasedConcept, EraserConfig, versions
 from diffusers_erase.eraser.schema import problem_of
 from diffusers_erase.errors import ErasureError, require_choice
 from diffusers_erase.models.model import Model
-from diffusers_erase.models.text_states import unknown_words
+from diffusers_erase.models.text_states import unknown_words, whole_words
 from diffusers_erase.runtime.plugin import erasure_names
 from diffusers_erase.training.recipes import RECIPES, Recipe
 from diffusers_erase.training.targets import Fixed, Target
@@ -95,40 +97,65 @@ def as_concepts(
     kind: Kind | None = None,
     vocabulary: Vocabulary | None = None,
     *,
+    tokenizer: Any = None,
     verbose: bool = False,
 ) -> tuple[Concept, ...]:
     """One or more concepts, each once.
 
     A `Concept` is taken as it is. A string is a name, or a name in a frame such as `in the style of
-    X`; it is of this kind, or of the one that its words or those of the vocabulary tell. With
-    `verbose` it is printed to stderr where that is not what was written.
+    X`; it is of this kind, or of the one that its words or those of the vocabulary tell. With a
+    `tokenizer`, a plural is erased in the singular too (`in_the_singular`). With `verbose` it is
+    printed to stderr where that is not what was written.
 
     Raises:
         ErasureError: none at all, something else than a name, or a string that lists names.
     """
     among = kind_among(vocabulary.words) if vocabulary else None
     listed = _listed(concept)
-    for sentence in understood(listed, kind, vocabulary) if verbose else ():
+    for sentence in understood(listed, kind, vocabulary, tokenizer) if verbose else ():
         tqdm.write(sentence, file=sys.stderr)
     concepts = [
-        each if isinstance(each, Concept) else concept_of(single(each), kind, among=among)
+        each
+        if isinstance(each, Concept)
+        else in_the_singular(concept_of(single(each), kind, among=among), tokenizer)
         for each in listed
     ]
     return merged(concepts)
 
 
+def in_the_singular(concept: Concept, tokenizer: Any) -> Concept:
+    """The concept under its name in the singular, and in the plural, as far as these are known.
+
+    Erasing `cars` alone leaves `a photo of a car` as it is. The singular is used if the tokenizer
+    has a token for its last word, the plural unless the tokenizer splits it into fragments.
+    """
+    if concept.kind not in ("object", "compound", "place") or concept.name.lower() in PLACES:
+        return concept
+    ways = singulars(concept.name) if tokenizer is not None else ()
+    known = set(whole_words(tokenizer)) if ways else ()
+    one = next((way for way in ways if way.split(" ")[-1] in known), None)
+    if one is None:
+        return concept
+    plurals = () if unknown_words(tokenizer, concept.name) else (concept.name,)
+    return replace(concept, name=one, synonyms=plurals)
+
+
 def understood(
-    concept: ConceptLike, kind: Kind | None = None, vocabulary: Vocabulary | None = None
+    concept: ConceptLike,
+    kind: Kind | None = None,
+    vocabulary: Vocabulary | None = None,
+    tokenizer: Any = None,
 ) -> list[str]:
     """Sentences about names and kinds that are others than what was written; empty if none are."""
     sentences = []
     for each in _listed(concept):
-        (meant,) = as_concepts([each], kind, vocabulary)
+        (meant,) = as_concepts([each], kind, vocabulary, tokenizer=tokenizer)
         written = each.strip() if isinstance(each, str) else each.name
         told = meant.inferred or (isinstance(each, str) and kind is None)
         what = with_article(meant.kind) if told and meant.kind != "object" else ""
         if meant.name != written:
-            what = f"the {meant.kind} {meant.name!r}"
+            names = meant.names if isinstance(each, str) else (meant.name,)
+            what = f"the {meant.kind} {' or '.join(map(repr, names))}"
         if what:
             literal = "" if meant.name == written else f", or Concept({written!r}) for these words"
             sentences.append(f"{written!r} is treated as {what}; pass kind= to change{literal}.")

@@ -13,6 +13,7 @@ from diffusers import (
 from diffusers_erase import Concept, ErasureError, erase
 from diffusers_erase.making import by_algebra, by_training
 from diffusers_erase.making.api import erase as erase_in_api
+from diffusers_erase.making.request import as_concepts, understood
 from diffusers_erase.models.architectures import text_weights
 from diffusers_erase.models.model import Model
 from tests import zoo
@@ -173,6 +174,24 @@ def test_erase_understands_what_users_write_and_says_so(untrained, capsys):
     cars = erased(["car", "Cars", Concept("the car", synonyms=("automobile",))], progress=False)
     assert [(c.name, c.synonyms) for c in cars] == [("car", ("automobile",))]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("written", "name", "kind"),
+    [("cars", "car", "object"), ("churches", "church", "object"), ("buses", "bus", "object"),
+     ("red cars", "red car", "compound"), ("beaches", "beach", "place"),
+     ("images of the daisies", "daisy", "object"), ("glasses", "glasses", "object")],
+)  # fmt: skip
+def test_a_plural_is_erased_in_the_singular(untrained, written, name, kind):
+    tokenizer = untrained.tokenizer
+    assert as_concepts(written, tokenizer=tokenizer) == (Concept(name, kind),)
+    assert as_concepts(Concept(written), tokenizer=tokenizer) == (Concept(written),)
+
+
+def test_a_plural_that_the_tokenizer_knows_is_a_name_too(untrained):
+    (sentence,) = understood("stars", tokenizer=untrained.tokenizer)
+    assert "'stars' is treated as the object 'star' or 'stars'; pass kind=" in sentence
+    assert as_concepts("stars", tokenizer=untrained.tokenizer)[0].synonyms == ("stars",)
 
 
 def test_erase_takes_a_listed_word_that_contains_the_name_as_target(untrained):
