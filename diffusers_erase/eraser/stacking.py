@@ -1,6 +1,6 @@
 """Several erasers as one: their exact sum, or a fusion that keeps each from the others' texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -127,32 +127,44 @@ def scaled(eraser: EraserAdapter, strength: float) -> EraserAdapter:
 def interference(
     erasers: Mapping[str, tuple[EraserAdapter, float]],
     states: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
+    grams: Mapping[str, Tensor],
+    about: Collection[str] | None = None,
 ) -> dict[str, dict[str, float]]:
     """I(j -> i) = |s_j D_j E_i| / |s_i D_i E_i|  over all layers that read the text
 
     The change of a concept's states by another eraser, as a share of that by its own eraser.
 
-    `erasers` is name i -> D_i and s_i, `states` name i -> E_i (N x width), and `weights` path ->
-    weight (out x width) of these layers, which only text maps need. Returns name i -> name j of
-    every other eraser -> I(j -> i), without erasers of strength zero.
+    `erasers` is name i -> D_i and s_i, `states` name i -> E_i (N x width), and `grams` name ->
+    `TextMap.gram` of those with a text map. Returns name i -> name j of every other eraser ->
+    I(j -> i), without erasers of strength zero; with `about` only pairs that one of these is in.
     """
-    E = torch.cat([states[name].float().cpu() for name in erasers])
     done: dict[str, dict[str, float]] = {}  # eraser -> concept -> |s_j D_j E_i|
     for name, (eraser, strength) in erasers.items():
-        T = eraser.text_map
-        factors = eraser.factors if T is None else T.factors(weights)
-        squares = torch.zeros(len(E))
-        for path, (A, B) in factors.items():
-            if reads_text(path):
-                squares += ((E @ A.T) @ B.T).square().sum(1)
-        parts = zip(erasers, squares.split([len(states[i]) for i in erasers]), strict=True)
-        done[name] = {i: abs(strength) * float(part.sum()) ** 0.5 for i, part in parts}
+        everything = about is None or name in about
+        those = [i for i in erasers if everything or i in (about or ()) or i == name]
+        E = torch.cat([states[i].float().cpu() for i in those])
+        parts = _squares(eraser, E, grams.get(name)).split([len(states[i]) for i in those])
+        sizes = {i: float(x.sum().clamp(min=0)) for i, x in zip(those, parts, strict=True)}
+        done[name] = {i: abs(strength) * size**0.5 for i, size in sizes.items()}
     return {
-        i: {j: done[j][i] / done[i][i] for j in erasers if j != i and done[j][j]}
+        i: {j: done[j][i] / done[i][i] for j in erasers if j != i and i in done[j] and done[j][j]}
         for i in erasers
         if done[i][i]
     }
+
+
+def _squares(eraser: EraserAdapter, E: Tensor, gram: Tensor | None) -> Tensor:
+    """|D e|^2 of each row e of E, over all layers that read the text."""
+    T = eraser.text_map
+    if T is not None and gram is not None:
+        X = E @ T.V.float()
+        return ((X @ gram.float()) * X).sum(1)
+    squares = torch.zeros(len(E))
+    for path, (A, B) in eraser.factors.items():
+        if reads_text(path):
+            X = E @ A.T
+            squares += ((X @ (B.T @ B)) * X).sum(1)
+    return squares
 
 
 def _through(eraser: EraserAdapter, N: Tensor) -> EraserAdapter:
@@ -162,6 +174,7 @@ def _through(eraser: EraserAdapter, N: Tensor) -> EraserAdapter:
 
 def _config(erasers: Sequence[EraserAdapter], rank: int) -> EraserConfig:
     configs = [eraser.config for eraser in erasers]
+    dtypes = {c.dtype for c in configs}
     parts = [{"names": [x.name for x in c.concepts], "recipe": c.recipe} for c in configs]
     return EraserConfig(
         concepts=tuple(concept for c in configs for concept in c.concepts),
@@ -170,5 +183,6 @@ def _config(erasers: Sequence[EraserAdapter], rank: int) -> EraserConfig:
         base_model=configs[0].base_model,
         fingerprint=configs[0].fingerprint,
         rank=rank,
+        dtype=configs[0].dtype if len(dtypes) == 1 else "float32",
         versions=versions(),
     )

@@ -1,7 +1,8 @@
 """The payload `text_map`: a linear map of the text, and its LoRA in layers that read the text."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusers_erase.eraser.config import EraserConfig
-from diffusers_erase.eraser.products import Product, product_with, require_finite
+from diffusers_erase.eraser.products import LARGEST, Product, product_with, require_finite
 from diffusers_erase.eraser.safetensors_io import opened, serialized, shapes_in
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.lowrank import compressed
@@ -84,14 +85,19 @@ class TextMap:
         return TextMap(U, torch.cat((first.V, self.V), 1))
 
     def truncated(
-        self, rank: int, second_moment: Tensor | None = None, read: Tensor | None = None
+        self,
+        rank: int,
+        second_moment: Tensor | None = None,
+        read: Tensor | None = None,
+        enough: float = 1.0,
     ) -> tuple["TextMap", float]:
         """The best map of a rank, and the share of the change's energy that it keeps.
 
         argmin_{rank P' <= rank}  tr(G (P - P') S (P - P')^T)    (Eckart-Young with weights)
 
         `second_moment` is S of the states that occur and `read` is G, the sum of W^T W over the
-        layers; each is width x width and positive definite, the identity if omitted.
+        layers; each is width x width and positive definite, the identity if omitted. The rank is
+        the smallest that keeps the share `enough`, where that is smaller.
         """
         root = None if read is None else torch.linalg.cholesky(read.double().cpu()).T
         U = self.U if root is None else root @ self.U
@@ -101,6 +107,8 @@ class TextMap:
         across = R @ (self.V.T @ moved) @ R.T  # squares of the singular values of G^1/2 P S^1/2
         energy, left = torch.linalg.eigh(across)
         energy, left = energy.flip(0).clamp(min=0), left.flip(1)
+        if enough < 1:
+            rank = min(rank, 1 + int((energy.cumsum(0) < enough * energy.sum()).sum()))
         largest = U.new_zeros(self.width, min(rank, len(left)))
         largest[: len(left)] = left[:, :rank]
         X = torch.ormqr(reflections, scales, largest)
@@ -130,6 +138,14 @@ class TextMap:
             path: (A.clone(), (W.detach().double().cpu() @ self.U).float())
             for path, W in weights.items()
         }
+
+    def gram(self, weights: Iterable[Tensor]) -> Tensor:
+        """Σ U^T W^T W U, rank x rank, float64: |change of W e|^2 = (V^T e)^T gram (V^T e)."""
+        found = torch.zeros(self.rank, self.rank, dtype=torch.float64)
+        for W in weights:
+            B = product_with(W)(self.U)
+            found += (B.T @ B).double().cpu()
+        return found
 
     def tensors(self) -> list[Tensor]:
         """U and V."""
@@ -164,7 +180,7 @@ class TextMap:
         header = {"format": "pt", "erasure": json.dumps(config.to_dict())}
         return {self.file: serialized({"U": T.U.float(), "V": T.V.float()}, header)}
 
-    def usage(self, repo_id: str, files: Sequence[str]) -> list[str]:
+    def usage(self, repo_id: str) -> list[str]:
         """The line of the card: with which models the map works."""
         return [f"`{self.file}` is a map of the text, for every model with the same text encoder."]
 
@@ -179,9 +195,17 @@ class TextMap:
             )
         for path, layer in layers.items():
             W = layer.weight
-            if W.is_floating_point() and not W.is_meta:
+            known = W.is_floating_point() and not W.is_meta
+            if known and not self._surely_finite(W):
                 A, B = self.pair(path, product_with(W))
                 require_finite(A, B, f"The text map's change of '{path}'")
+
+    def _surely_finite(self, W: Tensor) -> bool:
+        """A bound of `require_finite` without a product: |W_i U| <= width^1/2 max |W| |U|."""
+        low, high = W.detach().aminmax()
+        row = math.sqrt(self.width) * max(-float(low), float(high)) * float(self.U.norm())
+        column = float(self.V.norm())
+        return max(row, column, row * column) <= LARGEST
 
     def paths(self, denoiser: nn.Module) -> tuple[str, ...]:
         """All layers that read the text."""

@@ -47,10 +47,18 @@ class Adapted:
                 "adapters cannot be changed then; call `pipe.unfuse_lora()` first, or load the "
                 'eraser with `mode="bake"`.'
             )
-        wanted = {name: (x, _lora(denoiser, x, planning)) for name, x in loaded.items()}
+        wanted = {
+            name: (x, self._known(name, x) or _lora(denoiser, x, planning))
+            for name, x in loaded.items()
+        }
         return Change(
             partial(self._set, denoiser, wanted), partial(self._set, denoiser, self.added)
         )
+
+    def _known(self, name: str, eraser: LoadedEraser) -> dict[str, Tensor]:
+        """The LoRA of an eraser that is among the adapters already; empty if it is not."""
+        former, lora = self.added.get(name, (None, {}))
+        return lora if former is not None and former.adapter is eraser.adapter else {}
 
     def _set(self, unet: Any, wanted: Adapters) -> None:
         """Add the adapters that are missing, delete those that are gone, and activate all.
@@ -114,7 +122,7 @@ def _lora(unet: nn.Module, eraser: LoadedEraser, planning: Planning) -> dict[str
         weight = layer.weight.detach()
         readable = weight.is_floating_point() and not weight.is_meta
         base = planning.bases.get(path, weight if readable else None)
-        A, B = factors_of(eraser, path, layer, base)
+        A, B = factors_of(eraser.adapter.source, path, layer, base)
         tensors[f"unet.{path}.lora_A.weight"], tensors[f"unet.{path}.lora_B.weight"] = A, B
     return tensors
 

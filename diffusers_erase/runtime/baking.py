@@ -1,17 +1,26 @@
 """W = W0 + sum_i s_i B_i A_i, from W0 that is kept: exact in any order, and undone bit for bit."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from diffusers_erase.eraser.lora import Lora
+from diffusers_erase.eraser.products import product_with
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.architectures import linear
 from diffusers_erase.runtime.fused_projections import fused_weights
-from diffusers_erase.runtime.loaded_eraser import Change, Keep, LoadedEraser, Planning
+from diffusers_erase.runtime.loaded_eraser import (
+    Change,
+    Keep,
+    LoadedEraser,
+    Planning,
+    Sums,
+    Together,
+    by_path,
+)
 
 
 _WRITABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -23,7 +32,7 @@ class Written:
 
     base: Tensor | None
     """W0, its weight before any eraser; None if it is not kept."""
-    terms: tuple[LoadedEraser, ...]
+    terms: Together
     """The erasers in its weight."""
     mark: Tensor
     """Sums of the bits of the weight that was written, which identify it."""
@@ -57,10 +66,8 @@ class Baked:
         Raises:
             ErasureError: a weight cannot be rewritten, or would be infinite.
         """
-        terms: dict[str, list[LoadedEraser]] = {path: [] for path in self.layers}
-        for eraser in loaded.values():
-            for path in eraser.adapter.paths(denoiser):
-                terms.setdefault(path, []).append(eraser)
+        terms = dict.fromkeys(self.layers, ()) | by_path(denoiser, loaded.values())
+        sums = Sums()
         new: Weights = []
         old: Weights = []
         layers = {}
@@ -68,7 +75,7 @@ class Baked:
             layer = linear(denoiser, path)
             _require_rewritable(layer, path)
             base = planning.bases[path] = self._base(layer, path)
-            weight = _sum(base, path, terms[path])
+            weight = _sum(base, path, sums(terms[path]))
             if base.isfinite().all() and not weight.isfinite().all():
                 titles = ", ".join(f"'{x.adapter.config.title}'" for x in terms[path])
                 raise ErasureError(
@@ -79,7 +86,7 @@ class Baked:
             new.append((layer, weight))
             old.append((layer, layer.weight.detach().clone()))
             if terms[path]:
-                layers[path] = _written(path, base, weight, terms[path], planning.keep)
+                layers[path] = _written(path, base, weight, sums(terms[path]), planning.keep)
         return Change(partial(self._write, new, layers), partial(self._write, old, self.layers))
 
     @torch.no_grad()
@@ -110,20 +117,15 @@ class Baked:
             return dict.fromkeys(loaded, 1.0) | dict.fromkeys(names, 1.0 if kept else float("nan"))
         gram = torch.zeros(len(names), len(names), dtype=torch.float64)
         along = torch.zeros(len(names), dtype=torch.float64)
-        for path, known in self.layers.items():
-            weight = weights[path]
-            assert known.base is not None
-            base = known.base.to(weight)
-            here = [k for k, n in enumerate(names) if path in loaded[n].adapter.paths(denoiser)]
-            changes = [
-                (eraser.strength * eraser.adapter.delta(path, base)).cpu().flatten().double()
-                for eraser in (loaded[names[k]] for k in here)
-            ]
-            apart = (weight.double() - base.double()).cpu().flatten()
-            for k, change in zip(here, changes, strict=True):
-                along[k] += change @ apart
-                for j, other in zip(here, changes, strict=True):
-                    gram[k, j] += change @ other
+        place = {id(loaded[name]): k for k, name in enumerate(names)}
+        terms = by_path(denoiser, (loaded[name] for name in names))
+        for path, erasers in ((p, terms[p]) for p in self.layers if p in terms):
+            weight, base = weights[path], self.layers[path].base
+            assert base is not None
+            base = base.to(weight)
+            apart = (weight.double() - base.double()).cpu()
+            own = [(place[id(eraser)], eraser) for eraser in erasers]
+            _add_products(own, path, base.float(), apart, gram, along)
         if not names or not along.isfinite().all():
             return dict.fromkeys(loaded, 1.0) | dict.fromkeys(names, float("nan"))
         shares = torch.linalg.lstsq(gram, along[:, None]).solution[:, 0].tolist()
@@ -159,30 +161,44 @@ def _require_rewritable(layer: nn.Linear, path: str) -> None:
         )
 
 
-def _written(
-    path: str, base: Tensor, weight: Tensor, terms: list[LoadedEraser], keep: Keep
-) -> Written:
-    """The record of a written weight; without W0 all terms are LoRAs, which can be subtracted."""
+def _add_products(
+    erasers: list[tuple[int, LoadedEraser]],
+    path: str,
+    base: Tensor,
+    apart: Tensor,
+    gram: Tensor,
+    along: Tensor,
+) -> None:
+    """Add  <D_i, D_j>  and  <D_i, W - W0>  of one layer to rows i of `gram` and `along`.
+
+    <B A, B' A'> = tr((B^T B') (A' A^T)): no D (out x in) is computed.
+    """
+    pairs = [(k, x.strength, *x.adapter.pair(path, base)) for k, x in erasers]
+    A = torch.cat([A for _, _, A, _ in pairs]).cpu().double()
+    B = torch.cat([s * B for _, s, _, B in pairs], 1).cpu().double()
+    owner = torch.tensor([k for k, _, A, _ in pairs for _ in range(len(A))])
+    of = torch.zeros(len(gram), len(owner), dtype=gram.dtype)
+    of[owner, torch.arange(len(owner))] = 1
+    gram += of @ ((B.T @ B) * (A @ A.T)) @ of.T
+    along += of @ (B * (apart @ A.T)).sum(0)
+
+
+def _written(path: str, base: Tensor, weight: Tensor, terms: Together, keep: Keep) -> Written:
+    """The record of a written weight; without W0 its terms are a LoRA, which can be subtracted."""
     kept = base.cpu() if keep == "cpu" else base if keep else None
-    own = terms if keep else [_as_lora(x, path, base) for x in terms]
-    return Written(kept, tuple(own), _mark(weight), weight.dtype)
+    if not keep and terms.text_map is not None:
+        lora = Lora({path: terms.pair(path, product_with(base))})
+        terms = Together(None, ((lora, 1.0),))
+    return Written(kept, terms, _mark(weight), weight.dtype)
 
 
-def _as_lora(eraser: LoadedEraser, path: str, base: Tensor) -> LoadedEraser:
-    if isinstance(eraser.adapter.source, Lora):
-        return eraser
-    lora = Lora({path: eraser.adapter.pair(path, base)})
-    return replace(eraser, adapter=replace(eraser.adapter, payloads=(lora,)))
-
-
-def _sum(base: Tensor, path: str, terms: Iterable[LoadedEraser], sign: float = 1.0) -> Tensor:
-    """W0 + sum_i s_i B_i A_i in float32, rounded once; W0 itself where every strength is zero."""
-    acting = [eraser for eraser in terms if eraser.strength]
+def _sum(base: Tensor, path: str, terms: Together, sign: float = 1.0) -> Tensor:
+    """W0 + Σ_i s_i B_i A_i in float32, rounded once; W0 itself where every strength is zero."""
+    if terms.empty:
+        return base.clone()
     total = base.to(torch.promote_types(base.dtype, torch.float32), copy=True)
-    for eraser in acting:
-        A, B = eraser.adapter.pair(path, base)
-        total.addmm_(B.to(total), A.to(total), alpha=sign * eraser.strength)
-    return total.to(base.dtype) if acting else base.clone()
+    A, B = terms.pair(path, product_with(base))
+    return total.addmm_(B.to(total), A.to(total), alpha=sign).to(base.dtype)
 
 
 def _unchanged(weight: Tensor, known: Written) -> bool:

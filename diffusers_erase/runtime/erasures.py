@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.models.architectures import reads_text, text_weights
 from diffusers_erase.runtime.adapting import Adapted
 from diffusers_erase.runtime.baking import Baked
@@ -29,19 +30,21 @@ class Erasures:
     """Where the weights without erasers are kept."""
     states: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
     """Prompts about an eraser's concepts -> their N x width text states, once encoded."""
+    grams: dict[str, tuple[EraserAdapter, Tensor]] = field(default_factory=dict)
+    """Name -> eraser with a text map, and the map's `gram` on these weights, once computed."""
 
     def become(
         self, denoiser: nn.Module, loaded: dict[str, LoadedEraser], keep: Keep | None = None
     ) -> None:
         """Make exactly these erasers act; all is computed and checked before the first change.
 
+        Whoever adds an eraser has checked that it fits the denoiser.
+
         `keep` says where weights without erasers are kept; None leaves it as it is.
 
         Raises:
-            ErasureError: an eraser does not fit, or cannot act in its mode; nothing is changed.
+            ErasureError: an eraser cannot act in its mode; nothing is changed.
         """
-        for eraser in loaded.values():
-            eraser.adapter.check(denoiser)
         planning = Planning(self.keep if keep is None else keep)
         changes = [
             backend.plan(denoiser, _of_mode(loaded, mode), planning)

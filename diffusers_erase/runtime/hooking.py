@@ -1,7 +1,7 @@
 """y = W x + sum_i s_i B_i A_i x: erasers on layers whose weights cannot be rewritten."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from diffusers_erase.models.architectures import linear
 from diffusers_erase.runtime.fused_projections import fused_weights
-from diffusers_erase.runtime.loaded_eraser import Change, LoadedEraser, Planning, factors_of
+from diffusers_erase.runtime.loaded_eraser import (
+    Change,
+    LoadedEraser,
+    Planning,
+    Sums,
+    by_path,
+    factors_of,
+)
 
 
 NULL_WITHIN = 0.03
@@ -21,22 +28,21 @@ the precision they were computed in, some 1 % in bfloat16; the nearest words are
 
 @dataclass
 class Term:
-    """One eraser in one layer; its tensors move to the device of its input."""
+    """Erasers in one layer; its tensors move to the device of its input."""
 
     A: Tensor
     B: Tensor
-    strength: float
     null: Tensor | None = None
     """Text states, tokens x width, of the rows of a batch that it passes over."""
 
     def added(self, x: Tensor, output: Tensor) -> Tensor:
-        """The output with the term s B A x, for x of shape ... x in, in the output's precision.
+        """The output with the term B A x, for x of shape ... x in, in the output's precision.
 
         Rows of x (batch x tokens x in) that are the null states keep their output bit for bit.
         """
         if self.A.device != x.device:
             self.A, self.B = self.A.to(x.device), self.B.to(x.device)
-        term = self.strength * ((x.to(self.A.dtype) @ self.A.T) @ self.B.T)
+        term = (x.to(self.A.dtype) @ self.A.T) @ self.B.T
         changed = output + term.to(output.dtype)
         if self.null is None or x.shape[1:] != self.null.shape:
             return changed
@@ -76,11 +82,12 @@ class Hooked:
     ) -> Change:
         """Compute the terms of every layer that has a hook or gets one."""
         wanted: Terms = {path: (linear(denoiser, path), []) for path in self.additions}
-        for eraser in loaded.values():
-            for path in eraser.adapter.paths(denoiser) if eraser.strength else ():
+        for null, group in _by_null(x for x in loaded.values() if x.strength):
+            sums = Sums()
+            for path, erasers in by_path(denoiser, group).items():
                 layer, terms = wanted.setdefault(path, (linear(denoiser, path), []))
-                A, B = factors_of(eraser, path, layer, planning.bases.get(path))
-                terms.append(Term(A, B, eraser.strength, eraser.null))
+                A, B = factors_of(sums(erasers), path, layer, planning.bases.get(path))
+                terms.append(Term(A, B, null))
         known = {path: addition.terms for path, addition in self.additions.items()}
         former = {path: (layer, known.get(path, [])) for path, (layer, _) in wanted.items()}
         return Change(partial(self._set, wanted), partial(self._set, former))
@@ -118,3 +125,23 @@ class Hooked:
             ]
             found[name] = sum(hooked) / len(hooked) if hooked else 1.0
         return found
+
+
+def _by_null(
+    erasers: Iterable[LoadedEraser],
+) -> list[tuple[Tensor | None, list[LoadedEraser]]]:
+    """Text states that are passed over, and the erasers that do so."""
+    groups: list[tuple[Tensor | None, list[LoadedEraser]]] = []
+    for eraser in erasers:
+        same = (group for null, group in groups if _equal(null, eraser.null))
+        group = next(same, None)
+        if group is None:
+            groups.append((eraser.null, group := []))
+        group.append(eraser)
+    return groups
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one is other or torch.equal(one.cpu(), other.cpu())

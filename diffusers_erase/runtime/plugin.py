@@ -160,6 +160,8 @@ def load_erasure(
         adapter.check(unet)
         if keep_null:
             require_text_layers_only(unet, adapter)
+        if adapter.text_map is not None:
+            adapter = adapter.portable  # the LoRA beside a text map does not act
         how = chosen_mode(mode, unet, adapter, null=null is not None)
         loaded[key] = LoadedEraser(adapter, s, how, came_from, commit, null)
         found.append(key)

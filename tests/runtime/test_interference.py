@@ -72,9 +72,10 @@ def test_interference_is_equal_for_text_maps_and_their_loras(untrained):
     ]
     states = {"car": torch.randn(9, 128), "dog": torch.randn(7, 128)}
     weights = text_weights(untrained.unet)
+    grams = {e.config.title: e.text_map.gram(weights.values()) for e in several}
     found = [
         interference(
-            {e.config.title: (kind(e), 1.0) for e in several}, states, weights if maps else {}
+            {e.config.title: (kind(e), 1.0) for e in several}, states, grams if maps else {}
         )
         for maps, kind in (
             (True, lambda e: e.portable),
