@@ -6,7 +6,6 @@ Names are only added, never replaced, and `uninstall()` takes them away.
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
@@ -55,8 +54,8 @@ def uninstall() -> None:
                 delattr(pipeline, method)
 
 
-class _Watcher(MetaPathFinder):
-    """Binds a pipeline class right after its module has been executed."""
+class _Watcher:
+    """Finder of modules that binds a pipeline class right after its module has been executed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

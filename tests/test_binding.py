@@ -8,6 +8,22 @@ import diffusers_erase
 from diffusers_erase import binding
 
 
+HEAVY = (
+    "PIL",
+    "accelerate",
+    "datasets",
+    "diffusers",
+    "huggingface_hub",
+    "jinja2",
+    "numpy",
+    "peft",
+    "safetensors",
+    "torch",
+    "torchvision",
+    "transformers",
+)
+
+
 def in_a_new_process(code):
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
@@ -24,10 +40,20 @@ def test_pipelines_have_the_family_of_methods():
 def test_importing_is_light():
     heavy = in_a_new_process(
         "import sys, diffusers_erase; "
-        "heavy = ('torch', 'diffusers', 'peft', 'transformers', 'torchvision'); "
-        "print([m for m in heavy if m in sys.modules])"
+        f"print([m for m in {HEAVY} if m in sys.modules])"
     )
     assert heavy == "[]"
+
+
+def test_help_is_light():
+    heavy = in_a_new_process(
+        "import sys; from diffusers_erase.cli import main\n"
+        "sys.argv = ['diffusers-erase', '--help']\n"
+        "try:\n    main()\n"
+        f"finally:\n    print([m for m in {HEAVY} if m in sys.modules])"
+    )
+    assert "generate" in heavy
+    assert heavy.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(

@@ -26,13 +26,7 @@ def command(*arguments, folder):
     )
 
 
-def test_help_is_light(tmp_path):
-    code = (
-        "import sys; from diffusers_erase import cli; "
-        "print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_help_names_the_commands(tmp_path):
     shown = command("--help", folder=tmp_path)
     assert shown.returncode == 0
     assert all(name in shown.stdout for name in ("demo", "train", "edit", "generate"))
@@ -91,7 +85,6 @@ def test_edit_from_a_folder_portable_and_not(untrained, tmp_path, monkeypatch):
             (),
             {
                 "pytorch_lora_weights.safetensors",
-                "eraser.safetensors",
                 "text_map.safetensors",
             },
         ),
