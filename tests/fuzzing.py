@@ -239,7 +239,8 @@ def as_its_files_say(eraser, folder):
     if eraser.factors:
         found = decoded(folder / Lora.file)
         for path, (A, _) in eraser.factors.items():
-            keys = [key for key in found if key.endswith(f"{path}.lora_A.weight")]
+            ours = f"lora_unet_{path.replace('.', '_')}.lora_down.weight"
+            keys = [key for key in found if key.endswith((f"{path}.lora_A.weight", ours))]
             if not any(np.array_equal(found[key].astype(np.float32), A.numpy()) for key in keys):
                 return False
     if eraser.text_map is not None:

@@ -46,7 +46,8 @@ class Edit:
     """Range of their cosines with it."""
     rank: int = 8
     """Largest rank of the eraser, for each of its concepts and for each text encoder whose states
-    stand one after another; the energy that is kept is in the config."""
+    stand one after another; less where less keeps 99.9 % of the change's energy. The energy that is
+    kept is in the config."""
 
     def __post_init__(self) -> None:
         require_choice("`tokens`", self.tokens, get_args(Tokens))

@@ -15,6 +15,10 @@ from diffusers_erase.linalg.inverse import EditedLayers
 from diffusers_erase.linalg.subspace import row_space
 
 
+ENOUGH = 0.999
+"""Share of the change's energy for which no higher rank is taken."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """An edit to be solved for, in rows of text states; all float64 on the CPU."""
@@ -176,13 +180,16 @@ class Remove:
 def solved_within(solver: Solver, problem: Problem, rank: int) -> tuple[TextMap, float, int]:
     """The solution's best map of a rank, the share of its energy that this keeps, and its own rank.
 
+    A smaller rank is taken where it keeps the share `ENOUGH`.
     Energy is that of the change with the problem's `second_moment`.
     """
     if isinstance(solver, Replace):
         E, V, penalty = problem.E, problem.V, problem.penalty
-        return *solve_within(E, V, penalty, rank, protect=problem.protect), min(E.shape)
+        best = solve_within(E, V, penalty, rank, protect=problem.protect, enough=ENOUGH)
+        return *best, min(E.shape)
     solved = solver(problem)
-    return *solved.truncated(rank, second_moment=problem.second_moment), solved.rank
+    best = solved.truncated(rank, second_moment=problem.second_moment, enough=ENOUGH)
+    return *best, solved.rank
 
 
 def drift(T: TextMap, K: Tensor) -> float:

@@ -31,9 +31,15 @@ def solve(E: Tensor, V: Tensor, K: Tensor, *, protect: Tensor | None = None) -> 
 
 
 def solve_within(
-    E: Tensor, V: Tensor, K: Tensor, rank: int, *, protect: Tensor | None = None
+    E: Tensor,
+    V: Tensor,
+    K: Tensor,
+    rank: int,
+    *,
+    protect: Tensor | None = None,
+    enough: float = 1.0,
 ) -> tuple[TextMap, float]:
-    """`solve(...).truncated(rank, second_moment=E^T E + K)`: the best map of a rank, energy kept.
+    """`solve(...).truncated(rank, E^T E + K, enough=enough)`: the best map, energy kept.
 
     |P S^1/2| = |(V - E)^T E Z|,  S = E^T E + K,  Z Z^T = F (F^T S F)^-1 F^T
 
@@ -42,7 +48,7 @@ def solve_within(
     """
     E, V, K = _finite(E, V, K)
     N = Inverse.of(torch.addmm(K, E.T, E), protect)
-    best, kept = _map_to(E, V, N.half(E)).truncated(rank)
+    best, kept = _map_to(E, V, N.half(E)).truncated(rank, enough=enough)
     return TextMap(best.U, N.whole(best.V.T).T), kept
 
 

@@ -130,8 +130,8 @@ class EraserAdapter:
                 `{"base": share, "erased": share, "n": pictures}`, perhaps with `low` and `high` of
                 the difference's interval, or anything plain; names in `card.MEASURED` have a row.
             images: prompt -> picture drawn with the eraser, for the card.
-            dtype: of the LoRA's numbers; half precision halves the file, and protected prompts are
-                then preserved up to its rounding only. That of the config if omitted.
+            dtype: of the LoRA's numbers; in half precision it preserves protected prompts up to
+                rounding only, while a text map always has float32. That of the config if omitted.
 
         Raises:
             ErasureError: the folder exists and `overwrite` is not set, it holds something else than

@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffusers_erase.eraser.card import model_card
 from diffusers_erase.eraser.config import CONFIG_NAME, EraserConfig
-from diffusers_erase.eraser.lora import Lora, kohya_name
+from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.eraser.payloads import PAYLOADS, Payload, check_copies, payload_named
 from diffusers_erase.eraser.safetensors_io import header_of, shapes_in
 from diffusers_erase.eraser.schema import BYTES, problem_of, read_json
@@ -57,7 +57,7 @@ def written(
     files = {CONFIG_NAME: text.encode()}
     for payload in payloads:
         files |= payload.files(config, repo_id)
-    usage = [line for payload in payloads for line in payload.usage(repo_id, sorted(files))]
+    usage = [line for payload in payloads for line in payload.usage(repo_id)]
     shown = {}
     for k, (prompt, picture) in enumerate((images or {}).items()):
         path = f"{IMAGES}/{k:02d}.png"
@@ -157,7 +157,8 @@ def ours_in(folder: Path) -> set[str]:
 
 def ours_on(repo_id: str) -> Sequence[str]:
     """Patterns of paths that a former eraser may have left in a repository."""
-    return [*_weight_files(), kohya_name(repo_id), f"{IMAGES}/[0-9][0-9].png"]
+    second = f"{repo_id.split('/')[-1]}.safetensors"  # written in former times
+    return [*_weight_files(), second, f"{IMAGES}/[0-9][0-9].png"]
 
 
 def _weight_files() -> list[str]:

@@ -58,8 +58,12 @@ def inspect_eraser(source: str | Path, **hub: Unpack[HubOptions]) -> Inspection:
         source=str(source),
         config=config,
         commit=files.commit,
-        layers=sum(key.endswith(".lora_A.weight") for shapes, _ in headers for key in shapes),
-        numbers=sum(prod(shape) for shapes, _ in headers for shape in shapes.values()),
+        layers=sum(
+            key.endswith((".lora_A.weight", ".lora_down.weight"))
+            for shapes, _ in headers
+            for key in shapes
+        ),
+        numbers=sum(prod(x) for shapes, _ in headers for x in shapes.values() if x),
         dtypes=tuple(sorted(set().union(*(dtypes for _, dtypes in headers)))),
         files=tuple(sorted(files_of(source, **hub))),
     )

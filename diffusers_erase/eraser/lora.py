@@ -1,7 +1,6 @@
 """The payload `lora`: low-rank changes of linear layers, in files that other programs read."""
 
 import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from diffusers_erase.eraser.config import EraserConfig
 from diffusers_erase.eraser.lora_formats import factors_in, kohya_keys, peft_keys
 from diffusers_erase.eraser.products import Product, require_finite
 from diffusers_erase.eraser.safetensors_io import opened, serialized
-from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.lowrank import compressed
 from diffusers_erase.models.architectures import (
@@ -76,31 +74,27 @@ class Lora:
         return cls(factors_in(opened(path)))
 
     def files(self, config: EraserConfig, repo_id: str) -> dict[str, bytes]:
-        """The LoRA with the keys of diffusers, and with kohya's if user interfaces read them."""
+        """One file: for a UNet with kohya's keys, which all programs read, else with diffusers'."""
         dtype = getattr(torch, config.dtype)
         factors = {path: (A.to(dtype), B.to(dtype)) for path, (A, B) in self.factors.items()}
         if not all(x.isfinite().all() for pair in factors.values() for x in pair):
             raise ErasureError(f"The eraser holds numbers too large for {config.dtype}.")
         row = architecture_or_default(str(config.fingerprint.get("denoiser", "")))
         about = {"format": "pt", "erasure": json.dumps(config.to_dict())}
-        tensors, lora = peft_keys(factors, row.component)
-        files = {self.file: serialized(tensors, {**about, "lora_adapter_metadata": lora})}
         if row.kohya:
             tensors, header = kohya_keys(factors)
-            title = {"modelspec.title": f"Erases {config.title}"}
-            files[kohya_name(repo_id)] = serialized(tensors, {**header, **title, **about})
-        return files
+            about["modelspec.title"] = f"Erases {config.title}"
+        else:
+            tensors, header = peft_keys(factors, row.component)
+        return {self.file: serialized(tensors, {**header, **about})}
 
-    def usage(self, repo_id: str, files: Sequence[str]) -> list[str]:
-        """Lines of the card: diffusers reads the LoRA, and user interfaces read its second file."""
-        lines = [
+    def usage(self, repo_id: str) -> list[str]:
+        """Lines of the card: the LoRA is read by diffusers, and that of a UNet by others too."""
+        return [
             f"It is an ordinary LoRA too: `pipe.load_lora_weights({literal(repo_id)})` works "
-            "without `diffusers_erase`,\nbut the next adapter that is loaded switches it off."
+            "without `diffusers_erase`,\nbut the next adapter that is loaded switches it off. Of a "
+            f"UNet's eraser, ComfyUI and A1111 read `{self.file}` as well."
         ]
-        second = kohya_name(repo_id)
-        if second in files:
-            lines.append(f"`{second}` is the same with the keys that ComfyUI and A1111 read.")
-        return lines
 
     def check(self, denoiser: nn.Module) -> None:
         """Refuse a denoiser that lacks a layer, or has it in another shape."""
@@ -150,10 +144,3 @@ class Lora:
     def compact(self, rank: int | None) -> tuple["Lora", float]:
         """The best change of a rank in every layer, and the share of all energy that it keeps."""
         return Lora.of({path: compressed(*pair, rank) for path, pair in self.factors.items()})
-
-
-def kohya_name(repo_id: str) -> str:
-    """The name of the second LoRA file, from the repository's name."""
-    name = re.sub(r"[^\w.-]", "-", repo_id.split("/")[-1])
-    taken = f"{name}.safetensors" in (Lora.file, TextMap.file)
-    return f"{name}{'-kohya' if taken else ''}.safetensors"

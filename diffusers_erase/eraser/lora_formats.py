@@ -29,8 +29,10 @@ _PEFT = "base_model.model."
 """Prefix of a layer's path in files that peft writes."""
 
 
-def peft_keys(factors: Mapping[str, Factors], part: str) -> tuple[dict[str, Tensor], str]:
-    """Tensors as `pipe.load_lora_weights` reads them, and the header's `lora_adapter_metadata`.
+def peft_keys(
+    factors: Mapping[str, Factors], part: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header as `pipe.load_lora_weights` reads them.
 
     `part` is the name of the denoiser in pipelines.
     """
@@ -51,11 +53,12 @@ def peft_keys(factors: Mapping[str, Factors], part: str) -> tuple[dict[str, Tens
         "use_dora": False,
         "lora_bias": False,
     }
-    return tensors, json.dumps({f"{part}.{key}": value for key, value in lora.items()})
+    settings = json.dumps({f"{part}.{key}": value for key, value in lora.items()})
+    return tensors, {"format": "pt", "lora_adapter_metadata": settings}
 
 
 def kohya_keys(factors: Mapping[str, Factors]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors as ComfyUI and A1111 read them, and the header that names the model family.
+    """Tensors as ComfyUI, A1111 and diffusers read them, and the header that names the family.
 
     All are padded with zeros to one rank, and alpha is that rank: readers disagree about files with
     more than one rank.

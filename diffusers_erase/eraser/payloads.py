@@ -50,10 +50,10 @@ class Payload(Protocol):
         """
 
     def files(self, config: EraserConfig, repo_id: str) -> dict[str, bytes]:
-        """Path in the repository -> content, of its own file and of copies for other programs."""
+        """Path in the repository -> content of its file."""
 
-    def usage(self, repo_id: str, files: Sequence[str]) -> list[str]:
-        """Lines of the card, in Markdown: uses of the repository's files, given by their paths."""
+    def usage(self, repo_id: str) -> list[str]:
+        """Lines of the card, in Markdown: uses of its file."""
 
     def check(self, denoiser: nn.Module) -> None:
         """Refuse a denoiser that it does not fit, or whose weights it would make infinite.

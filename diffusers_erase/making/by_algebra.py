@@ -87,6 +87,7 @@ def eraser_from_map(
         request,
         choices,
         rank=map.rank,
+        dtype="float16",  # of the LoRA; the map itself is float32
         parameters=parameters,
         fingerprint={
             **(fingerprint(model.found) if model.found is not None else {}),

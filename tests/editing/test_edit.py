@@ -224,8 +224,8 @@ def test_edit_without_a_target_leaves_the_concept_out(texts):
 def test_edit_reports_the_energy_that_its_rank_keeps(texts):
     whole = edit(texts, [CAR], replace(CLOSED_FORM, rank=128), targets=["van"], vocabulary=WORDS)
     cut = edit(texts, [CAR], replace(CLOSED_FORM, rank=2), targets=["van"], vocabulary=WORDS)
-    assert whole.kept == pytest.approx(1)
-    assert 0.5 < cut.kept < whole.kept
+    assert 0.5 < cut.kept < 0.999 <= whole.kept
+    assert whole.map.rank < 128  # where less is enough
     assert (cut.map.rank, cut.rank) == (2, whole.rank)
     one = edit(texts, [Concept("car")], replace(UCE, prompts=3), targets=["van"], vocabulary=WORDS)
     assert one.rank == 3  # one row for each prompt

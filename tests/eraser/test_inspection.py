@@ -49,6 +49,6 @@ def test_verify_eraser_refuses_a_second_file_that_differs(tmp_path):
     folder = eraser.save_pretrained(tmp_path / "erase-car")
     lora = Lora({path: (A, 2 * B) for path, (A, B) in eraser.factors.items()})
     other = replace(eraser, payloads=(lora,)).save_pretrained(tmp_path / "other")
-    (other / "other.safetensors").replace(folder / "erase-car.safetensors")
+    (other / Lora.file).replace(folder / "erase-car.safetensors")
     with pytest.raises(ErasureError, match=r"erase-car\.safetensors changes 8 layers otherwise"):
         verify_eraser(folder)

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -41,9 +42,9 @@ def comfyui_keys(unet):
     }
 
 
-def test_the_second_file_has_the_keys_alphas_and_shapes_of_kohya(untrained, eraser, tmp_path):
+def test_the_file_of_a_unet_has_the_keys_alphas_and_shapes_of_kohya(untrained, eraser, tmp_path):
     folder = eraser.save_pretrained(tmp_path / "erase-car")
-    tensors = load_file(folder / "erase-car.safetensors")
+    tensors = load_file(folder / Lora.file)
     known = comfyui_keys(untrained.unet)
     seen = set()
     for key in tensors:
@@ -54,36 +55,45 @@ def test_the_second_file_has_the_keys_alphas_and_shapes_of_kohya(untrained, eras
         assert torch.allclose(up @ down, eraser.delta(path), atol=1e-6)
         seen.add(path)
     assert seen == eraser.factors.keys()
-    with safe_open(folder / "erase-car.safetensors", "pt") as file:
+    with safe_open(folder / Lora.file, "pt") as file:
         header = file.metadata()
     assert header["ss_network_dim"] == "3"
     assert json.loads(header["erasure"])["concepts"][0]["name"] == "car"
 
 
-def test_plain_diffusers_reads_the_second_file_too(untrained, eraser, picture, tmp_path):
+@pytest.mark.parametrize("name", [Lora.file, "erase-car.safetensors"])
+def test_its_file_is_loaded_alone_under_any_name(untrained, eraser, picture, tmp_path, name):
     folder = eraser.save_pretrained(tmp_path / "erase-car")
-    untrained.load_erasure(eraser)
+    (folder / Lora.file).rename(tmp_path / name)
+    back = EraserAdapter.from_pretrained(tmp_path / name)
+    assert close(back, eraser)
+    assert back.config == eraser.config
+    untrained.load_erasure(tmp_path / name)
+    assert untrained.list_erasures()["car"].source == str(tmp_path / name)
     erased = picture(untrained)
     untrained.unload_erasures()
-    untrained.load_lora_weights(folder / "erase-car.safetensors")
+    untrained.load_lora_weights(tmp_path / name)
     assert abs(picture(untrained) - erased).max() < 1e-5
 
 
-@pytest.mark.parametrize("name", [Lora.file, "erase-car.safetensors"])
-def test_either_file_is_loaded_alone(untrained, eraser, tmp_path, name):
+def test_the_file_of_a_transformer_has_the_keys_of_diffusers(untrained, tmp_path):
+    pipe = zoo.flux(untrained.tokenizer)
+    eraser = erase(pipe, "car", vocabulary=["oak", "cat"], recipe="uce", check=False)
     folder = eraser.save_pretrained(tmp_path / "erase-car")
-    back = EraserAdapter.from_pretrained(folder / name)
-    assert close(back, eraser)
-    assert back.config == eraser.config
-    untrained.load_erasure(folder / name)
-    assert untrained.list_erasures()["car"].source == str(folder / name)
+    with safe_open(folder / Lora.file, "pt") as file:
+        header = json.loads(file.metadata()["lora_adapter_metadata"])
+        assert {*file.keys()} == {
+            f"transformer.context_embedder.lora_{half}.weight" for half in "AB"
+        }
+    assert header["transformer.r"] == header["transformer.lora_alpha"] == eraser.config.rank
+    assert len(header) == 7
 
 
 def test_a_folder_that_was_renamed_is_still_known_as_ours(eraser, tmp_path):
     folder = eraser.save_pretrained(tmp_path / "erase-car")
     moved = folder.rename(tmp_path / "other")
+    shutil.copyfile(moved / Lora.file, moved / "erase-car.safetensors")
     eraser.save_pretrained(moved, overwrite=True)
-    assert (moved / "other.safetensors").exists()
     assert not (moved / "erase-car.safetensors").exists()
     save_file({"x": torch.ones(1)}, moved / "somebody's.safetensors")
     with pytest.raises(ErasureError, match="holds something else"):
@@ -92,6 +102,13 @@ def test_a_folder_that_was_renamed_is_still_known_as_ours(eraser, tmp_path):
 
 def by_peft(path, A, B, alpha):
     return {f"unet.{path}.lora_A.weight": A, f"unet.{path}.lora_B.weight": B}
+
+
+def all_by_peft(eraser):
+    tensors = {}
+    for path, (A, B) in eraser.factors.items():
+        tensors |= by_peft(path, A, B, len(A))
+    return tensors
 
 
 def by_kohya(path, A, B, alpha):
@@ -123,22 +140,11 @@ def test_loras_of_others_become_erasers(untrained, eraser, tmp_path, layout, kno
         EraserAdapter.from_pretrained(tmp_path / "somebody.safetensors")
 
 
-@pytest.mark.parametrize("name", ["pytorch_lora_weights", "text_map"])
-def test_no_name_of_a_folder_overwrites_a_file_in_it(untrained, tmp_path, name):
-    eraser = erase(untrained, "car", vocabulary=["oak", "cat"], recipe="uce", check=False)
-    folder = eraser.save_pretrained(tmp_path / name)
-    back = EraserAdapter.from_pretrained(folder)
-    assert close(back, eraser)
-    assert torch.allclose(back.text_map.change, eraser.text_map.change, atol=1e-6)
-    assert (folder / f"{name}-kohya.safetensors").is_file()
-
-
 def test_a_rank_stabilised_lora_is_as_strong_as_peft_makes_it(untrained, make_eraser, tmp_path):
     eraser = make_eraser(untrained.unet, rank=4)
-    folder = eraser.save_pretrained(tmp_path / "car")
     said = {"unet.r": 4, "unet.lora_alpha": 4, "unet.use_rslora": True}
     header = {"lora_adapter_metadata": json.dumps(said)}
-    save_file(load_file(folder / Lora.file), tmp_path / "x.safetensors", header)
+    save_file(all_by_peft(eraser), tmp_path / "x.safetensors", header)
     back = EraserAdapter.from_checkpoint(tmp_path / "x.safetensors", "car")
     for path in eraser.factors:
         assert torch.allclose(back.delta(path), 2 * eraser.delta(path), atol=1e-5)
@@ -146,11 +152,10 @@ def test_a_rank_stabilised_lora_is_as_strong_as_peft_makes_it(untrained, make_er
 
 def test_alpha_in_the_header_counts(untrained, make_eraser, tmp_path):
     eraser = make_eraser(untrained.unet, rank=2)
-    folder = eraser.save_pretrained(tmp_path / "car")
     path, *_ = eraser.factors
     said = {"unet.r": 2, "unet.lora_alpha": 6, "unet.alpha_pattern": {path: 1}}
     save_file(
-        load_file(folder / Lora.file),
+        all_by_peft(eraser),
         tmp_path / "x.safetensors",
         {"lora_adapter_metadata": json.dumps(said)},
     )
@@ -215,7 +220,7 @@ def test_alpha_pattern_of_a_lora_saved_by_peft_counts_as_in_peft(
 def test_alpha_pattern_that_would_take_forever_to_match_is_refused(
     make_eraser, untrained, tmp_path
 ):
-    folder = make_eraser(untrained.unet).save_pretrained(tmp_path / "car")
+    eraser = make_eraser(untrained.unet)
     file = tmp_path / "x.safetensors"
     for patterns in (
         {"(a+)+b": 1},
@@ -225,7 +230,7 @@ def test_alpha_pattern_that_would_take_forever_to_match_is_refused(
         {f"x{k}": 1 for k in range(50_000)},
     ):
         metadata = {"lora_adapter_metadata": json.dumps({"unet.alpha_pattern": patterns or [1]})}
-        save_file(load_file(folder / Lora.file), file, metadata)
+        save_file(all_by_peft(eraser), file, metadata)
         with pytest.raises(ErasureError, match="no settings of a LoRA"):
             EraserAdapter.from_checkpoint(file, "car")
 
@@ -337,6 +342,9 @@ def test_what_cannot_be_imported_is_said(untrained, make_eraser, tmp_path):
         {k: v for path, pair in idle.items() for k, v in by_peft(path, *pair, 2).items()},
         "it erases nothing",
     )
+    whole_pairs = all_by_peft(eraser)
+    half = next(iter(whole_pairs))
+    refused({k: v for k, v in whole_pairs.items() if k != half}, "lacks one of the two")
     same = {key: unet.state_dict()[key.removeprefix("unet.")].clone()}
     refused(same, "erases nothing", base=untrained)
     kohya = {}
@@ -363,5 +371,5 @@ def test_what_cannot_be_imported_is_said(untrained, make_eraser, tmp_path):
 def test_kohyas_names_are_guessed_as_diffusers_names_its_blocks(untrained, make_eraser, tmp_path):
     parts = ("to_q", "to_k", "to_v", "to_out.0")
     folder = make_eraser(untrained.unet, parts=parts).save_pretrained(tmp_path / "car")
-    found = factors_in(opened(folder / "car.safetensors"))
+    found = factors_in(opened(folder / Lora.file))
     assert found.keys() == make_eraser(untrained.unet, parts=parts).factors.keys()

@@ -71,8 +71,10 @@ def test_the_next_version_replaces_what_the_former_one_left(hub, untrained, make
     hub.files(REPO)["notes.md"] = b"by hand"
     other = make_eraser(untrained.unet, seed=1, rank=3)
     other.push_to_hub(REPO, images={"a car": Image.new("RGB", (8, 8))})
-    assert {"notes.md", "images/00.png", "erase-car.safetensors"} <= set(hub.files(REPO))
+    assert {"notes.md", "images/00.png"} <= set(hub.files(REPO))
+    hub.files(REPO)["erase-car.safetensors"] = b"its LoRA with other keys"
     other.push_to_hub(REPO)
+    assert "erase-car.safetensors" not in hub.files(REPO)
     assert "images/00.png" not in hub.files(REPO)
     assert "notes.md" in hub.files(REPO)
     assert same(EraserAdapter.from_pretrained(REPO), other)
@@ -242,12 +244,13 @@ def test_the_commands_push_pull_find_tell_and_verify(hub, untrained, make_eraser
             assert (tmp_path / "again" / path).read_bytes() == content
     with pytest.raises(ErasureError, match="exists already"):
         run("pull", REPO, "-o", tmp_path / "again")
-    assert "erase-car.safetensors changes the same layers by the same" in run("verify", REPO)
     assert "fits UNet2DConditionModel" in run("verify", folder, "--model", "playground")
     kohya = folder / "erase-car.safetensors"
-    tensors = load_file(kohya)
-    key = next(name for name in tensors if name.endswith("up.weight"))
+    tensors = load_file(folder / Lora.file)
     header = {"erasure": json.dumps(eraser.config.to_dict())}
+    save_file(tensors, kohya, header)
+    assert "erase-car.safetensors changes the same layers by the same" in run("verify", folder)
+    key = next(name for name in tensors if name.endswith("up.weight"))
     save_file({**tensors, key: tensors[key] + 1}, kohya, header)
     with pytest.raises(ErasureError, match=r"erase-car\.safetensors changes 1 layers otherwise"):
         run("verify", folder)
@@ -260,7 +263,7 @@ def test_only_files_of_an_eraser_are_pulled(hub, untrained, make_eraser, tmp_pat
         there[name] = b"evil"
     CliRunner().invoke(cli.app, ["pull", REPO, "-o", str(tmp_path / "new")])
     written = {path.name for path in tmp_path.rglob("*") if "cache" not in path.parts}
-    assert written == {"new", CONFIG_NAME, Lora.file, "README.md", "erase-car.safetensors"}
+    assert written == {"new", CONFIG_NAME, Lora.file, "README.md"}
 
 
 # --- what servers do wrong ---------------------------------------------------------------------

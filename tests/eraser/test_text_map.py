@@ -69,6 +69,15 @@ def test_text_map_of_an_edited_layer_is_the_earlier_map_after_the_later():
     assert torch.allclose(e @ weight.T, earlier.after(later)(e) @ W.T, atol=1e-12)
 
 
+def test_truncated_takes_the_smallest_rank_that_keeps_enough():
+    T, S = some_map(6), positive(5)
+    shares = [T.truncated(rank, second_moment=S)[1] for rank in range(1, 7)]
+    for rank, share in enumerate(shares, 1):
+        found, kept = T.truncated(6, second_moment=S, enough=share - 1e-9)
+        assert (found.rank, kept) == (rank, pytest.approx(share))
+    assert T.truncated(2, second_moment=S, enough=shares[3])[0].rank == 2
+
+
 def test_truncated_is_the_best_map_of_its_rank_in_the_given_metric():
     T, S, G = some_map(6), positive(5), positive(6)
 

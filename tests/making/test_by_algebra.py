@@ -72,7 +72,7 @@ def test_lora_and_text_map_of_a_solved_eraser_draw_the_same(untrained, picture, 
     untrained.load_lora_weights(folder)
     plain = picture(untrained)
     assert abs(by_map - by_lora).max() < 1e-5
-    assert abs(by_map - plain).max() < 1e-5
+    assert 0 < abs(by_map - plain).max() < 1e-3  # its LoRA is saved in half precision
 
 
 def test_portable_eraser_loads_on_another_model_with_the_same_text_encoder(untrained, tmp_path):
