@@ -39,8 +39,7 @@ def test_pipelines_have_the_family_of_methods():
 
 def test_importing_is_light():
     heavy = in_a_new_process(
-        "import sys, diffusers_erase; "
-        f"print([m for m in {HEAVY} if m in sys.modules])"
+        f"import sys, diffusers_erase; print([m for m in {HEAVY} if m in sys.modules])"
     )
     assert heavy == "[]"
 
