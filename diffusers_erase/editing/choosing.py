@@ -18,10 +18,13 @@ from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.linalg.inverse import Inverse
 
 
-SPECIFIC = 0.7
+SPECIFIC = 0.6
 """A word of the tokenizer's own whose states differ from the prompt without it by less than this
-share of the concept's difference is general (`vehicle`, `animal`): it may be drawn as the
+share of what things' do (their median) is general (`vehicle`, `animal`): it may be drawn as the
 concept."""
+
+TYPICAL = 40
+"""Number of words from near to far whose median that is."""
 
 SHORTLIST = 8
 """Number of nearest words that are candidates for a target, and rivals of one another."""
@@ -66,25 +69,27 @@ def _squares(
     return torch.cat(found)
 
 
-def specific(texts: Texts, concept: Concept, words: Sequence[str]) -> list[str]:
-    """The words k with |e(k) - e("")|^2 >= `SPECIFIC` |e(c) - e("")|^2; all words if none has.
+def specific(
+    texts: Texts, concept: Concept, words: Sequence[str], things: Sequence[str]
+) -> list[str]:
+    """The words k with |e(k) - e("")|^2 >= `SPECIFIC` median over things j of |e(j) - e("")|^2
 
-    In the same prompts, e("") being the prompt without the concept. For a compound, of its head and
-    the other heads. Attributes and places are never general.
+    In one prompt, e("") being the prompt without the concept; all words if none has. For a
+    compound, of its head and the other heads. Attributes and places are never general.
     """
     if concept.kind == "compound":
         attribute, head = concept.parts
         heads = {word.removeprefix(attribute).strip(): word for word in words}
-        return [heads[h] for h in specific(texts, Concept(head, "object"), list(heads))]
+        others = [word.removeprefix(attribute).strip() for word in things]
+        return [heads[h] for h in specific(texts, Concept(head, "object"), list(heads), others)]
     if concept.kind != "object":
         return list(words)
-    prompts = concept.example_prompts(4)
-    without = texts.encode([p.without() for p in prompts])
-    named = [p.about(word) for word in (concept.name, *words) for p in prompts]
-    states = texts.encode(named).unflatten(0, (-1, len(prompts)))
-    says = (states - without).square().sum((1, 2, 3))
-    least = SPECIFIC * says[0]
-    left = [word for word, size in zip(words, says[1:], strict=True) if size >= least]
+    (prompt,) = concept.example_prompts(1)
+    sample = spread(things, min(TYPICAL, len(things)))
+    states = texts.encode([prompt.about(word) for word in (None, *words, *sample)])
+    says = (states[1:] - states[0]).square().sum((1, 2))
+    least = SPECIFIC * says[len(words) :].median()
+    left = [word for word, size in zip(words, says, strict=False) if size >= least]
     return left or list(words)
 
 
@@ -117,7 +122,7 @@ def choose(
     for k, concept in enumerate(concepts):
         candidates = list(admissible(k, proposals[k], measured))
         if general:
-            candidates = specific(texts, concept, candidates[: 4 * SHORTLIST])
+            candidates = specific(texts, concept, candidates[: 4 * SHORTLIST], candidates)
         near = {word: measured[k][word] for word in candidates[:SHORTLIST]}
         if not near:
             choices.append(ErasedConcept.left_out(concept))

@@ -40,6 +40,10 @@ WORDS, PARTS = 5, 3
 HARM = 0.3
 """Relative squared change of a word's guidance from which on it counts as harmed."""
 
+APART = 0.8
+"""A target nearer to the concept than this, relative to the prompt without the concept, is drawn
+like it in some pictures."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -48,7 +52,7 @@ class Row:
     owner: int
     """Index of the concept."""
     name: str
-    prompt: str
+    filled: Prompt
     concept: str
     """The prompt with the concept's first name."""
     absent: str
@@ -104,7 +108,7 @@ class Pictures:
             name = min(apart, key=apart.__getitem__, default=concepts[k].name)
             compared = (own, absent, target, prompt.about(name))
             times = TIMES if concepts[k].kind in ("object", "style", "person") else COARSE
-            rows.append(Row(k, prompt.name, prompt.text, *compared, name, first + seed, times))
+            rows.append(Row(k, prompt.name, prompt, *compared, name, first + seed, times))
         return cls(model, denoiser, tuple(rows), states)
 
     def of_prompts(self, texts: Sequence[str]) -> Tensor:
@@ -116,7 +120,7 @@ class Pictures:
         return sample_trajectories(
             self.denoiser,
             self.model.pipeline.scheduler,
-            self.of_prompts([row.prompt for row in self.rows]),
+            self.of_prompts([row.filled.text for row in self.rows]),
             self.of_prompts([""]),
             guidance=GUIDANCE,
             steps=STEPS,
@@ -179,6 +183,39 @@ def _encoded(model: Model, texts: Sequence[str]) -> dict[str, Tensor]:
     return dict(zip(texts, torch.cat([model.encode(chunk) for chunk in chunks]), strict=True))
 
 
+def target_distances(
+    pictures: Pictures,
+    runs: Trajectories,
+    concepts: Sequence[Concept],
+    owner: int,
+    words: Sequence[str],
+) -> dict[str, float]:
+    """Mean |eps(k) - eps(c)|^2 / |eps("") - eps(c)|^2 for the words k, c the name of a concept.
+
+    At the second and third latent of the base's `runs` of its pictures, where what is drawn is
+    decided; eps("") is the prediction for the prompt without the concept.
+    """
+    rows = [i for i, row in enumerate(pictures.rows) if row.owner == owner]
+    rows = [i for i in rows if pictures.rows[i].name == concepts[owner].name]
+    latents = _latents(runs)[rows].flatten()
+    z, t, own = runs.z[latents], runs.t[latents], runs.scores["concept"][latents]
+    prompts = [pictures.rows[i].filled for i in rows for _ in range(2)]
+    texts = [p.about(word) for word in (None, *words) for p in prompts]
+    known = _encoded(pictures.model, sorted({*texts}))
+    states = torch.stack([known[text] for text in texts])
+    count = 1 + len(words)
+    found = _scores(pictures.denoiser, z.repeat(count, 1, 1, 1), t.repeat(count), states)
+    squares = (found.unflatten(0, (count, -1)) - own).square().mean((2, 3, 4))
+    ratios: list[float] = (squares[1:] / squares[0].clamp(min=1e-12)).mean(1).tolist()
+    return dict(zip(words, ratios, strict=True))
+
+
+def _latents(runs: Trajectories) -> Tensor:
+    """The rows of the second and the third latent of each run, runs x 2."""
+    times = runs.t.unique()[[-2, -3]]
+    return torch.stack([torch.nonzero(runs.t == t)[:, 0] for t in times], 1)
+
+
 @dataclass(frozen=True)
 class Harm:
     """Words near the concepts, with the base's predictions for them at a noisy latent."""
@@ -211,7 +248,7 @@ class Harm:
         if not asked:
             return None
         words, prompts, rows = zip(*asked, strict=True)
-        second = (runs.t == runs.t.unique()[-2]).nonzero()[list(rows), 0]
+        second = _latents(runs)[list(rows), 0]
         z, t, null = runs.z[second], runs.t[second], runs.scores["null"][second]
         known = _encoded(pictures.model, sorted({*prompts}))
         states = torch.stack([known[text] for text in prompts])

@@ -14,10 +14,17 @@ from diffusers_erase.concepts.words import words_of
 from diffusers_erase.editing.prior import own_words
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.making.check_pictures import PICTURES, Harm, Pictures
+from diffusers_erase.making.check_pictures import (
+    APART,
+    PICTURES,
+    Harm,
+    Pictures,
+    target_distances,
+)
 from diffusers_erase.models.denoiser import Denoiser
 from diffusers_erase.models.model import Model
 from diffusers_erase.models.text_states import unknown_words
+from diffusers_erase.models.trajectories import Trajectories
 from diffusers_erase.runtime.plugin import load_erasure, unload_erasures
 
 
@@ -56,6 +63,9 @@ class Check:
     """Name -> share of its pictures that may still show the concept."""
     mistaken: Mapping[str, str] = field(default_factory=dict)
     """Concept -> another erased concept that is drawn for it."""
+    distances: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Concept -> its target, and where it is not erased the other candidates -> how differently the
+    base predicts for them: below `APART` it draws them like the concept."""
     harms: Mapping[str, float] = field(default_factory=dict)
     """Near word -> relative squared change of its guidance, where that is above `HARM`."""
     general: tuple[str, ...] = ()
@@ -68,12 +78,17 @@ class Check:
     def to_dict(self) -> dict[str, Any]:
         """For the results in the config."""
         numbers = {"left": self.left, "evidence": self.evidence, "harms": self.harms}
-        rounded = {k: {w: round(x, 3) for w, x in row.items()} for k, row in numbers.items()}
+        rounded = {name: _rounded(row) for name, row in numbers.items()}
         return {
             "verdict": self.verdict,
             "concepts": dict(self.concepts),
             **rounded,
             **({"mistaken": dict(self.mistaken)} if self.mistaken else {}),
+            **(
+                {"target distances": {k: _rounded(v) for k, v in self.distances.items()}}
+                if self.distances
+                else {}
+            ),
             **({"general": list(self.general)} if self.general else {}),
             **({} if self.layout is None else {"layout kept": round(self.layout, 3)}),
             **({"reason": self.reason} if self.reason else {}),
@@ -83,6 +98,16 @@ class Check:
     def failed(self) -> list[str]:
         """The concepts that are not erased, or weakly."""
         return [name for name, verdict in self.concepts.items() if _SEVERITY[verdict] > 1]
+
+    @property
+    def near_targets(self) -> dict[str, str]:
+        """Concept -> its target, where the base draws that like the concept."""
+        found = {}
+        for name, row in self.distances.items():
+            target, distance = next(iter(row.items()))
+            if distance < APART:
+                found[name] = target
+        return found
 
     @property
     def unclear(self) -> bool:
@@ -107,6 +132,10 @@ class Check:
         if found and shares:
             found.append(f"pictures that may still show it: {', '.join(shares)}")
         found += [f"{name!r} is drawn as {other!r}" for name, other in self.mistaken.items()]
+        found += [
+            f"the base draws the target {target!r} like {name!r} in some pictures"
+            for name, target in self.near_targets.items()
+        ]
         unknown = [name for name, verdict in self.concepts.items() if verdict == "not checked"]
         if unknown:
             names = ", ".join(map(repr, unknown))
@@ -143,7 +172,28 @@ def check_eraser(model: Model, concepts: Sequence[Concept], eraser: EraserAdapte
     severity, worst = _judged(concepts, looks).badness
     if severity and CLOSE[0] < worst < CLOSE[1]:
         looks.append(_look(model, denoiser, concepts, eraser, first=2 * PICTURES))
-    return replace(_judged(concepts, looks), general=general)
+    found = replace(_judged(concepts, looks), general=general)
+    return _with_distances(found, looks[0], concepts, eraser)
+
+
+def _with_distances(
+    check: Check, look: "_Look", concepts: Sequence[Concept], eraser: EraserAdapter
+) -> Check:
+    """The check with the distances of the targets; one that is too near is erased weakly."""
+    found, verdicts = {}, dict(check.concepts)
+    for k, (concept, erased) in enumerate(zip(concepts, eraser.config.concepts, strict=True)):
+        if erased.target is None or verdicts[concept.name] == "not checked":
+            continue
+        base = look.pictures.of_base, look.before, concepts, k
+        row = target_distances(*base, [erased.target])
+        if row[erased.target] < APART and verdicts[concept.name] == "erased":
+            verdicts[concept.name] = "weak"
+        others = [word for word, _ in erased.ranked if word != erased.target]
+        if verdicts[concept.name] != "erased" and others:
+            row |= target_distances(*base, others)
+        found[concept.name] = row
+    worst = max(verdicts.values(), key=_SEVERITY.__getitem__)
+    return replace(check, verdict=worst, concepts=verdicts, distances=found)
 
 
 @dataclass(frozen=True)
@@ -151,6 +201,8 @@ class _Look:
     """Evidence in some pictures: of the concept in the base's, and in the eraser's."""
 
     pictures: Pictures
+    before: Trajectories
+    """The base's pictures, as they are drawn."""
     known: Tensor
     """In the pictures that the base draws too."""
     drawn: Tensor
@@ -184,6 +236,7 @@ def _look(
     layout = torch.nn.functional.cosine_similarity(x[in_both].flatten(1), x0.flatten(1))
     return _Look(
         pictures,
+        before,
         some.shown(x0, target=False),
         pictures.shown(x),
         pictures.shown(x, "other") if len(concepts) > 1 else None,
@@ -214,7 +267,11 @@ def _judged(concepts: Sequence[Concept], looks: Sequence[_Look]) -> Check:
     worst = max(verdicts.values(), key=_SEVERITY.__getitem__)
     reason = "the base does not draw it in a few steps" if worst == "not checked" else ""
     harms, layout = looks[0].harms, sum(x.layout for x in looks) / len(looks)
-    return Check(worst, verdicts, mean, left, mistaken, harms, (), layout, reason)
+    return Check(worst, verdicts, mean, left, mistaken, harms=harms, layout=layout, reason=reason)
+
+
+def _rounded(row: Mapping[str, float]) -> dict[str, float]:
+    return {word: round(value, 3) for word, value in row.items()}
 
 
 def _verdict(mean: float) -> Verdict:

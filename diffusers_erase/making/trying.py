@@ -1,14 +1,16 @@
 """Second tries: another target, then a stronger recipe, where the check says it is not erased."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 from warnings import warn
 
 from diffusers_erase.editing.recipes import CLOSED_FORM, Edit
 from diffusers_erase.eraser.adapter import EraserAdapter
-from diffusers_erase.eraser.config import EraserConfig
+from diffusers_erase.eraser.config import ErasedConcept, EraserConfig
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.making.check_pictures import APART
 from diffusers_erase.making.checking import Check, check_eraser
 from diffusers_erase.making.request import Request
 from diffusers_erase.models.model import Model
@@ -16,14 +18,17 @@ from diffusers_erase.training.recipes import SURGICAL_AGE, SURGICAL_AGE_SD
 from diffusers_erase.training.targets import Fixed
 
 
-SOLVED, TRAINED = 3, 2
+SOLVED, TRAINED = 4, 2
 """Most tries with a recipe that is solved, and with one that is trained."""
 
 DEFAULTS = (CLOSED_FORM, SURGICAL_AGE, SURGICAL_AGE_SD)
-"""The recipes that `erase()` takes if none is named; only these are made stronger, once."""
+"""The recipes that `erase()` takes if none is named; only these are made stronger."""
 
-STRONGER = 2
-"""Factor of rank, steps and weight of the concept in a last try with one of `DEFAULTS`."""
+STRENGTHS = (1, 2, 4)
+"""Factors of rank, steps and weight of the concept in further tries with one of `DEFAULTS`."""
+
+FARTHER = 1.1
+"""Factor by which the next target is farther from the concept than those before."""
 
 
 class NotErasedError(ErasureError):
@@ -64,8 +69,9 @@ def make_checked(
 ) -> EraserAdapter:
     """Make an eraser and check it; try again where a concept is still drawn.
 
-    Other candidates of the recipe's own choice come first; then, with the recipes of `DEFAULTS`, a
-    higher rank and more steps. `say` is called with a sentence before each further try.
+    What is erased weakly is tried with more weight, or more steps, and a higher rank, with one of
+    `DEFAULTS`; what is still drawn, with other candidates of the recipe's own choice. `say` is
+    called with a sentence before each further try.
 
     Raises:
         NotErasedError: a concept is still drawn, or weakly erased, unless `allow_weak`; then, and
@@ -114,35 +120,75 @@ def _make_and_check(
 
 
 def _following(tries: list[_Try]) -> Request | None:
-    """The request of the next try; None if there is nothing else to try."""
-    first, last = tries[0], tries[-1]
-    if first.request.target is None:
-        chosen, changed = [], False
-        for k, concept in enumerate(first.eraser.config.concepts):
-            tried = {each.targets[k] for each in tries}
-            others = [word for word, _ in concept.ranked if word not in tried]
-            wanted = concept.name in last.check.failed and bool(others)
-            chosen.append(others[0] if wanted else last.targets[k])
-            changed |= wanted
-        if changed:
-            return replace(last.request, target=Fixed(tuple(chosen)), attempt=len(tries))
-    recipe: Any = last.request.recipe
-    known = [own for own in DEFAULTS if own.name == recipe.name]
-    if not known or replace(recipe, choose=known[0].choose) != known[0]:
-        return None
-    stronger: Any = replace(recipe, rank=STRONGER * recipe.rank)
-    if isinstance(stronger, Edit):
-        stronger = replace(stronger, keep_weight=stronger.keep_weight / STRONGER)
-    else:
-        stronger = replace(stronger, steps=STRONGER * stronger.steps)
+    """The request of the next try; None if there is nothing else to try.
+
+    A concept that is erased weakly needs a stronger recipe, one that is drawn another target.
+    """
     best = min(tries, key=lambda each: each.check.badness)
-    return replace(best.request, recipe=stronger, attempt=len(tries))
+    ways = [_stronger(best), _retargeted(tries)]
+    if best.check.verdict == "not erased" or best.check.near_targets:
+        ways.reverse()
+    found = next((way for way in ways if way is not None), None)
+    return found and replace(found, attempt=len(tries))
+
+
+def _retargeted(tries: list[_Try]) -> Request | None:
+    """The last request with the next candidates; None if there are none."""
+    first, last = tries[0], tries[-1]
+    if first.request.target is not None:
+        return None
+    chosen, changed = [], False
+    for k, concept in enumerate(first.eraser.config.concepts):
+        others = _untried(tries, k, concept)
+        wanted = concept.name in last.check.failed and bool(others)
+        chosen.append(others[0] if wanted else last.targets[k])
+        changed |= wanted
+    return replace(last.request, target=Fixed(tuple(chosen))) if changed else None
+
+
+def _stronger(best: _Try) -> Request | None:
+    """The request with a stronger recipe; None for a recipe that is not one of `DEFAULTS`."""
+    recipe: Any = best.request.recipe
+    for own in DEFAULTS:
+        for factor, following in pairwise(STRENGTHS):
+            if own.name == recipe.name and replace(recipe, choose=own.choose) == _times(
+                own, factor
+            ):
+                stronger = replace(_times(own, following), choose=recipe.choose)
+                solved = Fixed(best.targets) if isinstance(own, Edit) else best.request.target
+                return replace(best.request, target=solved, recipe=stronger)
+    return None
+
+
+def _times(recipe: Any, factor: int) -> Any:
+    """The recipe with so many times the rank, and the steps or the weight of the concept."""
+    stronger = replace(recipe, rank=factor * recipe.rank)
+    if isinstance(recipe, Edit):
+        return replace(stronger, keep_weight=recipe.keep_weight / factor)
+    return replace(stronger, steps=factor * recipe.steps)
+
+
+def _untried(tries: Sequence[_Try], k: int, concept: ErasedConcept) -> list[str]:
+    """The next candidates of the k-th concept, the best first.
+
+    Those are left out that the base draws like the concept, and no farther from it than what was
+    tried: what the eraser's pictures of a concept still show, another name of its target does too.
+    """
+    found = dict[str, float]()
+    for each in tries:
+        found |= each.check.distances.get(concept.name, {})
+    tried = {each.targets[k] for each in tries}
+    farthest = max((found[word] for word in tried if word in found), default=0.0)
+    least = max(APART, FARTHER * farthest)
+    others = [word for word, _ in concept.ranked if word not in tried]
+    return [word for word in others if found.get(word, least) >= least]
 
 
 def _change(last: _Try, following: Request) -> str:
-    if following.target != last.request.target and isinstance(following.target, Fixed):
-        return " and ".join(repr(word) for word in following.target.words)
-    return "a higher rank"
+    if following.recipe != last.request.recipe:
+        return "a stronger recipe"
+    assert isinstance(following.target, Fixed)
+    return " and ".join(repr(word) for word in following.target.words)
 
 
 def _with_scores(config: EraserConfig, first: EraserConfig) -> EraserConfig:

@@ -187,8 +187,9 @@ def test_edit_without_a_vocabulary_uses_the_tokenizers_words(texts):
 def test_specific_leaves_out_general_words(playground):
     texts = texts_of(playground)
     words = ["vehicle", "animal", "shape", "bus", "castle", "car"]
-    assert specific(texts, Concept("truck"), words) == ["bus", "castle", "car"]
-    assert specific(texts, Concept("truck"), words[:3]) == words[:3]
+    for concept in map(Concept, ("truck", "van")):
+        assert specific(texts, concept, words, OBJECTS) == ["bus", "castle", "car"]
+        assert specific(texts, concept, words[:3], OBJECTS) == words[:3]
 
 
 def test_general_keeps_unlisted_words_and_styles(playground):

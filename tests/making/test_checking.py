@@ -166,16 +166,47 @@ def test_the_next_candidate_is_tried_and_its_score_is_kept(tried, truck):
 
 
 def test_the_best_of_all_tries_is_taken(tried):
-    _, check, requests = tried(request_for("closed-form"), ["weak", "not erased", "not erased"])
+    verdicts = ["weak", "not erased", "not erased", "not erased"]
+    _, check, requests = tried(request_for("closed-form"), verdicts)
     assert len(requests) == trying.SOLVED
     assert check.verdict == "weak"
+
+
+def test_a_weak_eraser_is_made_stronger_and_keeps_its_target(tried, truck):
+    request = request_for("closed-form")
+    _, _, requests = tried(request, ["weak", "weak", "erased"])
+    assert [each.recipe.keep_weight for each in requests] == [
+        request.recipe.keep_weight / factor for factor in trying.STRENGTHS
+    ]
+    target = truck.config.concepts[0].target
+    assert [each.target for each in requests[1:]] == [Fixed((target,))] * 2
 
 
 def test_a_target_of_the_user_s_is_kept_and_the_recipe_made_stronger(tried):
     request = request_for("closed-form", Fixed("van"))
     _, _, requests = tried(request, ["weak", "weak", "weak"])
-    assert [each.target for each in requests] == [Fixed("van")] * 2
-    assert requests[1].recipe.rank == 2 * request.recipe.rank
+    assert [each.target for each in requests] == [Fixed("van"), Fixed(("van",)), Fixed(("van",))]
+    assert [each.recipe.rank for each in requests] == [8, 16, 32]
+
+
+def test_no_further_target_is_drawn_like_the_concept_or_like_one_before(truck):
+    first = truck.config.concepts[0]
+    near, alike, far, *_ = (word for word, _ in first.ranked if word != first.target)
+    row = {word: 9.0 for word, _ in first.ranked}
+    row |= {first.target: 2.0, near: 0.5, alike: 2.1, far: 2.3}
+    check = Check("not erased", {"truck": "not erased"}, distances={"truck": row})
+    one = trying._Try(request_for("closed-form"), truck, check)
+    assert trying._untried([one], 0, first)[0] == far
+
+
+def test_a_target_that_the_base_draws_like_the_concept_is_found(playground):
+    eraser = erase(playground, "van", target="vehicle", progress=False, check=False)
+    found = checked(playground, eraser, "van")
+    assert found.near_targets == {"van": "vehicle"}
+    assert found.verdict != "erased"
+    assert any("'vehicle' like 'van'" in sentence for sentence in found.sentences())
+    eraser = erase(playground, "van", target="fish", progress=False, check=False)
+    assert checked(playground, eraser, "van").near_targets == {}
 
 
 def test_a_paper_s_recipe_is_run_as_it_is(tried):
