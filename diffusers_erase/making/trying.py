@@ -11,7 +11,7 @@ from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import ErasedConcept, EraserConfig
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.making.check_pictures import APART
-from diffusers_erase.making.checking import Check, check_eraser
+from diffusers_erase.making.checking import UNSURE, Check, check_eraser
 from diffusers_erase.making.request import Request
 from diffusers_erase.models.model import Model
 from diffusers_erase.training.recipes import SURGICAL_AGE, SURGICAL_AGE_SD
@@ -26,6 +26,9 @@ DEFAULTS = (CLOSED_FORM, SURGICAL_AGE, SURGICAL_AGE_SD)
 
 STRENGTHS = (1, 2, 4)
 """Factors of rank, steps and weight of the concept in further tries with one of `DEFAULTS`."""
+
+PROMISING = 1.5
+"""A stronger recipe is tried again if what is missing is at most so many times the last gain."""
 
 FARTHER = 1.1
 """Factor by which the next target is farther from the concept than those before."""
@@ -122,14 +125,23 @@ def _make_and_check(
 def _following(tries: list[_Try]) -> Request | None:
     """The request of the next try; None if there is nothing else to try.
 
-    A concept that is erased weakly needs a stronger recipe, one that is drawn another target.
+    A concept that is erased weakly needs a stronger recipe, as long as that brings it nearer to
+    being erased; one that is drawn needs another target.
     """
     best = min(tries, key=lambda each: each.check.badness)
     ways = [_stronger(best), _retargeted(tries)]
-    if best.check.verdict == "not erased" or best.check.near_targets:
+    if best.check.verdict == "not erased" or best.check.near_targets or _in_vain(tries):
         ways.reverse()
     found = next((way for way in ways if way is not None), None)
     return found and replace(found, attempt=len(tries))
+
+
+def _in_vain(tries: Sequence[_Try]) -> bool:
+    """True if another step like that to the last try would leave the concept erased weakly."""
+    if len(tries) < 2 or tries[-1].targets != tries[-2].targets:
+        return False
+    (_, before), (_, after) = (each.check.badness for each in tries[-2:])
+    return after - UNSURE > PROMISING * (before - after)
 
 
 def _retargeted(tries: list[_Try]) -> Request | None:
