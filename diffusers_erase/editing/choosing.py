@@ -18,13 +18,12 @@ from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.linalg.inverse import Inverse
 
 
-SPECIFIC = 0.6
-"""A word of the tokenizer's own whose states differ from the prompt without it by less than this
-share of what things' do (their median) is general (`vehicle`, `animal`): it may be drawn as the
-concept."""
+SPECIFIC, TYPICAL = 0.6, 36
+"""A word whose states differ from the prompt without it by less than this share of the median of so
+many things is general (`vehicle`, `animal`): it may be drawn as one of many things."""
 
-TYPICAL = 40
-"""Number of words from near to far whose median that is."""
+COLOURED = "a photo of a red {}"
+"""The template in which that is measured: behind a colour words differ most in it."""
 
 SHORTLIST = 8
 """Number of nearest words that are candidates for a target, and rivals of one another."""
@@ -74,8 +73,8 @@ def specific(
 ) -> list[str]:
     """The words k with |e(k) - e("")|^2 >= `SPECIFIC` median over things j of |e(j) - e("")|^2
 
-    In one prompt, e("") being the prompt without the concept; all words if none has. For a
-    compound, of its head and the other heads. Attributes and places are never general.
+    In one prompt, e("") being that without a word; the things are a sample of `TYPICAL` of these.
+    Beside a compound, of the heads of the words. Attributes and places are never general.
     """
     if concept.kind == "compound":
         attribute, head = concept.parts
@@ -84,13 +83,12 @@ def specific(
         return [heads[h] for h in specific(texts, Concept(head, "object"), list(heads), others)]
     if concept.kind != "object":
         return list(words)
-    (prompt,) = concept.example_prompts(1)
-    sample = spread(things, min(TYPICAL, len(things)))
+    prompt = Prompt(COLOURED, concept.name)
+    sample = list(dict.fromkeys(spread(things, TYPICAL)))
     states = texts.encode([prompt.about(word) for word in (None, *words, *sample)])
-    says = (states[1:] - states[0]).square().sum((1, 2))
+    says = (states[1:] - states[0]).float().square().sum((1, 2)).cpu()
     least = SPECIFIC * says[len(words) :].median()
-    left = [word for word, size in zip(words, says, strict=False) if size >= least]
-    return left or list(words)
+    return [word for word, size in zip(words, says, strict=False) if size >= least]
 
 
 def choose(
@@ -122,7 +120,8 @@ def choose(
     for k, concept in enumerate(concepts):
         candidates = list(admissible(k, proposals[k], measured))
         if general:
-            candidates = specific(texts, concept, candidates[: 4 * SHORTLIST], candidates)
+            wide = candidates[: 4 * SHORTLIST]
+            candidates = specific(texts, concept, wide, candidates) or wide
         near = {word: measured[k][word] for word in candidates[:SHORTLIST]}
         if not near:
             choices.append(ErasedConcept.left_out(concept))

@@ -7,11 +7,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffusers_erase.concepts import Concept, Prompt, kind_of
+from diffusers_erase.concepts import Concept, kind_of
 from diffusers_erase.concepts.candidates import comparable
-from diffusers_erase.concepts.prompts import spread
 from diffusers_erase.concepts.words import words_of
+from diffusers_erase.editing.choosing import specific
 from diffusers_erase.editing.prior import own_words
+from diffusers_erase.editing.token_pairs import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.making.check_pictures import (
@@ -36,14 +37,6 @@ with more than `UNSURE` may still show it."""
 
 CLOSE = (-0.92, -0.5)
 """Range of the worst evidence in which as many pictures are drawn again."""
-
-GENERAL, OWN_THINGS = 0.6, 36
-"""A name whose text states differ from the prompt without it by less than this share of what
-things that the tokenizer knows do (the median of so many) may be a word for many things, such as
-`vehicle`."""
-
-COLOURED = "a photo of a red {}"
-"""The template of the prompts by which this is seen: with a colour the words differ most."""
 
 KNOWN = 0.2
 """Mean evidence from which on the base itself is taken to draw a name."""
@@ -281,12 +274,9 @@ def _verdict(mean: float) -> Verdict:
 
 
 def _is_general(model: Model, concept: Concept) -> bool:
-    """True if the text states of an object's name say less than those of other things.
+    """True if an object's name is a word for many things (`editing.choosing.specific`).
 
-    |e(c) - e("")|^2 < `GENERAL` median over things k of |e(k) - e("")|^2
-
-    In one prompt, e("") being that without the concept; the things are spread evenly over the words
-    that the tokenizer has a token for. A name with synonyms lists its members.
+    Compared with things that the tokenizer has a token for. A name with synonyms lists its members.
     """
     same = (words_of(name) == words_of(concept.name) for name in concept.synonyms)
     things = [w for w in comparable(concept, own_words(model.tokenizer)) if kind_of(w) == "object"]
@@ -294,9 +284,4 @@ def _is_general(model: Model, concept: Concept) -> bool:
         return False
     if unknown_words(model.tokenizer, concept.name):
         return False
-    prompt = Prompt(COLOURED, concept.name)
-    sample = dict.fromkeys(spread(things, OWN_THINGS))
-    texts = [prompt.without(), prompt.text, *(prompt.about(word) for word in sample)]
-    without, *named = model.encode(texts).float().cpu()
-    says = torch.stack([(each - without).square().sum() for each in named])
-    return bool(says[0] < GENERAL * says[1:].median())
+    return not specific(texts_of(model), concept, [concept.name], things)
