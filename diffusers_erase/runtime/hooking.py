@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusers_erase.models.architectures import linear
+from diffusers_erase.runtime.baking import rewritable
 from diffusers_erase.runtime.fused_projections import fused_weights
 from diffusers_erase.runtime.loaded_eraser import (
     Change,
@@ -86,7 +87,9 @@ class Hooked:
             sums = Sums()
             for path, erasers in by_path(denoiser, group).items():
                 layer, terms = wanted.setdefault(path, (linear(denoiser, path), []))
-                A, B = factors_of(sums(erasers), path, layer, planning.bases.get(path))
+                known = layer.weight.detach() if rewritable(layer) else None
+                base = planning.bases.get(path, known)
+                A, B = factors_of(sums(erasers), path, layer, base)
                 terms.append(Term(A, B, null))
         known = {path: addition.terms for path, addition in self.additions.items()}
         former = {path: (layer, known.get(path, [])) for path, (layer, _) in wanted.items()}

@@ -149,7 +149,7 @@ def factors_of(
 
     def product(x: Tensor) -> Tensor:
         if pristine is not None:
-            return pristine.float().cpu() @ x.float()
+            return (pristine.float() @ x.to(pristine.device, torch.float32)).cpu()
         rows = torch.cat([torch.zeros(1, len(x)), x.T.float()]).to(layer.weight.device)
         dtype = layer.weight.dtype if layer.weight.dtype.is_floating_point else torch.float32
         found = layer.forward(rows.to(dtype)).float().cpu()
