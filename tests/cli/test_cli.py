@@ -26,13 +26,31 @@ def command(*arguments, folder):
     )
 
 
+@pytest.fixture
+def main(tmp_path, monkeypatch, capsys):
+    """`diffusers-erase` with these arguments, in this process, which has imported the libraries."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_quiet", lambda: None)
+
+    def call(*arguments):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["diffusers-erase", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, left.value.code or 0, said.out, said.err)
+
+    return call
+
+
 def test_help_names_the_commands(tmp_path):
     shown = command("--help", folder=tmp_path)
     assert shown.returncode == 0
     assert all(name in shown.stdout for name in ("demo", "train", "edit", "generate"))
 
 
-def test_train_then_generate(tmp_path):
+@pytest.mark.filterwarnings("default")
+def test_train_then_generate(main, tmp_path):
     trained = command(
         "train",
         "--concept",
@@ -49,33 +67,30 @@ def test_train_then_generate(tmp_path):
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "eraser" / "erasure_config.json").is_file()
     options = ("--steps", 2, "--count", 2)
-    drawn = command(
-        "generate", "a red car", "--eraser", "eraser", *options, "--out", "a.png", folder=tmp_path
-    )
+    drawn = main("generate", "a red car", "--eraser", "eraser", *options, "--out", "a.png")
     assert drawn.returncode == 0, drawn.stderr
-    assert (
-        command("generate", "a red car", *options, "--out", "b.png", folder=tmp_path).returncode
-        == 0
-    )
+    assert main("generate", "a red car", *options, "--out", "b.png").returncode == 0
     erased, base = (np.asarray(Image.open(tmp_path / name)) for name in ("a.png", "b.png"))
     assert erased.shape == (64, 128, 3)
     assert (erased != base).any()
 
 
-def test_an_eraser_of_what_is_still_drawn_is_saved_if_that_is_allowed(tmp_path):
+@pytest.mark.filterwarnings("default")
+def test_an_eraser_of_what_is_still_drawn_is_saved_if_that_is_allowed(main, tmp_path):
     asked = ("edit", "--concept", "bird", "--recipe", "uce", "--output", "eraser")
-    refused = command(*asked, folder=tmp_path)
+    refused = main(*asked)
     assert refused.returncode == 2
     assert "'bird' is" in refused.stderr
     assert "--allow-weak" in refused.stderr
     assert not (tmp_path / "eraser").exists()
-    allowed = command(*asked, "--allow-weak", folder=tmp_path)
+    allowed = main(*asked, "--allow-weak")
     assert allowed.returncode == 0, allowed.stderr
     assert re.search("Checked: (weak|not erased)", allowed.stdout)
     assert (tmp_path / "eraser" / "README.md").is_file()
 
 
-def test_edit_from_a_folder_portable_and_not(untrained, tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("default")
+def test_edit_from_a_folder_portable_and_not(main, untrained, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     untrained.save_pretrained(tmp_path / "model")
     (tmp_path / "words.txt").write_text("truck\nvan\noak\n")
@@ -90,14 +105,14 @@ def test_edit_from_a_folder_portable_and_not(untrained, tmp_path, monkeypatch):
         ),
         (("--portable",), {"text_map.safetensors"}),
     ):
-        done = command(*shared, *extra, "--output", "eraser", "--overwrite", folder=tmp_path)
+        done = main(*shared, *extra, "--output", "eraser", "--overwrite")
         assert done.returncode == 0, done.stderr
         assert "Erased 'car', answered as '" in done.stdout
         written = {path.name for path in (tmp_path / "eraser").iterdir()}
         assert written == files | {"erasure_config.json", "README.md"}
         untrained.load_erasure(tmp_path / "eraser")
         untrained.unload_erasures()
-    refused = command(*shared, "--recipe", "esd", "--output", "other", folder=tmp_path)
+    refused = main(*shared, "--recipe", "esd", "--output", "other")
     assert refused.returncode == 2
     assert "'esd' is trained, not solved" in refused.stderr
 
