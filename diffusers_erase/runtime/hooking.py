@@ -87,8 +87,8 @@ class Hooked:
             sums = Sums()
             for path, erasers in by_path(denoiser, group).items():
                 layer, terms = wanted.setdefault(path, (linear(denoiser, path), []))
-                known = layer.weight.detach() if rewritable(layer) else None
-                base = planning.bases.get(path, known)
+                own = layer.weight.detach() if rewritable(layer) else None
+                base = planning.bases.get(path, own)
                 A, B = factors_of(sums(erasers), path, layer, base)
                 terms.append(Term(A, B, null))
         known = {path: addition.terms for path, addition in self.additions.items()}
