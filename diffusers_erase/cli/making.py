@@ -201,7 +201,7 @@ def edit(
     from diffusers_erase.cli.training_runs import summary_of, with_numbers
     from diffusers_erase.concepts import Vocabulary
     from diffusers_erase.eraser.adapter import check_output
-    from diffusers_erase.making.by_algebra import solve_eraser
+    from diffusers_erase.making.by_algebra import Statistics, solve_eraser
     from diffusers_erase.making.request import Request, as_edit
     from diffusers_erase.making.trying import make_checked
     from diffusers_erase.models.model import Model
@@ -221,8 +221,9 @@ def edit(
     check_output(output, overwrite=overwrite)
     pipe = Model.of(opened_model(model, **({} if check else without_denoiser(model))))
     known = portable or model == "playground" or check
-    cache = Path(HF_HOME) / "diffusers-erase"
-    make = partial(solve_eraser, pipe, weights=None if known else read_weights(model), cache=cache)
+    weights = None if known else read_weights(model)
+    statistics = Statistics.of(pipe, Path(HF_HOME) / "diffusers-erase")
+    make = partial(solve_eraser, pipe, weights=weights, statistics=statistics)
     eraser = (
         make_checked(make, pipe, request, allow_weak=allow_weak, say=typer.echo)
         if check

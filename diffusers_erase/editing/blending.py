@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusers_erase.concepts import Concept, Prompt
-from diffusers_erase.editing.token_pairs import Texts
+from diffusers_erase.editing.texts import Texts
 from diffusers_erase.errors import ErasureError
 
 

@@ -13,7 +13,7 @@ from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.solvers import Problem
 from diffusers_erase.editing.solving import ridge_coefficients_given
 from diffusers_erase.editing.states import states_and_targets
-from diffusers_erase.editing.token_pairs import Texts
+from diffusers_erase.editing.texts import Texts
 from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.linalg.inverse import Inverse
 
@@ -30,12 +30,15 @@ SHORTLIST = 8
 
 
 def distances(
-    texts: Texts, concepts: Sequence[Concept], words: Sequence[Sequence[str]]
+    texts: Texts,
+    concepts: Sequence[Concept],
+    words: Sequence[Sequence[str]],
+    most: int | None = None,
 ) -> list[dict[str, float]]:
     """Min over names c of |e(k) - e(c)|^2 / |e("") - e(c)|^2 for the words k of each concept.
 
-    Over the tokens of the same prompts, nearest word first; e("") is the prompt without the
-    concept. The states of a word are shared by concepts with the same prompts.
+    Over the tokens of the same prompts, `most` of them, nearest word first; e("") is the prompt
+    without the concept. The states of a word are shared by concepts with the same prompts.
     """
     found: list[dict[str, float]] = [{} for _ in concepts]
     same: dict[tuple[str, tuple[str, ...]], list[int]] = {}
@@ -43,29 +46,32 @@ def distances(
         same.setdefault((concept.kind, concept.prompts or TEMPLATES[concept.kind]), []).append(k)
     for (_, templates), owners in same.items():
         asked = list(dict.fromkeys(word for k in owners for word in words[k]))
-        count = max(1, min(4, KEPT_PROMPTS // max(1, len(asked))))
+        count = max(1, min(most or 4, KEPT_PROMPTS // max(1, len(asked))))
         used = spread(templates, count)
         prompts = [Prompt(t, concepts[owners[0]].name, concepts[owners[0]].kind) for t in used]
         names = [(k, name) for k in owners for name in concepts[k].names]
-        E = texts.encode([p.about(name) for _, name in names for p in prompts])
-        rows = _squares(texts, prompts, E.unflatten(0, (len(names), -1)), (None, *asked))
+        rows = _squares(texts, prompts, [name for _, name in names], (None, *asked))
+        places = {word: i for i, word in enumerate(asked, 1)}
         for (k, _), row in zip(names, rows.T.tolist(), strict=True):
-            near = {w: d / row[0] for w, d in zip(asked, row[1:], strict=True)}
-            found[k] = {w: min(near[w], found[k].get(w, near[w])) for w in words[k]}
+            near = {w: row[places[w]] / row[0] for w in words[k]}
+            found[k] = {w: min(d, found[k].get(w, d)) for w, d in near.items()}
     return [dict(sorted(row.items(), key=lambda entry: entry[1])) for row in found]
 
 
 def _squares(
-    texts: Texts, prompts: Sequence[Prompt], E: Tensor, words: Sequence[str | None]
+    texts: Texts, prompts: Sequence[Prompt], names: Sequence[str], words: Sequence[str | None]
 ) -> Tensor:
-    """|e(k) - e(c)|^2 of each word and each of the names whose states are E, words x names."""
-    found = []
-    for start in range(0, len(words), 16):
-        chunk = words[start : start + 16]
-        states = texts.encode([p.about(word) for word in chunk for p in prompts])
-        each = states.unflatten(0, (len(chunk), -1))
-        found.append(torch.stack([(each - own).square().sum((1, 2, 3)) for own in E], 1))
-    return torch.cat(found)
+    """Σ |e(k) - e(c)|^2 over the prompts of each word k and each name c, words x names."""
+    total = torch.zeros(len(words), len(names))
+    for prompt in prompts:
+        length = texts.compared_length([prompt.about(w) for w in (*names, *words)])
+        E = texts.compared([prompt.about(name) for name in names], length)
+        for start in range(0, len(words), 64):
+            chunk = [prompt.about(word) for word in words[start : start + 64]]
+            states = texts.compared(chunk, length)
+            squares = [(states - own).square().sum((1, 2)) for own in E]
+            total[start : start + 64] += torch.stack(squares, 1)
+    return total
 
 
 def specific(
@@ -85,8 +91,9 @@ def specific(
         return list(words)
     prompt = Prompt(COLOURED, concept.name)
     sample = list(dict.fromkeys(spread(things, TYPICAL)))
-    states = texts.encode([prompt.about(word) for word in (None, *words, *sample)])
-    says = (states[1:] - states[0]).float().square().sum((1, 2)).cpu()
+    about = [prompt.about(word) for word in (None, *words, *sample)]
+    states = texts.compared(about, texts.compared_length(about))
+    says = (states[1:] - states[0]).square().sum((1, 2))
     least = SPECIFIC * says[len(words) :].median()
     return [word for word, size in zip(words, says, strict=False) if size >= least]
 
@@ -151,35 +158,30 @@ def _least_damage(
     if len(rivals) == 1:
         return ErasedConcept.of(concept, rivals[0], choice="least-damage")
     named = [Concept(word, kind_beside(word, concept.kind)) for word in rivals]
-    of_rivals = texts.encode([p.text for c in named for p in c.example_prompts(2)]).double().cpu()
-    null = texts.encode([""]).double().cpu()
-
-    def size(x: Tensor) -> Tensor:
-        """|x|^2 over the states of each rival."""
-        return x.square().sum(1).view(len(rivals), -1).sum(1)
-
-    difference = size((of_rivals - null).flatten(0, 1))
+    states, sizes = [], torch.zeros(len(rivals))
+    for each in zip(*(c.example_prompts(2) for c in named), strict=True):
+        about = [prompt.text for prompt in each]
+        length = texts.compared_length(about)
+        states.append(texts.compared(about, length))
+        sizes += (states[-1] - texts.compared([""], length)).square().sum((1, 2))
+    of_rivals, difference = torch.cat(states, 1).double(), sizes.double()
     brief = min(recipe.prompts, 4)
-    prompts = concept.example_prompts(brief)
-    about = [p.about(word) for word in candidates for p in prompts]
-    texts = texts.recalling([*(p.text for p in prompts), *about])
     pairs = [
         states_and_targets(texts, [concept], [word], recipe, brief=brief) for word in candidates
     ]
-    E, V = pairs[0]
-    first = Problem.of(E, V, S, keep_weight=recipe.keep_weight, ridge=recipe.ridge, protect=Q)
-    N = Inverse.of(first.penalty / len(E), Q)  # the penalty, in means, is the same for all
+    E, V, count = pairs[0].E, pairs[0].V, pairs[0].count
+    first = Problem.of(
+        E, V, S, keep_weight=recipe.keep_weight, ridge=recipe.ridge, protect=Q, count=count
+    )
+    N = Inverse.of(first.penalty / count, Q)  # the penalty, in means, is the same for all
     damage = {}
     factorised = seen = torch.empty(0)
-    for k, (word, (E, V)) in enumerate(zip(candidates, pairs, strict=True)):
+    for k, (word, pair) in enumerate(zip(candidates, pairs, strict=True)):
+        E, root = pair.E, pair.count**0.5
         if not torch.equal(E, factorised):  # most targets change the same states
             factorised = E
-            seen = (
-                ridge_coefficients_given(E / len(E) ** 0.5, N)
-                @ of_rivals.flatten(0, 1).T
-                / len(E) ** 0.5
-            )
-        D = V - E
+            seen = ridge_coefficients_given(E / root, N) @ of_rivals.flatten(0, 1).T / root
+        D = pair.V - E
         # |D^T A e|^2 = (A e)^T D D^T (A e): as many numbers as rows, not as the width
         moved = (seen * (D @ D.T @ seen)).sum(0).view(len(rivals), -1).sum(1) / difference
         moved[k] = 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import Tensor
 
@@ -9,15 +10,17 @@ from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.concepts.candidates import SYNONYM, comparable, proposed
 from diffusers_erase.editing.choosing import choose, distances
 from diffusers_erase.editing.keeping import kept_beside
-from diffusers_erase.editing.prior import own_words
+from diffusers_erase.editing.prior import own_statistics, own_words
 from diffusers_erase.editing.recipes import Edit
+from diffusers_erase.editing.shortlist import MANY, shortlisted
 from diffusers_erase.editing.solvers import Problem, solved_within, weights_gram
 from diffusers_erase.editing.states import states_and_targets
-from diffusers_erase.editing.token_pairs import Texts, without_shared_part
+from diffusers_erase.editing.texts import Texts
+from diffusers_erase.editing.token_pairs import without_shared_part
 from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.linalg.subspace import row_space
-from diffusers_erase.storage.tensor_cache import TensorCache
+from diffusers_erase.storage.tensor_cache import KeptTensors, TensorCache
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def edit(
     keep: Sequence[str] = (),
     protect: Sequence[str] = (),
     weights: Mapping[str, Tensor] | None = None,
-    cache: TensorCache | None = None,
+    cache: TensorCache | KeptTensors | None = None,
     encoder: str = "",
     seed: int = 0,
 ) -> Edited:
@@ -65,13 +68,26 @@ def edit(
         ErasureError: a target that is the concept itself, protected prompts that span all text,
             states that are not finite, an ill-conditioned system.
     """
+    cache = cache or KeptTensors()
     chosen = targets is None and recipe.choose != "given"
     general = recipe.general or vocabulary is None
-    own = Vocabulary(own_words(texts.tokenizer) if general or chosen else ())
+    own = own_words(texts.tokenizer) if general or chosen else ()
     listed = vocabulary.others(concepts) if vocabulary else ()
-    proposals = _proposals(concepts, vocabulary, own) if chosen else [[] for _ in concepts]
-    known = (*listed, *(own.others(concepts) if general else ())) if chosen or recipe.near else ()
-    measured = distances(texts, concepts, _compared(concepts, known, proposals))
+    near: list[Sequence[str]] = [own for _ in concepts]
+    if len(own) > MANY and general and (chosen or recipe.near):
+        known = own_statistics(texts, concepts, cache, encoder)
+        near = [
+            shortlisted(texts, c, known) if c.kind not in ("attribute", "place") else own
+            for c in concepts
+        ]
+    others = {*Vocabulary(tuple(dict.fromkeys(chain(*near)))).others(concepts)} if own else set()
+    proposals = _proposals(concepts, vocabulary, near, own) if chosen else [[] for _ in concepts]
+    compared = [
+        [*(listed if chosen or recipe.near else ()), *(w for w in row if general and w in others)]
+        for row in (near if chosen or recipe.near else [()] * len(concepts))
+    ]
+    brief = 1 if len(own) > MANY else None
+    measured = distances(texts, concepts, _compared(concepts, compared, proposals), brief)
     apart = [{w: d for w, d in row.items() if d > SYNONYM} for row in measured]
     G = weights_gram(weights) if weights and recipe.reads else None
     unchanged = [*([""] if recipe.protect_null else []), *protect]
@@ -96,40 +112,48 @@ def edit(
         given = targets or [None] * len(concepts)
         choices = [ErasedConcept.of(c, t) for c, t in zip(concepts, given, strict=True)]
     answers = [choice.target for choice in choices]
-    E, V = states_and_targets(texts, concepts, answers, recipe, seed=seed)
+    rows = states_and_targets(texts, concepts, answers, recipe, seed=seed)
+    E, V, count = rows.E, rows.V, rows.count
     if recipe.aim == "tensor":
         V = without_shared_part(E, V, G)
     each = recipe.keep_weight / len(concepts)
-    problem = Problem.of(E, V, S, keep_weight=each, ridge=recipe.ridge, protect=Q, G=G)
+    problem = Problem.of(E, V, S, keep_weight=each, ridge=recipe.ridge, protect=Q, G=G, count=count)
     rank = recipe.rank * len(concepts) * texts.count
     map, kept, whole = solved_within(recipe.solver, problem, rank)
     return Edited(map, tuple(choices), whole, kept)
 
 
 def _proposals(
-    concepts: Sequence[Concept], vocabulary: Vocabulary | None, own: Vocabulary
+    concepts: Sequence[Concept],
+    vocabulary: Vocabulary | None,
+    near: Sequence[Sequence[str]],
+    own: Sequence[str],
 ) -> list[list[str]]:
     """The words that may replace each concept by name and kind: listed ones, or the tokenizer's.
 
-    Without a vocabulary a person is left out.
+    `near` are the tokenizer's own that are compared with each concept. Without a vocabulary a
+    person is left out.
     """
-    words = own.words if vocabulary is None else vocabulary.words
+    words = near if vocabulary is None else [vocabulary.words] * len(concepts)
     return [
-        proposed(c, concepts, () if vocabulary is None and c.kind == "person" else words, own.words)
-        for c in concepts
+        proposed(c, concepts, () if vocabulary is None and c.kind == "person" else each, own)
+        for c, each in zip(concepts, words, strict=True)
     ]
 
 
 def _compared(
-    concepts: Sequence[Concept], known: Sequence[str], proposals: Sequence[Sequence[str]]
+    concepts: Sequence[Concept],
+    known: Sequence[Sequence[str]],
+    proposals: Sequence[Sequence[str]],
 ) -> list[list[str]]:
     """The words whose distance from each concept is measured.
 
     Those that are kept, and what is proposed for any concept of its kind.
     """
-    found = []
-    for concept in concepts:
-        alike = (p for c, p in zip(concepts, proposals, strict=True) if c.kind == concept.kind)
-        words = [*comparable(concept, known), *(word for each in alike for word in each)]
-        found.append(list(dict.fromkeys(words)))
-    return found
+    alike: dict[str, dict[str, None]] = {}
+    for concept, each in zip(concepts, proposals, strict=True):
+        alike.setdefault(concept.kind, {}).update(dict.fromkeys(each))
+    return [
+        list(dict.fromkeys([*comparable(concept, row), *alike[concept.kind]]))
+        for concept, row in zip(concepts, known, strict=True)
+    ]

@@ -7,8 +7,8 @@ from torch import Tensor
 from diffusers_erase.concepts import PROMPTS_PER_WORD, Concept, Kind
 from diffusers_erase.concepts.candidates import kept_prompts, kind_beside, parts_kept
 from diffusers_erase.editing.prior import kept_moments
-from diffusers_erase.editing.token_pairs import Texts
-from diffusers_erase.storage.tensor_cache import TensorCache
+from diffusers_erase.editing.texts import Texts
+from diffusers_erase.storage.tensor_cache import KeptTensors, TensorCache
 
 
 KEPT_PROMPTS = 500
@@ -24,7 +24,7 @@ def kept_beside(
     *,
     keep: Sequence[str] = (),
     general: bool = False,
-    cache: TensorCache | None = None,
+    cache: TensorCache | KeptTensors | None = None,
     encoder: str = "",
 ) -> Tensor:
     """Second moments of what is kept while these concepts are erased (see `kept_moments`).

@@ -1,19 +1,21 @@
 """Second moments of the text states to be kept: listed, near, and general prompts."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffusers_erase.concepts import Concept
-from diffusers_erase.concepts.candidates import unnamed
-from diffusers_erase.editing.token_pairs import Texts
+from diffusers_erase.concepts.candidates import is_kept
+from diffusers_erase.concepts.prompts import filled
+from diffusers_erase.editing.texts import Texts, evenly
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.gram import lower_gram, mirrored
 from diffusers_erase.models.text_states import whole_words
-from diffusers_erase.storage.tensor_cache import TensorCache
+from diffusers_erase.storage.tensor_cache import KeptTensors, TensorCache
 
 
 WORDS = 2000
@@ -31,6 +33,18 @@ GENERAL = (
 BESIDE = 1.0
 """Weight of prompts about the parts of compounds, relative to all others that are kept."""
 
+LEAST = 2
+"""Least number of them of every length."""
+
+ENDING = 2
+"""Number of last states of each general prompt that are kept to compare words by."""
+
+WHOLE = 24
+"""Most prompts of a list that are encoded with their padding, if others need not be."""
+
+ONE_IN = 16
+"""One in so many of them is."""
+
 SEEN = 64
 """Approximate number of prompts of a long list in which each padding position is sampled."""
 
@@ -39,32 +53,69 @@ GOLDEN = (5**0.5 - 1) / 2
 _CHUNK = 64
 """Prompts encoded at once."""
 
-_SUMMED = 512
-"""Prompts whose states are summed in float32 before they are added in float64."""
+_SUMMED = 8192
+"""States that are summed in float32 before they are added in float64."""
 
 
 def gram(texts: Texts, prompts: Sequence[str]) -> Tensor:
     """E e e^T over all tokens of the prompts, width x width, float64 out of float32 sums.
 
-    Most states of a prompt are padding, which is sampled in long lists (see `thinned`).
+    Most states of a prompt are padding, which is sampled in long lists: see `thinned`, and `early`
+    for encoders that can end prompts early.
     """
     if not prompts:
         raise ErasureError("There is no prompt to take statistics of; list some captions.")
-    every = max(1, len(prompts) // SEEN)
-
-    def summed(start: int) -> tuple[Tensor, int]:
-        """The sum over `_SUMMED` prompts from `start` on, and the number of their states."""
-        chunks = range(start, min(start + _SUMMED, len(prompts)), _CHUNK)
-        rows, counts = zip(
-            *(thinned(texts, prompts[i : i + _CHUNK], every, first=i) for i in chunks), strict=True
-        )
-        return lower_gram(torch.cat(rows)), sum(counts)
-
-    total, count = summed(0)
-    for start in range(_SUMMED, len(prompts), _SUMMED):
-        more, counted = summed(start)
-        total, count = total.add_(more), count + counted
+    if texts.first is not None and len(prompts) > WHOLE:
+        parts = early(texts, prompts)
+    else:
+        every = max(1, len(prompts) // SEEN)
+        chunks = range(0, len(prompts), _CHUNK)
+        parts = (thinned(texts, prompts[i : i + _CHUNK], every, first=i) for i in chunks)
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    waiting: list[Tensor] = []
+    for rows, counted in parts:
+        waiting, count = [*waiting, rows], count + counted
+        if sum(map(len, waiting)) >= _SUMMED:
+            total, waiting = total + lower_gram(torch.cat(waiting)), []
+    if waiting:
+        total = total + lower_gram(torch.cat(waiting))
     return mirrored(total.div_(count))
+
+
+def early(texts: Texts, prompts: Sequence[str]) -> Iterator[tuple[Tensor, int]]:
+    """Rows whose Gram matrix estimates that of all states of the prompts, and the states' number.
+
+    Each prompt is encoded to the end of its own tokens, and some (`WHOLE`, `ONE_IN`) with their
+    padding, from which that of all is estimated, among prompts of one length:
+
+    e = a_t + ρ_t u + r
+
+    a_t is the mean of position t, u the state of the prompt's end less the mean end, ρ_t how much
+    of it is in position t, and the remainders r stand for those of all prompts.
+    """
+    groups: dict[int, list[str]] = {}
+    for prompt, end in zip(prompts, texts.ends(prompts), strict=True):
+        groups.setdefault(end, []).append(prompt)
+    whole_ones = min(WHOLE, len(prompts) // ONE_IN)
+    for end, group in groups.items():
+        few = min(len(group), max(LEAST, whole_ones * len(group) // len(prompts)))
+        whole = texts.encode([group[k] for k in evenly(few, len(group))]).float().cpu()
+        own, padding = whole[:, end - 1], whole[:, end:]
+        u, e = own - own.mean(0), padding - padding.mean(0)
+        rho = torch.einsum("ptw,pw->t", e, u) / u.square().sum().clamp(min=1e-12)
+        r = (e - rho[:, None] * u[:, None]).flatten(0, 1)
+        yield (len(group) / max(1, few - 1)) ** 0.5 * r, 0
+        all_ends = []
+        for start in range(0, len(group), _SUMMED // end):
+            chunk = group[start : start + _SUMMED // end]
+            each = torch.stack(texts.beginnings(chunk, [end] * len(chunk)))
+            all_ends.append(each[:, -1])
+            yield each.flatten(0, 1), each.shape[0] * end
+        every = torch.cat(all_ends)
+        mean = every.mean(0)
+        yield rho.norm() * (every - mean), 0
+        a = padding.mean(0) + rho[:, None] * (mean - own.mean(0))
+        yield len(group) ** 0.5 * a, len(group) * len(a)
 
 
 def thinned(
@@ -103,7 +154,7 @@ def kept_moments(
     beside: Sequence[str] = (),
     general: bool = False,
     erased: Sequence[Concept] = (),
-    cache: TensorCache | None = None,
+    cache: TensorCache | KeptTensors | None = None,
     encoder: str = "",
 ) -> Tensor:
     """Second moments of near, listed and general prompts, weighted 2 : 1 : 1, width x width.
@@ -116,21 +167,64 @@ def kept_moments(
     tokenizer's own words (see `own_prompts`), in prompts that do not name what is `erased`;
     `encoder` names its weights for the cache.
     """
+    cache = cache or KeptTensors()
 
     def moments(prompts: Sequence[str]) -> Tensor:
-        if cache is None:
-            return gram(texts, prompts)
-        key = {"gram": list(prompts), "encoder": encoder, "seen": SEEN}
+        key = {"gram": list(prompts), "encoder": encoder, "seen": [SEEN, WHOLE, ONE_IN]}
         return cache.get(key, lambda: {"gram": gram(texts, prompts)})["gram"]
 
-    own = own_prompts(texts.tokenizer, erased) if general else []
-    parts = [(2, near), (1, listed), (1, own)]
-    shares = [(share, prompts) for share, prompts in parts if prompts] or [(1, listed)]
+    parts = [(2, moments(near)) if near else None, (1, moments(listed)) if listed else None]
+    if general:
+        parts.append((1, own_statistics(texts, erased, cache, encoder).gram))
+    shares = [part for part in parts if part is not None] or [(1, moments(listed))]
     total = sum(share for share, _ in shares)
     found = torch.zeros((), dtype=torch.float64)
-    for share, prompts in shares:
-        found = torch.add(found, moments(prompts), alpha=share / total)
+    for share, each in shares:
+        found = torch.add(found, each, alpha=share / total)
     return torch.add(found, moments(beside), alpha=BESIDE) if beside else found
+
+
+@dataclass(frozen=True)
+class OwnStatistics:
+    """Statistics of the prompts that name a tokenizer's own words."""
+
+    pairs: list[tuple[str, str]]
+    """The template and the word of each prompt but the empty one."""
+    gram: Tensor
+    """Second moments of all states, width x width."""
+    endings: Tensor
+    """The last `ENDING` states of each prompt's own tokens, prompts x `ENDING` x width."""
+
+
+def own_statistics(
+    texts: Texts,
+    erased: Sequence[Concept] = (),
+    cache: TensorCache | KeptTensors | None = None,
+    encoder: str = "",
+) -> OwnStatistics:
+    """Statistics of `own_prompts`, made once for a cache."""
+    pairs = _own_pairs(texts.tokenizer, erased)
+    prompts = [filled(template, word) for template, word in pairs]
+
+    def make() -> dict[str, Tensor]:
+        found = {"gram": gram(texts, ["", *prompts])}
+        return found | {"endings": endings(texts, prompts)}
+
+    key = {"own": prompts, "encoder": encoder, "seen": [SEEN, WHOLE, ONE_IN]}
+    return OwnStatistics(pairs, **(cache or KeptTensors()).get(key, make))
+
+
+def endings(texts: Texts, prompts: Sequence[str]) -> Tensor:
+    """The last `ENDING` states of each prompt's own tokens, prompts x `ENDING` x width.
+
+    Those of a last word, if it is one token, and of the end of the text.
+    """
+    found = []
+    for start in range(0, len(prompts), _CHUNK):
+        chunk = prompts[start : start + _CHUNK]
+        states = texts.beginnings(chunk, texts.ends(chunk))
+        found.append(torch.stack([each[-ENDING:] for each in states]))
+    return torch.cat(found)
 
 
 def own_words(tokenizer: Any, count: int = WORDS) -> tuple[str, ...]:
@@ -145,7 +239,15 @@ def own_prompts(tokenizer: Any, erased: Sequence[Concept] = ()) -> list[str]:
     Each word is named once; a small tokenizer's are named up to five times. A prompt that names an
     erased concept beside its word is left out.
     """
+    return ["", *(filled(template, word) for template, word in _own_pairs(tokenizer, erased))]
+
+
+def _own_pairs(tokenizer: Any, erased: Sequence[Concept]) -> list[tuple[str, str]]:
     words = own_words(tokenizer)
     rounds = max(1, min(len(GENERAL), 500 // max(1, len(words))))
-    turns = ((k + r, word) for r in range(rounds) for k, word in enumerate(words))
-    return ["", *unnamed(((GENERAL[i % len(GENERAL)], word) for i, word in turns), erased)]
+    pairs = [
+        (GENERAL[(k + r) % len(GENERAL)], word)
+        for r in range(rounds)
+        for k, word in enumerate(words)
+    ]
+    return [(t, word) for t, word in pairs if is_kept(filled(t, word), word, erased)]

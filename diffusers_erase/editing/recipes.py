@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
+from diffusers_erase.editing.alignment import Tokens
 from diffusers_erase.editing.solvers import NullSpace, Regenerate, Remove, Replace, Solver
-from diffusers_erase.editing.token_pairs import Tokens
 from diffusers_erase.errors import ErasureError, require_choice
 
 

@@ -47,16 +47,18 @@ class Problem:
         ridge: float,
         protect: Tensor | None = None,
         G: Tensor | None = None,
+        count: float | None = None,
     ) -> "Problem":
         """The problem in means, so that the number of prompts does not matter.
 
         argmin_P  mean |(I + P) E - V|^2 + κ mean |P R|^2 + λ |P|^2
 
         `kept` are second moments of R, the states to be kept; `ridge` is λ relative to the mean
-        square of what is solved for.
+        square of what is solved for; `count` is the number of states that the rows stand for, if
+        it is not their own.
         """
         E, V = (x.detach().double().cpu().reshape(-1, x.shape[-1]) for x in (E, V))
-        K = keep_weight * len(E) * kept.double().cpu()
+        K = keep_weight * (count or len(E)) * kept.double().cpu()
         mean = float(E.square().sum() / len(K) + K.diagonal().mean())
         return cls(E, V, K, ridge * mean, protect, G)
 

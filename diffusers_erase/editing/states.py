@@ -3,12 +3,17 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from diffusers_erase.concepts import Concept
 from diffusers_erase.concepts.examples import prompts_to_erase
 from diffusers_erase.editing.recipes import Edit
-from diffusers_erase.editing.token_pairs import Texts, paired_states, shell
+from diffusers_erase.editing.solvers import Replace
+from diffusers_erase.editing.texts import Texts
+from diffusers_erase.editing.token_pairs import Rows, paired_states, shell
+
+
+WHOLE = 3
+"""Number of each concept's prompts whose padding is replaced, for that of all."""
 
 
 def states_and_targets(
@@ -19,21 +24,25 @@ def states_and_targets(
     *,
     brief: int = 0,
     seed: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """Text states E of the concepts' prompts, and what replaces them, V: two n x width.
+) -> Rows:
+    """Text states E of the concepts' prompts, and what replaces them, V.
 
-    With `brief`, of so many prompts of each concept.
+    With `brief`, of so many prompts of each concept, and of their padding the first only.
     """
-    prompts, about = [], []
-    for concept, target in zip(concepts, targets, strict=True):
-        every = prompts_to_erase(concept, recipe.prompts, concepts)
-        for prompt in concept.example_prompts(brief) if brief else every:
-            prompts.append(prompt.text)
-            about.append(prompt.about(target))
-    E, V = paired_states(texts, prompts, about, recipe.tokens)
-    if not recipe.shell:
-        return E, V
-    own, theirs = paired_states(texts, prompts, about, "last")
     generator = torch.Generator().manual_seed(seed)
-    around = shell(own, recipe.shell, cosine=recipe.cosine, generator=generator)
-    return torch.cat((E, around)), torch.cat((V, theirs.repeat_interleave(recipe.shell, 0)))
+    whole = (0 if brief else WHOLE) if isinstance(recipe.solver, Replace) else None
+
+    def rows(concept: Concept, target: str | None) -> Rows:
+        every = prompts_to_erase(concept, recipe.prompts, concepts)
+        asked = concept.example_prompts(brief) if brief else every
+        prompts = [prompt.text for prompt in asked]
+        about = [prompt.about(target) for prompt in asked]
+        found = paired_states(texts, prompts, about, recipe.tokens, whole)
+        if not recipe.shell:
+            return found
+        own = paired_states(texts, prompts, about, "last")
+        around = shell(own.E, recipe.shell, cosine=recipe.cosine, generator=generator)
+        near = Rows(around, own.V.repeat_interleave(recipe.shell, 0), len(around))
+        return Rows.joined([found, near])
+
+    return Rows.joined(rows(c, t) for c, t in zip(concepts, targets, strict=True))

@@ -1,150 +1,95 @@
 """Pairs of text states for an edit: tokens of a prompt and those that replace them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from diffusers_erase.editing.alignment import Tokens
+from diffusers_erase.editing.texts import Texts, evenly
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.models.model import Model, Segment
 
 
-Tokens = Literal["last", "last_to_end", "all", "around"]
-"""The concept's last token; from there to the end; every token; those after the concept's own."""
-
-Pairs = list[tuple[int, int]]
+MOST_ROWS = 16384
+"""Number of rows beyond which they are rotated into fewer."""
 
 
 @dataclass(frozen=True)
-class Texts:
-    """Prompts -> states, with the tokenizer that says where the words are."""
+class Rows:
+    """States to be replaced and their replacements; a row may stand for several states."""
 
-    encode: Callable[[Sequence[str]], Tensor]
-    """Prompts -> P x tokens x width."""
-    tokenizer: Any
-    """The tokenizer that finds the words of a prompt."""
-    segments: tuple[Segment, ...] = ()
-    """The texts side by side in the states; if empty, one, by the tokenizer."""
+    E: Tensor
+    """Rows x width, float64, times the root of the number of states that each row stands for."""
+    V: Tensor
+    """What replaces them, weighted alike."""
+    count: float
+    """The number of all states."""
 
-    @property
-    def count(self) -> int:
-        """Number of texts side by side in the states."""
-        return max(1, sum(tokenizer is not None for tokenizer, _ in self.segments))
+    @classmethod
+    def joined(cls, parts: Iterable["Rows"]) -> "Rows":
+        """All rows, one part after the other.
 
-    def recalling(self, prompts: Sequence[str]) -> "Texts":
-        """The same texts; these prompts are encoded now, all at once, and not again."""
-        each = list(dict.fromkeys(prompts))
-        known = dict(zip(each, self.encode(each), strict=True))
-
-        def encode(asked: Sequence[str]) -> Tensor:
-            recalled = all(prompt in known for prompt in asked)
-            return torch.stack([known[p] for p in asked]) if recalled else self.encode(asked)
-
-        return replace(self, encode=encode)
-
-    def padded(self, prompts: Sequence[str], length: int) -> Tensor:
-        """Which of `length` states come after a prompt's own tokens, prompts x length.
-
-        Where a segment's tokenizer is not known, none do.
+        More than `MOST_ROWS` are rotated into as many as the width: E^T E and (V - E)^T E stay.
         """
-        found, start = torch.zeros(len(prompts), length, dtype=torch.bool), 0
-        for tokenizer, own in self.segments or ((self.tokenizer, None),):
-            size = length - start if own is None else own
-            if tokenizer is not None:
-                tokens = tokenizer(list(prompts), truncation=True).input_ids
-                ends = torch.tensor([len(each) for each in tokens])
-                found[:, start : start + size] = torch.arange(size) >= ends[:, None]
-            start += size
-        return found
-
-    def aligned(self, prompt: str, answer: str, length: int) -> list["Alignment"]:
-        """Both prompts' positions, within every segment of states of this length."""
-        found, start = [], 0
-        for tokenizer, own in self.segments or ((self.tokenizer, None),):
-            size = length - start if own is None else own
-            if tokenizer is not None:
-                before, after = (_tokens(tokenizer, text)[:size] for text in (prompt, answer))
-                found.append(aligned(before, after, size).later(start))
-            start += size
-        return found
-
-
-def texts_of(model: Any) -> Texts:
-    """The texts of a `Model` or pipeline: its first tokenizer, and all its text encoders."""
-    model = Model.of(model)
-    return Texts(model.encode, model.tokenizer, model.segments)
-
-
-def _tokens(tokenizer: Any, prompt: str) -> list[int]:
-    """The tokens of a prompt up to the end-of-text one, without padding."""
-    found: list[int] = tokenizer(prompt, truncation=True).input_ids
-    return found
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """Pairs of positions of the same words in a prompt and in the prompt that replaces it."""
-
-    before: Pairs
-    own: Pairs
-    """The concept's tokens; its last is paired with the last of what replaces it."""
-    after: Pairs
-    """The words that follow, the end of the text, and the padding."""
-
-    def later(self, start: int) -> "Alignment":
-        """The same pairs, `start` positions later."""
-        both = ([(i + start, j + start) for i, j in p] for p in (self.before, self.own, self.after))
-        return Alignment(*both)
-
-    def pairs(self, tokens: Tokens) -> Pairs:
-        """The pairs that an edit of these tokens replaces."""
-        return {
-            "last": self.own[-1:],
-            "last_to_end": self.own[-1:] + self.after,
-            "all": self.before + self.own + self.after,
-            "around": self.after,
-        }[tokens]
-
-
-def aligned(prompt: Sequence[int], answer: Sequence[int], length: int) -> Alignment:
-    """Pair the tokens that two sequences share at their beginning and at their end one by one.
-
-    The rest is the concept and its replacement; without one, the concept's tokens are paired with
-    the word before them. Both end with the end of text; `length` counts the padding too.
-    """
-    shorter = min(len(prompt), len(answer))
-    first = next((i for i in range(shorter) if prompt[i] != answer[i]), shorter)
-    last = 0
-    while last < shorter - first and prompt[-1 - last] == answer[-1 - last]:
-        last += 1
-    if first + last == len(prompt):  # the answer only adds words: `truck` -> `fire truck`
-        last -= 1
-    ends = len(prompt) - last, len(answer) - last
-    shift = ends[1] - ends[0]
-    return Alignment(
-        [(i, i) for i in range(first)],
-        [(i, min(max(i + shift, first, 0), max(ends[1] - 1, 0))) for i in range(first, ends[0])],
-        [(i, i + shift) for i in range(ends[0], length) if i + shift < length],
-    )
+        E: list[Tensor] = []
+        V: list[Tensor] = []
+        count = 0.0
+        for part in parts:
+            E, V, count = [*E, part.E], [*V, part.V], count + part.count
+            if sum(map(len, E)) > MOST_ROWS:
+                whole, aims = torch.cat(E), torch.cat(V)
+                Q, R = torch.linalg.qr(whole)
+                E, V = [R], [Q.T @ aims]
+        return cls(torch.cat(E), torch.cat(V), count)
 
 
 def paired_states(
-    texts: Texts, prompts: Sequence[str], answers: Sequence[str], tokens: Tokens = "all"
-) -> tuple[Tensor, Tensor]:
-    """Text states E of the prompts, and the state V that replaces each: two n x width."""
-    E, V = texts.encode(prompts), texts.encode(answers)
-    rows: list[tuple[int, int, int]] = []
-    for k, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+    texts: Texts,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    tokens: Tokens = "all",
+    whole: int | None = None,
+) -> Rows:
+    """Text states of the prompts, and the state that replaces each.
+
+    All paddings of `whole` prompts, spread evenly over the list, stand for those of all; of none,
+    if it is zero, and then the first padding of a prompt stands for its others. This needs an
+    encoder that can end prompts early (see `Texts.first`); with others, or by default, every
+    padding is a row.
+    """
+    for prompt, answer in zip(prompts, answers, strict=True):
         if prompt == answer:
             raise ErasureError(
                 f"{prompt!r} would be replaced by itself: there is nothing to erase."
             )
-        for found in texts.aligned(prompt, answer, E.shape[1]):
-            rows += [(k, i, j) for i, j in found.pairs(tokens)]
-    prompt_of, i, j = torch.tensor(rows).unbind(1)
-    return E[prompt_of, i].double().cpu(), V[prompt_of, j].double().cpu()
+    length, ends = texts.length, texts.ends([*prompts, *answers])
+    count = len(prompts)
+    if whole is None or texts.first is None or whole >= count:
+        read = set(range(count))
+    else:
+        read = set(evenly(whole, count))
+    states = texts.beginnings(
+        [*prompts, *answers],
+        [length if k % count in read else min(end + 1, length) for k, end in enumerate(ends)],
+    )
+    rows: list[tuple[int, int, int, bool]] = []
+    pads, kept = 0, 0
+    for k, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        for found in texts.aligned(prompt, answer, length):
+            for i, j in found.pairs(tokens):
+                padding = len(read) < count and i >= ends[k]
+                here = len(states[k]) > i and len(states[count + k]) > j
+                here &= not padding or k in read or not read
+                pads, kept = pads + padding, kept + (padding and here)
+                if here:
+                    rows.append((k, i, j, padding))
+    E = torch.stack([states[k][i] for k, i, _, _ in rows]).double()
+    V = torch.stack([states[count + k][j] for k, _, j, _ in rows]).double()
+    if kept:
+        roots = torch.tensor([(pads / kept) ** 0.5 if p else 1.0 for *_, p in rows])[:, None]
+        E, V = E * roots, V * roots
+    return Rows(E, V, len(rows) + pads - kept)
 
 
 def without_shared_part(E: Tensor, V: Tensor, G: Tensor | None) -> Tensor:

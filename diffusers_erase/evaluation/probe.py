@@ -49,7 +49,8 @@ def probe(
     2407.12383). An attacker who sets the text states, and not only the prompt, achieves as much.
     Every edit with a ridge is invertible, so the residual goes to zero with λ.
 
-    Of large models every k-th output of the layers is read, `OUTPUTS` times the width of the text.
+    Of encoders that can end prompts early, the states are those of the prompts' own tokens. Of
+    large models every k-th output of the layers is read, `OUTPUTS` times the width of the text.
     The pipeline has no erasers; λ is `bound` times the mean of the diagonal of Σ W^T W.
     """
     if not prompts:
@@ -57,7 +58,8 @@ def probe(
     model = Model.of(pipe)
     eraser.check(model.denoiser)
     reading = _reading(model.denoiser, eraser)
-    c = model.encode(prompts).flatten(0, 1).double().cpu()
+    states = model.first(prompts, model.longest(prompts)) if model.ends_early else None
+    c = (model.encode(prompts) if states is None else states).flatten(0, 1).double().cpu()
     best = reading.regained(c, bound)
     return Probe(
         reading.relative_error(c, c), reading.relative_error(c, best), float(best.norm() / c.norm())

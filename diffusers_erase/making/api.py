@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.probe import probe
-from diffusers_erase.making.by_algebra import solve_eraser
+from diffusers_erase.making.by_algebra import Statistics, solve_eraser
 from diffusers_erase.making.by_training import train_eraser
 from diffusers_erase.making.choosing import choose_recipe
 from diffusers_erase.making.request import (
@@ -109,9 +110,11 @@ def erase(
     trained = {**training, "progress": progress, "work": folder}
     del trained["steps"]
 
+    statistics = cache(lambda: Statistics.of(model, folder / "cache" if folder else None))
+
     def make(request: Request) -> EraserAdapter:
         if isinstance(request.recipe, Edit):
-            return solve_eraser(model, request, cache=folder / "cache" if folder else None)
+            return solve_eraser(model, request, statistics=statistics())
         return train_eraser(model, request, **trained)
 
     if not check:
@@ -139,7 +142,8 @@ def _probed(model: Model, request: Request, eraser: EraserAdapter) -> EraserAdap
     """The eraser with the result of `probe` among its results, for its card."""
     if not eraser.factors:  # there are no weights to probe
         return eraser
-    prompts = [p.text for concept in request.concepts for p in concept.example_prompts(8)]
+    each = max(1, 8 // len(request.concepts))
+    prompts = [p.text for concept in request.concepts for p in concept.example_prompts(each)]
     found = probe(model, eraser, prompts)
     results = {
         "regained by other text states": round(found.regained, 3),

@@ -1,6 +1,7 @@
 """Erasers in closed form: a text map, and its LoRA if the weights it acts on are known."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from diffusers_erase.concepts import Concept
 from diffusers_erase.editing.edit import edit
 from diffusers_erase.editing.recipes import Edit
-from diffusers_erase.editing.token_pairs import texts_of
+from diffusers_erase.editing.texts import Texts, texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.eraser.lora import Lora
@@ -23,8 +24,25 @@ from diffusers_erase.making.request import (
 )
 from diffusers_erase.models.architectures import fingerprint, text_weights
 from diffusers_erase.models.model import Model
-from diffusers_erase.storage.tensor_cache import TensorCache, digest
+from diffusers_erase.storage.tensor_cache import KeptTensors, TensorCache, digest
 from diffusers_erase.training.targets import Fixed, Target
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What several tries at an eraser share: text states, and statistics of them."""
+
+    texts: Texts
+    cache: TensorCache | KeptTensors
+    encoder: str
+    """A name for the text encoders' exact weights."""
+
+    @classmethod
+    def of(cls, model: Model, folder: Path | None = None) -> "Statistics":
+        """None yet, or those that an earlier call has left in a folder."""
+        require_erasable(model)
+        encoder = digest(*model.text_encoders) if folder else ""
+        return cls(texts_of(model), TensorCache(folder) if folder else KeptTensors(), encoder)
 
 
 def solve_eraser(
@@ -32,7 +50,7 @@ def solve_eraser(
     request: Request,
     *,
     weights: Mapping[str, Tensor] | None = None,
-    cache: Path | None = None,
+    statistics: Statistics | None = None,
 ) -> EraserAdapter:
     """Solve for the eraser that is asked for; the denoiser is not run.
 
@@ -41,7 +59,7 @@ def solve_eraser(
         request: what is asked for, with an `Edit` as its recipe.
         weights: path -> weight (out x width) of the layers that read the text, if the pipeline has
             no denoiser; without them the eraser is portable.
-        cache: a folder for statistics of long lists of prompts.
+        statistics: text states and statistics of an earlier try.
 
     Raises:
         ErasureError: the request or the pipeline does not fit; nothing has been computed then.
@@ -54,8 +72,9 @@ def solve_eraser(
     if request.target is not None:
         request.target.check(request.concepts, request.vocabulary)
     warn_of_unknown_words(model, request)
+    statistics = statistics or Statistics.of(model)
     found = edit(
-        texts_of(model),
+        statistics.texts,
         request.concepts,
         recipe,
         targets=_targets(request.target, request.concepts),
@@ -63,8 +82,8 @@ def solve_eraser(
         keep=request.keep,
         protect=request.protect,
         weights=weights,
-        cache=TensorCache(cache) if cache else None,
-        encoder=digest(*model.text_encoders) if cache else "",
+        cache=statistics.cache,
+        encoder=statistics.encoder,
         seed=request.seed,
     )
     parameters = {"solution_rank": found.rank, "kept_energy": found.kept}

@@ -15,7 +15,7 @@ from diffusers_erase.editing.keeping import kept_beside
 from diffusers_erase.editing.prior import own_words
 from diffusers_erase.editing.recipes import CLOSED_FORM
 from diffusers_erase.editing.solvers import Problem, Replace, weights_gram
-from diffusers_erase.editing.token_pairs import texts_of
+from diffusers_erase.editing.texts import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.errors import ErasureError, require_choice

@@ -12,7 +12,7 @@ from diffusers_erase.concepts.candidates import comparable
 from diffusers_erase.concepts.words import words_of
 from diffusers_erase.editing.choosing import specific
 from diffusers_erase.editing.prior import own_words
-from diffusers_erase.editing.token_pairs import texts_of
+from diffusers_erase.editing.texts import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.making.check_pictures import (

@@ -13,7 +13,7 @@ from diffusers_erase.editing.prior import kept_moments
 from diffusers_erase.editing.recipes import CLOSED_FORM, Edit
 from diffusers_erase.editing.solvers import Problem
 from diffusers_erase.editing.solving import ridge_coefficients
-from diffusers_erase.editing.token_pairs import texts_of
+from diffusers_erase.editing.texts import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.eraser.text_map import TextMap

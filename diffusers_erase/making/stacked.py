@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusers_erase.concepts import Vocabulary, prompts_naming, scenes
 from diffusers_erase.editing.prior import gram, kept_moments, own_words
-from diffusers_erase.editing.token_pairs import Texts, texts_of
+from diffusers_erase.editing.texts import Texts, texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.stacking import KEEP, Rest, compact, fused, protected, scaled, summed
 from diffusers_erase.errors import ErasureError

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -20,7 +20,7 @@ from diffusers_erase.models.architectures import (
     unusual_text_path,
 )
 from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
-from diffusers_erase.models.text_states import encode_arguments, text_states
+from diffusers_erase.models.text_states import encode_arguments, ending_at, text_states
 
 
 class Pipeline(Protocol):
@@ -46,6 +46,9 @@ class Pipeline(Protocol):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Pictures."""
 
+
+LONG_TEXT = 32
+"""Least number of text states of a prompt from which on its padding costs more than its words."""
 
 Segment = tuple[Any, int | None]
 """A tokenizer (None if its encoder was not loaded) and its number of states; None: the rest."""
@@ -198,6 +201,45 @@ class Model:
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Text states of the prompts, P x tokens x width, without gradients."""
         return self.states(prompts)
+
+    @cached_property
+    def empty_states(self) -> Tensor:
+        """Text states of the empty prompt, 1 x tokens x width."""
+        return self.encode([""])
+
+    @property
+    def text_length(self) -> int:
+        """Number of text states of every prompt."""
+        return self.empty_states.shape[1]
+
+    @cached_property
+    def ends_early(self) -> bool:
+        """Whether a prompt's first states are the same, and cheaper, if nothing more is encoded.
+
+        So it is where states depend on what stands before them alone, as CLIP's do; measured on the
+        empty prompt. Of several texts one after another, each has states of its own; texts of fewer
+        than `LONG_TEXT` states are not worth it.
+        """
+        if len(self.segments) > 1 or self.text_length < LONG_TEXT:
+            return False
+        whole = self.empty_states.float()
+        few = whole[:, : min(4, whole.shape[1] - 1)]
+        try:
+            alone = self.first([""], few.shape[1]).float()
+        except ErasureError:
+            return False
+        tolerance = 1e-4 if self.empty_states.dtype == torch.float32 else 0.02
+        return alone.shape == few.shape and bool((alone - few).norm() <= tolerance * few.norm())
+
+    def longest(self, prompts: Sequence[str]) -> int:
+        """Number of tokens of the longest of the prompts."""
+        return max(map(len, self.tokenizer(list(prompts), truncation=True).input_ids))
+
+    @torch.no_grad()
+    def first(self, prompts: Sequence[str], length: int) -> Tensor:
+        """The first `length` states of prompts that have no more tokens; see `ends_early`."""
+        short = replace(self, source=ending_at(self.source, length))
+        return short.states(prompts)
 
     def text_fingerprint(self, prompt: str) -> list[float]:
         """Eight numbers of a prompt's mean state, to recognise a text encoder by."""

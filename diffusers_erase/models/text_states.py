@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Sequence
+from copy import copy
 from difflib import get_close_matches
 from typing import Any
 
@@ -28,6 +29,21 @@ def text_states(pipe: Any, prompts: Sequence[str], device: torch.device | None =
     if "prompt_attention_mask" in inspect.signature(pipe.encode_prompt).parameters:
         states = states * others[0][..., None].to(states.dtype)
     return states
+
+
+def ending_at(pipe: Any, length: int) -> Any:
+    """A copy of the pipeline whose tokenizers end every prompt at `length` tokens.
+
+    It shares all else with the pipeline, which is not changed.
+    """
+    short = copy(pipe)
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        tokenizer = getattr(pipe, name, None)
+        if tokenizer is not None:
+            cut = copy(tokenizer)
+            cut.model_max_length = length
+            setattr(short, name, cut)
+    return short
 
 
 def encode_arguments(

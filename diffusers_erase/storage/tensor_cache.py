@@ -64,6 +64,22 @@ class TensorCache:
             files.pop(0).unlink()
 
 
+class KeptTensors:
+    """The same in memory, for as long as it is referred to."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict[str, Tensor]] = {}
+
+    def get(
+        self, key: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The tensors that `make` returned for this key, made if need be."""
+        name = key_of(**key)
+        if name not in self._known:
+            self._known[name] = make()
+        return self._known[name]
+
+
 def digest(*content: Tensor | nn.Module) -> str:
     """A name for the exact values of tensors and of a network's parameters and buffers."""
     hashed = hashlib.blake2b(digest_size=16)

@@ -24,7 +24,7 @@ from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.editing.edit import edit
 from diffusers_erase.editing.recipes import CLOSED_FORM, UCE, Edit
 from diffusers_erase.editing.solving import solve
-from diffusers_erase.editing.token_pairs import Texts
+from diffusers_erase.editing.texts import Texts
 from diffusers_erase.playground import OBJECTS
 from diffusers_erase.playground.building import networks
 from diffusers_erase.storage.tensor_cache import TensorCache

@@ -9,7 +9,7 @@ from diffusers_erase.editing.choosing import distances, specific
 from diffusers_erase.editing.edit import edit
 from diffusers_erase.editing.recipes import CLOSED_FORM, EDITS, UCE, Edit
 from diffusers_erase.editing.solvers import Regenerate
-from diffusers_erase.editing.token_pairs import texts_of
+from diffusers_erase.editing.texts import texts_of
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.architectures import TEXT_PARTS, projections
 from diffusers_erase.playground.world import FAMILIES, OBJECTS, SYNONYMS

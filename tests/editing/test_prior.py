@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffusers_erase.concepts import prompts_naming
+from diffusers_erase.editing import prior
 from diffusers_erase.editing.prior import (
     gram,
     kept_moments,
@@ -11,7 +12,7 @@ from diffusers_erase.editing.prior import (
     own_words,
     thinned,
 )
-from diffusers_erase.editing.token_pairs import Texts, texts_of
+from diffusers_erase.editing.texts import Texts, texts_of
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.playground import OBJECTS
 from diffusers_erase.storage.tensor_cache import TensorCache
@@ -49,6 +50,28 @@ def test_gram_of_a_long_list_samples_its_padding(playground):
         rows, count = thinned(texts, prompts[:64], 8)
         assert count == texts.encode(prompts[:64]).shape[:2].numel()
         assert len(rows) < 0.7 * count
+
+
+def test_early_is_exact_for_padding_of_position_plus_the_prompts_end(untrained, monkeypatch):
+    monkeypatch.setattr(prior, "WHOLE", 4)
+    monkeypatch.setattr(prior, "ONE_IN", 4)
+    known = texts_of(untrained)
+    prompts = [f"a {word}" for word in OBJECTS[:12]] + [f"a red {word}" for word in OBJECTS[:12]]
+    generator = torch.Generator().manual_seed(0)
+    places, gains = torch.randn(24, 16, generator=generator), torch.rand(24, generator=generator)
+    ends = known.ends(prompts)
+    own = torch.randn(len(prompts), 24, 16, generator=generator)
+    states = {}
+    for k, (prompt, end) in enumerate(zip(prompts, ends, strict=True)):
+        padding = places + gains[:, None] * own[k, end - 1]
+        states[prompt] = torch.where((torch.arange(24) < end)[:, None], own[k], padding)
+    states[""] = own[0]
+
+    def first(asked, length):
+        return torch.stack([states[p][:length] for p in asked])
+
+    texts = replace(known, encode=lambda asked: first(asked, 24), first=first)
+    assert torch.allclose(gram(texts, prompts), every_state(texts, prompts), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("every", [1, 2, 5, 100])

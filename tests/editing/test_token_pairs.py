@@ -3,14 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffusers_erase.editing.token_pairs import (
-    aligned,
-    paired_states,
-    shell,
-    texts_of,
-    without_shared_part,
-)
+from diffusers_erase.editing import token_pairs
+from diffusers_erase.editing.alignment import aligned
+from diffusers_erase.editing.texts import texts_of
+from diffusers_erase.editing.token_pairs import Rows, paired_states, shell, without_shared_part
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.models import model
 
 
 START, END = 90, 91
@@ -63,8 +61,10 @@ def test_aligned_pairs_every_position_once():
 )
 def test_paired_states_are_those_of_the_tokens_asked_for(untrained, kind, count):
     texts = texts_of(untrained)
-    E, V = paired_states(texts, ["a red car"], ["a red van"], kind)
+    rows = paired_states(texts, ["a red car"], ["a red van"], kind)
+    E, V = rows.E, rows.V
     assert E.shape == V.shape == (count, 128)
+    assert rows.count == count
     states = texts.encode(["a red car", "a red van"]).double()
     if kind == "last":
         assert torch.equal(E[0], states[0, 3])
@@ -72,7 +72,8 @@ def test_paired_states_are_those_of_the_tokens_asked_for(untrained, kind, count)
 
 
 def test_paired_states_before_the_concept_are_equal(untrained):
-    E, V = paired_states(texts_of(untrained), ["a red car at night"], ["a red van at night"])
+    rows = paired_states(texts_of(untrained), ["a red car at night"], ["a red van at night"])
+    E, V = rows.E, rows.V
     assert torch.equal(E[:3], V[:3])  # the encoder reads from left to right
     assert not torch.allclose(E[3:], V[3:])
 
@@ -116,14 +117,29 @@ def test_padded_marks_what_follows_the_tokens_of_each_encoder(untrained):
     assert found == [False] * 4 + [True] + [False] * 2 + [False] * 4 + [True]
 
 
-def test_recalling_encodes_each_prompt_once(untrained):
-    texts, calls = texts_of(untrained), []
+@pytest.mark.parametrize("whole", [0, 2])
+def test_paddings_of_few_prompts_stand_for_those_of_all(untrained, monkeypatch, whole):
+    monkeypatch.setattr(model, "LONG_TEXT", 0)
+    texts = texts_of(untrained)
+    prompts, answers = ([f"a {c} {w}" for c in ("red", "blue", "green")] for w in ("car", "van"))
+    every, few = (paired_states(texts, prompts, answers, whole=n) for n in (None, whole))
+    assert few.count == every.count == len(every.E)
+    assert len(few.E) < len(every.E)
+    ratio = few.E.square().sum() / every.E.square().sum()
+    assert ratio == pytest.approx(1, abs=0.1)
 
-    def encode(prompts):
-        calls.append(list(prompts))
-        return texts.encode(prompts)
 
-    told = replace(texts, encode=encode).recalling(["a car", "a red oak", "a car"])
-    assert torch.equal(told.encode(["a red oak", "a car"]), texts.encode(["a red oak", "a car"]))
-    assert calls == [["a car", "a red oak"]]
-    assert torch.equal(told.encode(["a cat", "a car"]), texts.encode(["a cat", "a car"]))
+def test_joined_rows_keep_their_products(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    parts = [
+        Rows(*(torch.randn(5, 4, generator=generator).double() for _ in range(2)), 7.0)
+        for _ in range(6)
+    ]
+    whole = Rows.joined(parts)
+    monkeypatch.setattr(token_pairs, "MOST_ROWS", 12)
+    few = Rows.joined(parts)
+    assert len(few.E) < len(whole.E) == 30
+    assert few.count == whole.count == 42
+    assert torch.allclose(few.E.T @ few.E, whole.E.T @ whole.E)
+    across = [(rows.V - rows.E).T @ rows.E for rows in (few, whole)]
+    assert torch.allclose(*across)

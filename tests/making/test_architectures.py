@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from diffusers_erase import EraserAdapter, ErasureError, Vocabulary, cli, erase
 from diffusers_erase.concepts import Concept
 from diffusers_erase.editing.recipes import CLOSED_FORM
-from diffusers_erase.editing.token_pairs import paired_states, texts_of
+from diffusers_erase.editing.texts import texts_of
+from diffusers_erase.editing.token_pairs import paired_states
 from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.evaluation.probe import probe
 from diffusers_erase.making.choosing import choose_recipe
@@ -98,9 +99,10 @@ def test_eraser_of_every_architecture_changes_what_text_layers_read_and_nothing_
 
 def test_erase_maps_the_concept_to_its_target_in_every_segment_of_the_states(pipe, eraser):
     prompts = ["a photo of a red car", "a car on the beach"]
-    E, V = paired_states(
+    rows = paired_states(
         texts_of(pipe), prompts, [p.replace("car", "truck") for p in prompts], "last"
     )
+    E, V = rows.E, rows.V
     read = E + (E @ eraser.text_map.V) @ eraser.text_map.U.T
     apart = (read - V).square().sum(1) / (E - V).square().sum(1)
     assert len(E) == len(prompts) * (2 if hasattr(pipe, "tokenizer_3") else 1)

@@ -5,7 +5,7 @@ import torch
 
 from diffusers_erase import Concept, ErasureError, debias
 from diffusers_erase.editing.blending import Blend
-from diffusers_erase.editing.token_pairs import texts_of
+from diffusers_erase.editing.texts import texts_of
 from diffusers_erase.making.debiasing import DEBIAS
 from diffusers_erase.models.text_states import encode
 
