@@ -1,7 +1,7 @@
 """Commands that make erasers: train, edit and stack."""
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -222,7 +222,7 @@ def edit(
     pipe = Model.of(opened_model(model, **({} if check else without_denoiser(model))))
     known = portable or model == "playground" or check
     weights = None if known else read_weights(model)
-    statistics = Statistics.of(pipe, Path(HF_HOME) / "diffusers-erase")
+    statistics = cache(lambda: Statistics.of(pipe, Path(HF_HOME) / "diffusers-erase"))
     make = partial(solve_eraser, pipe, weights=weights, statistics=statistics)
     eraser = (
         make_checked(make, pipe, request, allow_weak=allow_weak, say=typer.echo)

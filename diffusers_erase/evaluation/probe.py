@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
@@ -17,6 +17,9 @@ from diffusers_erase.models.model import Model
 
 OUTPUTS = 16
 """Number of outputs of the layers that are read at least, relative to the width of the text."""
+
+_SUMMED = 4096
+"""Outputs that are summed in float32 before they are added in float64."""
 
 ROUNDING = 1e-9
 """Least relative change of keys and values that counts as an erasure; less is rounding."""
@@ -78,15 +81,22 @@ def _reading(denoiser: nn.Module, eraser: EraserAdapter) -> EditedLayers:
         1, sum(each.out_features for each in layers.values()) // some.in_features // OUTPUTS
     )
     before, after, across = (torch.zeros((), dtype=torch.float64) for _ in range(3))
+    rows: list[Tensor] = []
+    edited: list[Tensor] = []
     for index, (path, layer) in enumerate(layers.items()):
-        W = layer.weight.detach()[index % every :: every].cpu().float()
-        before = before + lower_gram(W)
+        rows.append(layer.weight.detach()[index % every :: every].cpu().float())
         if T is None:
-            changed = W.clone()
+            edited.append(rows[-1])
             if path in reached:
                 A, B = eraser.pair(path, layer.weight.detach())
-                changed += (B[index % every :: every] @ A).cpu().float()
-            after, across = after + lower_gram(changed), across + (changed.T @ W).double()
+                edited[-1] = rows[-1] + (B[index % every :: every] @ A).cpu().float()
+        if sum(map(len, rows)) > _SUMMED or index == len(layers) - 1:
+            W = torch.cat(rows)
+            before = before + lower_gram(W)
+            if T is None:
+                changed = torch.cat(edited)
+                after, across = after + lower_gram(changed), across + (changed.T @ W).double()
+            rows, edited = [], []
     if T is not None:
         return EditedLayers.mapped(mirrored(before), T.U, T.V)
     return EditedLayers(mirrored(before), mirrored(after), across)

@@ -114,7 +114,7 @@ def erase(
 
     def make(request: Request) -> EraserAdapter:
         if isinstance(request.recipe, Edit):
-            return solve_eraser(model, request, statistics=statistics())
+            return solve_eraser(model, request, statistics=statistics)
         return train_eraser(model, request, **trained)
 
     if not check:

@@ -1,6 +1,6 @@
 """Erasers in closed form: a text map, and its LoRA if the weights it acts on are known."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,6 @@ class Statistics:
     @classmethod
     def of(cls, model: Model, folder: Path | None = None) -> "Statistics":
         """None yet, or those that an earlier call has left in a folder."""
-        require_erasable(model)
         encoder = digest(*model.text_encoders) if folder else ""
         return cls(texts_of(model), TensorCache(folder) if folder else KeptTensors(), encoder)
 
@@ -50,7 +49,7 @@ def solve_eraser(
     request: Request,
     *,
     weights: Mapping[str, Tensor] | None = None,
-    statistics: Statistics | None = None,
+    statistics: Callable[[], Statistics] | None = None,
 ) -> EraserAdapter:
     """Solve for the eraser that is asked for; the denoiser is not run.
 
@@ -59,7 +58,7 @@ def solve_eraser(
         request: what is asked for, with an `Edit` as its recipe.
         weights: path -> weight (out x width) of the layers that read the text, if the pipeline has
             no denoiser; without them the eraser is portable.
-        statistics: text states and statistics of an earlier try.
+        statistics: what it shares with other tries, called after all checks of the request.
 
     Raises:
         ErasureError: the request or the pipeline does not fit; nothing has been computed then.
@@ -72,9 +71,9 @@ def solve_eraser(
     if request.target is not None:
         request.target.check(request.concepts, request.vocabulary)
     warn_of_unknown_words(model, request)
-    statistics = statistics or Statistics.of(model)
+    shared = statistics() if statistics else Statistics.of(model)
     found = edit(
-        statistics.texts,
+        shared.texts,
         request.concepts,
         recipe,
         targets=_targets(request.target, request.concepts),
@@ -82,8 +81,8 @@ def solve_eraser(
         keep=request.keep,
         protect=request.protect,
         weights=weights,
-        cache=statistics.cache,
-        encoder=statistics.encoder,
+        cache=shared.cache,
+        encoder=shared.encoder,
         seed=request.seed,
     )
     parameters = {"solution_rank": found.rank, "kept_energy": found.kept}
