@@ -185,9 +185,9 @@ def compound(name: str, group: str = "compound", **options: Any) -> Cell:
     coloured = tuple(f"{other} {head}" for other in COLOURS if other != colour)
     things = tuple(f"{colour} {thing}" for thing in THINGS if thing != head)
     kept = (
-        Ask("head", (head,), coloured=False),
-        Ask("head, other colours", coloured),
-        Ask("attribute", things),
+        Ask("head", (head,), coloured=False, few=True),
+        Ask("head, other colours", coloured, few=True),
+        Ask("attribute", things, few=True),
     )
     return Cell(group, name, erased(name), kept, options)
 
