@@ -30,8 +30,10 @@ GENERAL = (
 )
 """Templates of general prompts, about objects and styles."""
 
-BESIDE = 1.0
-"""Weight of prompts about the parts of compounds, relative to all others that are kept."""
+BESIDE, OTHERS = 0.4, 0.03
+"""Weights of prompts about the parts of compounds, and of all others where only compounds are
+erased: what tells `red car` from `blue car` are small parts of the text states, and these are free
+only where little weighs on them."""
 
 LEAST = 2
 """Least number of them of every length."""
@@ -163,7 +165,7 @@ def kept_moments(
     listed objects ruins styles.
 
     `near` are prompts about the nearest words, which an edit damages first; `beside`, those about
-    the parts of a compound, weigh `BESIDE` times all of these, on top; `general` adds the
+    the parts of a compound, have the weight `BESIDE` on top (see there); `general` adds the
     tokenizer's own words (see `own_prompts`), in prompts that do not name what is `erased`;
     `encoder` names its weights for the cache.
     """
@@ -181,7 +183,10 @@ def kept_moments(
     found = torch.zeros((), dtype=torch.float64)
     for share, each in shares:
         found = torch.add(found, each, alpha=share / total)
-    return torch.add(found, moments(beside), alpha=BESIDE) if beside else found
+    if not beside:
+        return found
+    weight = OTHERS if all(concept.kind == "compound" for concept in erased) else 1
+    return torch.add(weight * found, moments(beside), alpha=BESIDE)
 
 
 @dataclass(frozen=True)
