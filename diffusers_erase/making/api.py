@@ -79,8 +79,9 @@ def erase(
         progress: whether to show a progress bar, the recipe's choice and how names were understood.
         work: a folder for trajectories, checkpoints and text statistics; a stopped run continues
             from it.
-        check: whether to draw a few pictures, to try a stronger recipe and other targets if they still
-            show a concept, and to record it in `eraser.config.results["check"]` (see `Check`).
+        check: whether to draw a few pictures, to try a stronger recipe and other targets if they
+            still show a concept, and to record it in `eraser.config.results["check"]` (see
+            `Check`).
         allow_weak: whether an eraser of what is still drawn is returned, with a warning.
         accelerator: accelerate's `Accelerator`, for its precision, processes and trackers.
         callback_on_step_end: called after every training step; the pipeline then draws with the

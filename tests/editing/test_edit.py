@@ -143,7 +143,7 @@ def test_a_compound_is_replaced_by_another_head_and_its_parts_are_kept(texts):
     prompts = ["a photo of a red car", "a photo of a blue car", "a photo of a car"]
     e = texts.encode([*prompts, "a photo of a red bus"]).double()
     moved = (found.map(e) - e).norm(dim=(1, 2))
-    assert (moved[1:] < 0.5 * moved[0]).all()
+    assert (moved[1:] < 0.6 * moved[0]).all()
 
 
 def test_the_order_of_concepts_of_several_kinds_makes_no_difference(texts):

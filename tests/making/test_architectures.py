@@ -126,8 +126,8 @@ def test_eraser_of_every_architecture_is_saved_and_loads_as_a_text_map_alone(
     assert abs(draw(pipe) - whole).max() < 1e-5
     pipe.unload_erasures()
     if hasattr(pipe, "load_lora_weights"):
-        pipe.load_lora_weights(folder)
-        assert abs(draw(pipe) - whole).max() < 1e-5
+        pipe.load_lora_weights(folder)  # in half precision
+        assert abs(draw(pipe) - whole).max() < 1e-4
         pipe.unload_lora_weights()
 
 
