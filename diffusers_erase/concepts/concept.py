@@ -101,8 +101,8 @@ class Concept:
         bearers = [f"{attribute} {s}" for s in SUBJECTS if words_of(s) != words_of(head)]
         pairs = zip(relatives, bearers, strict=False)
         names = [head, *(name for pair in pairs for name in pair)]
-        photo, picture, image, bare = TEMPLATES["compound"][:4]
-        prompts = [filled(template, name) for template in (photo, bare) for name in names]
+        photo, picture, image, bare, new = TEMPLATES["compound"][:5]
+        prompts = [filled(template, name) for template in (photo, bare, new) for name in names]
         prompts += [filled(template, head) for template in (picture, image)]
         return tuple(prompt for prompt in prompts if not self.is_named_in(prompt))
 

@@ -18,8 +18,12 @@ def prompts_to_erase(concept: Concept, count: int, erased: Sequence[Concept] = (
     """`count` prompts or more: every name of the concept, alone, and some beside another thing.
 
     Few names are in the `example_prompts`; many names take turns alike, in `PROMPTS_PER_NAME`
-    prompts at least. What stands beside the concept is no name of any that is `erased`, and stays.
+    prompts at least, and a compound stands in each of its templates: its states are near to those
+    of its parts, and what else a prompt says moves them. What stands beside the concept is no name
+    of any that is `erased`, and stays.
     """
+    if concept.kind == "compound" and not concept.prompts:
+        count = max(count, len(TEMPLATES["compound"]))
     scenes = count // SCENES
     if count >= 2 * PROMPTS_PER_NAME * len(concept.synonyms):
         found = concept.example_prompts(count)

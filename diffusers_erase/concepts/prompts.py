@@ -12,6 +12,8 @@ from diffusers_erase.concepts.words import with_article
 _SETTINGS = ("on the beach", "at night", "in the snow", "in a field")
 _DOING = ("smiling", "at a desk", "giving a speech", "walking in a street", "as a child")
 _MANNERS = ("close-up", "black and white", "painted", "detailed")
+_LOOKS = ("new", "small", "beautiful")
+_ENDS = ("highly detailed", "in the distance", "on a white background")
 SUBJECTS = ("house", "car", "cat", "dog", "church", "castle", "star", "fish", "flower", "clock")
 """Things that prompts of styles, attributes and places show."""
 
@@ -70,9 +72,11 @@ TEMPLATES: dict[Kind, tuple[str, ...]] = {
         "a picture of {a}",
         "an image of {a}",
         "{a}",
+        *(f"{with_article(word)} {{}}" for word in _LOOKS),
         *(f"a photo of {{a}} {place}" for place in _SETTINGS),
-        *(f"a picture of {{a}} {place}" for place in _SETTINGS),
+        *(f"a photo of {with_article(word)} {{}}" for word in _LOOKS),
         *(f"{{a}} {place}" for place in _SETTINGS),
+        *(f"a picture of {{a}}, {end}" for end in _ENDS),
     ),
 }
 """Kind of concept -> templates of prompts around it (see `Prompt.template`)."""

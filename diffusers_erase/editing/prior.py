@@ -30,7 +30,7 @@ GENERAL = (
 )
 """Templates of general prompts, about objects and styles."""
 
-BESIDE, OTHERS = 0.4, 0.03
+BESIDE, OTHERS = 1.2, 0.1
 """Weights of prompts about the parts of compounds, and of all others where only compounds are
 erased: what tells `red car` from `blue car` are small parts of the text states, and these are free
 only where little weighs on them."""

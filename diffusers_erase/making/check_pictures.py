@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusers_erase.concepts import Concept, Prompt
+from diffusers_erase.concepts import Concept, Kind, Prompt
 from diffusers_erase.concepts.words import plural
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.models.denoiser import Denoiser
@@ -18,10 +18,14 @@ from diffusers_erase.models.trajectories import Trajectories, sample_trajectorie
 
 
 PICTURES, OF_OTHER_NAMES = 3, 2
-"""Pictures drawn under a concept's name, and under each of its synonyms and plurals."""
+"""Pictures drawn under a concept's name, and under each of its synonyms and plurals; twice as many
+of an attribute, a compound or a place, which are erased in some pictures and left in others."""
 
 MOST_NAMES = 12
 """Names of a concept that are checked at most."""
+
+WHOLE_THINGS: tuple[Kind, ...] = ("object", "style", "person")
+"""Kinds that fill the picture."""
 
 STEPS, GUIDANCE = 4, 5.0
 """DDIM steps and guidance scale of these pictures."""
@@ -107,7 +111,7 @@ class Pictures:
             }
             name = min(apart, key=apart.__getitem__, default=concepts[k].name)
             compared = (own, absent, target, prompt.about(name))
-            times = TIMES if concepts[k].kind in ("object", "style", "person") else COARSE
+            times = TIMES if concepts[k].kind in WHOLE_THINGS else COARSE
             rows.append(Row(k, prompt.name, prompt, *compared, name, first + seed, times))
         return cls(model, denoiser, tuple(rows), states)
 
@@ -168,6 +172,7 @@ def _prompts(tokenizer: Any, concept: Concept) -> list[tuple[int, Prompt]]:
     alone, found = replace(concept, synonyms=()), list[tuple[int, Prompt]]()
     for name in [*concept.names, *known][:MOST_NAMES]:
         count = PICTURES if name == concept.name else OF_OTHER_NAMES
+        count *= 1 if concept.kind in WHOLE_THINGS else 2
         prompts = alone.example_prompts(2 * count)[:count]  # the second half says more beside it
         found += [(seed, replace(prompt, name=name)) for seed, prompt in enumerate(prompts)]
     return found

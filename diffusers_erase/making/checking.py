@@ -35,6 +35,9 @@ DRAWN, UNSURE = -0.2, -0.85
 """Mean evidence above which a concept is not erased, and above which it is weakly erased. Pictures
 with more than `UNSURE` may still show it."""
 
+SHOWN = 0.5
+"""Evidence of a single picture above which its concept is at most erased weakly."""
+
 CLOSE = (-0.92, -0.5)
 """Range of the worst evidence in which as many pictures are drawn again."""
 
@@ -251,7 +254,8 @@ def _judged(concepts: Sequence[Concept], looks: Sequence[_Look]) -> Check:
             own = torch.cat([x.drawn[x.pictures.rows_of(k, name)] for x in looks])
             left[name] = (own > UNSURE).float().mean().item()
             mean[name] = own.clamp(-2, 2).mean().item()
-            worst = max(worst, _verdict(mean[name]), key=_SEVERITY.__getitem__)
+            found = _verdict(mean[name], own.max().item())
+            worst = max(worst, found, key=_SEVERITY.__getitem__)
         others = [x.others[x.pictures.rows_of(k)] for x in looks if x.others is not None]
         if worst != "not checked" and others and torch.cat(others).mean() > 0:
             mistaken[concept.name] = next(row.other_name for row in rows if row.owner == k)
@@ -267,10 +271,11 @@ def _rounded(row: Mapping[str, float]) -> dict[str, float]:
     return {word: round(value, 3) for word, value in row.items()}
 
 
-def _verdict(mean: float) -> Verdict:
+def _verdict(mean: float, most: float) -> Verdict:
+    """Of the mean and the largest evidence of a name's pictures."""
     if mean > DRAWN:
         return "not erased"
-    return "weak" if mean > UNSURE else "erased"
+    return "weak" if mean > UNSURE or most > SHOWN else "erased"
 
 
 def _is_general(model: Model, concept: Concept) -> bool:
