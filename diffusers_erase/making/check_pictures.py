@@ -189,19 +189,14 @@ def _encoded(model: Model, texts: Sequence[str]) -> dict[str, Tensor]:
 
 
 def target_distances(
-    pictures: Pictures,
-    runs: Trajectories,
-    concepts: Sequence[Concept],
-    owner: int,
-    words: Sequence[str],
+    pictures: Pictures, runs: Trajectories, names: Sequence[str], words: Sequence[str]
 ) -> dict[str, float]:
-    """Mean |eps(k) - eps(c)|^2 / |eps("") - eps(c)|^2 for the words k, c the name of a concept.
+    """Min over names c of the mean |eps(k) - eps(c)|^2 / |eps("") - eps(c)|^2 for the words k.
 
-    At the second and third latent of the base's `runs` of its pictures, where what is drawn is
-    decided; eps("") is the prediction for the prompt without the concept.
+    At the second and third latent of the base's `runs` of its pictures of them, where what is drawn
+    is decided; eps("") is the prediction for the prompt without the concept.
     """
-    rows = [i for i, row in enumerate(pictures.rows) if row.owner == owner]
-    rows = [i for i in rows if pictures.rows[i].name == concepts[owner].name]
+    rows = [i for i, row in enumerate(pictures.rows) if row.name in names]
     latents = _latents(runs)[rows].flatten()
     z, t, own = runs.z[latents], runs.t[latents], runs.scores["concept"][latents]
     prompts = [pictures.rows[i].filled for i in rows for _ in range(2)]
@@ -211,8 +206,10 @@ def target_distances(
     count = 1 + len(words)
     found = _scores(pictures.denoiser, z.repeat(count, 1, 1, 1), t.repeat(count), states)
     squares = (found.unflatten(0, (count, -1)) - own).square().mean((2, 3, 4))
-    ratios: list[float] = (squares[1:] / squares[0].clamp(min=1e-12)).mean(1).tolist()
-    return dict(zip(words, ratios, strict=True))
+    ratios = squares[1:] / squares[0].clamp(min=1e-12)
+    of_names = torch.tensor([[p.name == name for p in prompts] for name in names]).float()
+    means = ratios.cpu() @ of_names.T / of_names.sum(1)
+    return dict(zip(words, means.amin(1).tolist(), strict=True))
 
 
 def _latents(runs: Trajectories) -> Tensor:

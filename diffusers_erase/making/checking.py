@@ -1,5 +1,6 @@
 """The check of a new eraser: does the base model still see the concept in what is drawn?"""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -114,7 +115,8 @@ class Check:
     @property
     def badness(self) -> tuple[int, float]:
         """A number that is lower the better the concepts are erased: severity, then evidence."""
-        return _SEVERITY[self.verdict], max(self.evidence.values(), default=0.0)
+        worst = max(self.evidence.values(), default=0.0)
+        return _SEVERITY[self.verdict], math.inf if self.near_targets else worst
 
     def sentences(self) -> list[str]:
         """Sentences that say what is still drawn, what is drawn instead, and what is harmed."""
@@ -175,15 +177,16 @@ def check_eraser(model: Model, concepts: Sequence[Concept], eraser: EraserAdapte
 def _with_distances(
     check: Check, look: "_Look", concepts: Sequence[Concept], eraser: EraserAdapter
 ) -> Check:
-    """The check with the distances of the targets; one that is too near is erased weakly."""
+    """The check with the distances of the targets; with one that is too near it is not erased."""
     found, verdicts = {}, dict(check.concepts)
-    for k, (concept, erased) in enumerate(zip(concepts, eraser.config.concepts, strict=True)):
+    for concept, erased in zip(concepts, eraser.config.concepts, strict=True):
         if erased.target is None or verdicts[concept.name] == "not checked":
             continue
-        base = look.pictures.of_base, look.before, concepts, k
+        names = [name for name in concept.names if name in check.evidence]
+        base = look.pictures.of_base, look.before, names
         row = target_distances(*base, [erased.target])
-        if row[erased.target] < APART and verdicts[concept.name] == "erased":
-            verdicts[concept.name] = "weak"
+        if row[erased.target] < APART:
+            verdicts[concept.name] = "not erased"
         others = [word for word, _ in erased.ranked if word != erased.target]
         if verdicts[concept.name] != "erased" and others:
             row |= target_distances(*base, others)

@@ -130,7 +130,7 @@ def _following(tries: list[_Try]) -> Request | None:
     """
     best = min(tries, key=lambda each: each.check.badness)
     ways = [_stronger(best), _retargeted(tries)]
-    if best.check.verdict == "not erased" or best.check.near_targets or _in_vain(tries):
+    if best.check.verdict == "not erased" or _in_vain(tries):
         ways.reverse()
     found = next((way for way in ways if way is not None), None)
     return found and replace(found, attempt=len(tries))
