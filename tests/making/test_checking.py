@@ -218,6 +218,20 @@ def test_a_target_that_the_base_draws_like_the_concept_is_found(playground):
     assert checked(playground, eraser, "van").near_targets == {}
 
 
+def test_a_target_that_the_base_draws_like_a_synonym_is_found(playground):
+    building = Concept("building", synonyms=("bell tower",))
+    eraser = erase(playground, building, target="belfry", progress=False, check=False)
+    found = check_eraser(Model.of(playground), [building], eraser)
+    assert found.near_targets == {"building": "belfry"}
+    assert found.badness == (3, float("inf"))
+
+
+def test_one_picture_that_shows_it_is_enough_for_doubt():
+    assert checking._verdict(-1.2, -0.4) == "erased"
+    assert checking._verdict(-1.2, 0.8) == "weak"
+    assert checking._verdict(0.1, 0.8) == "not erased"
+
+
 def test_a_paper_s_recipe_is_run_as_it_is(tried):
     _, check, requests = tried(request_for("uce", Fixed("van")), ["not erased"])
     assert len(requests) == 1
