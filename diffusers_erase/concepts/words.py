@@ -60,7 +60,7 @@ def plural(name: str) -> str:
 
 
 def singulars(name: str) -> tuple[str, ...]:
-    """What the name may be in the singular, the likeliest first; empty unless it is a plural.
+    """Possible singulars of a plural name, the likeliest first; empty for other names.
 
     Not for names of several capitalised words, nor where something follows: `men in black`.
     """

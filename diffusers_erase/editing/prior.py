@@ -35,17 +35,12 @@ BESIDE, OTHERS = 1.2, 0.1
 erased: what tells `red car` from `blue car` are small parts of the text states, and these are free
 only where little weighs on them."""
 
-LEAST = 2
-"""Least number of them of every length."""
-
 ENDING = 2
 """Number of last states of each general prompt that are kept to compare words by."""
 
-WHOLE = 24
-"""Most prompts of a list that are encoded with their padding, if others need not be."""
-
-ONE_IN = 16
-"""One in so many of them is."""
+WHOLE, ONE_IN, LEAST = 24, 16, 2
+"""Where encoders can end prompts early, one prompt in `ONE_IN` of a list is encoded with its
+padding: at most `WHOLE`, and at least `LEAST` of every length."""
 
 SEEN = 64
 """Approximate number of prompts of a long list in which each padding position is sampled."""

@@ -157,7 +157,7 @@ def ours_in(folder: Path) -> set[str]:
 
 def ours_on(repo_id: str) -> Sequence[str]:
     """Patterns of paths that a former eraser may have left in a repository."""
-    second = f"{repo_id.split('/')[-1]}.safetensors"  # written in former times
+    second = f"{repo_id.split('/')[-1]}.safetensors"  # written by earlier versions
     return [*_weight_files(), second, f"{IMAGES}/[0-9][0-9].png"]
 
 

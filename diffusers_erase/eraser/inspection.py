@@ -96,7 +96,7 @@ def verify_eraser(source: str | Path, model: Any = None, **hub: Unpack[HubOption
 
 
 def _copy_on(eraser: EraserAdapter, denoiser: nn.Module) -> str:
-    """How much the LoRA beside a text map differs from the map's change of these weights."""
+    """Relative difference of the LoRA beside a text map from the map's change of these weights."""
     apart = size = 0.0
     for path, W in text_weights(denoiser).items():
         D = eraser.delta(path, W).cpu()

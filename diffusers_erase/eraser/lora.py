@@ -65,7 +65,7 @@ class Lora:
 
     @classmethod
     def is_in(cls, names: Collection[str]) -> bool:
-        """Whether a file with tensors of these names holds a LoRA."""
+        """True if a file with tensors of these names holds a LoRA."""
         return any("lora" in name for name in names)
 
     @classmethod

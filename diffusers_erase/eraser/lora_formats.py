@@ -85,7 +85,7 @@ def kohya_keys(factors: Mapping[str, Factors]) -> tuple[dict[str, Tensor], dict[
 
 
 def holds_lora(file: Opened) -> bool:
-    """Whether a file holds a LoRA, and not the weights of a whole model."""
+    """True if a file holds a LoRA, and not the weights of a whole model."""
     return any("lora" in key for key in file.tensors)
 
 

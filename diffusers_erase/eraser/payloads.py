@@ -39,7 +39,7 @@ class Payload(Protocol):
 
     @classmethod
     def is_in(cls, names: Collection[str]) -> bool:
-        """Whether a file with tensors of these names holds this kind of weights."""
+        """True if a file with tensors of these names holds this kind of weights."""
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -153,7 +153,7 @@ class TextMap:
 
     @classmethod
     def is_in(cls, names: Collection[str]) -> bool:
-        """Whether a file with tensors of these names holds a text map."""
+        """True if a file with tensors of these names holds a text map."""
         return {*names} == {"U", "V"}
 
     @classmethod

@@ -30,7 +30,7 @@ from diffusers_erase.training.targets import Fixed, Target
 
 @dataclass(frozen=True)
 class Statistics:
-    """What several tries at an eraser share: text states, and statistics of them."""
+    """Text states and their statistics, which several tries at an eraser share."""
 
     texts: Texts
     cache: TensorCache | KeptTensors
@@ -39,7 +39,7 @@ class Statistics:
 
     @classmethod
     def of(cls, model: Model, folder: Path | None = None) -> "Statistics":
-        """None yet, or those that an earlier call has left in a folder."""
+        """Empty statistics, or those that an earlier call has saved in a folder."""
         encoder = digest(*model.text_encoders) if folder else ""
         return cls(texts_of(model), TensorCache(folder) if folder else KeptTensors(), encoder)
 
@@ -58,7 +58,7 @@ def solve_eraser(
         request: what is asked for, with an `Edit` as its recipe.
         weights: path -> weight (out x width) of the layers that read the text, if the pipeline has
             no denoiser; without them the eraser is portable.
-        statistics: what it shares with other tries, called after all checks of the request.
+        statistics: returns those shared with other tries; called after all checks of the request.
 
     Raises:
         ErasureError: the request or the pipeline does not fit; nothing has been computed then.

@@ -66,7 +66,7 @@ class Row:
     """The prompt about the other erased concept that is nearest to the target, if there are any."""
     other_name: str
     seed: int
-    """Of the noise; the base draws the pictures with even seeds too."""
+    """The seed of the noise; the base draws the pictures with even seeds too."""
     times: tuple[float, ...]
     """Shares of the training times at which the picture is classified."""
 

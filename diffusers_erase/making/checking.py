@@ -275,7 +275,7 @@ def _rounded(row: Mapping[str, float]) -> dict[str, float]:
 
 
 def _verdict(mean: float, most: float) -> Verdict:
-    """Of the mean and the largest evidence of a name's pictures."""
+    """The verdict on a name by the mean and the largest evidence of its pictures."""
     if mean > DRAWN:
         return "not erased"
     return "weak" if mean > UNSURE or most > SHOWN else "erased"

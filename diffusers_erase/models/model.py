@@ -24,7 +24,7 @@ from diffusers_erase.models.text_states import encode_arguments, ending_at, text
 
 
 class Pipeline(Protocol):
-    """What the library uses of a diffusers pipeline, beside its parts."""
+    """The attributes of a diffusers pipeline that the library uses, beside its parts."""
 
     scheduler: Any
     text_encoder: Any
@@ -138,7 +138,7 @@ class Model:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the pipeline computes."""
+        """The device that the pipeline computes on."""
         return self.pipeline._execution_device
 
     @property
@@ -214,7 +214,7 @@ class Model:
 
     @cached_property
     def ends_early(self) -> bool:
-        """Whether a prompt's first states are the same, and cheaper, if nothing more is encoded.
+        """True if a prompt's first states are the same, and cheaper, if nothing more is encoded.
 
         So it is where states depend on what stands before them alone, as CLIP's do; measured on the
         empty prompt. Of several texts one after another, each has states of its own; texts of fewer

@@ -96,7 +96,7 @@ class Together:
 
     @property
     def empty(self) -> bool:
-        """Whether it changes nothing."""
+        """True if it changes nothing."""
         return self.text_map is None and not self.loras
 
     def pair(self, path: str, product: Product) -> Factors:
