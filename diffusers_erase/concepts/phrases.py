@@ -122,7 +122,8 @@ def single(text: str) -> str:
         ErasureError: it looks like a list of names.
     """
     names = names_in(text)
-    if len(names) > 1 and len(names_in(unframed(text)[0])) > 1:
+    lines = len(text.strip().splitlines())
+    if len(names) > 1 and (lines > 1 or len(names_in(unframed(text)[0])) > 1):
         listed = ", ".join(f'"{name}"' for name in names)
         raise ErasureError(
             f"{text.strip()!r} looks like more than one concept; pass a list: [{listed}]. If it is "

@@ -122,7 +122,9 @@ def test_erase_refuses_no_concept_and_recipes_that_are_none(untrained, no_work):
         erase(untrained, "car", recipe=7, check=False)
 
 
-@pytest.mark.parametrize("text", ["car, truck", "car; truck", "car and truck", "car / truck"])
+@pytest.mark.parametrize(
+    "text", ["car, truck", "car; truck", "car and truck", "car / truck", "car\ntruck"]
+)
 def test_erase_refuses_a_string_that_lists_names(untrained, no_work, text):
     for asked in (text, ["oak", text]):
         with pytest.raises(ErasureError, match=r'pass a list: \["car", "truck"\].*Concept\("car'):

@@ -208,6 +208,17 @@ def test_no_further_target_is_drawn_like_the_concept_or_like_one_before(truck):
     assert trying._untried([one], 0, first)[0] == far
 
 
+def test_a_target_of_the_user_s_that_the_base_draws_like_the_concept_is_tried_once(truck):
+    row = {truck.config.concepts[0].target: 0.1}
+    near = Check("not erased", {"truck": "not erased"}, distances={"truck": row})
+    given, chosen = (
+        trying._Try(request_for("closed-form", target), truck, near)
+        for target in (Fixed("x"), None)
+    )
+    assert trying._following([given]) is None
+    assert trying._following([chosen]) is not None
+
+
 def test_a_target_that_the_base_draws_like_the_concept_is_found(playground):
     eraser = erase(playground, "van", target="vehicle", progress=False, check=False)
     found = checked(playground, eraser, "van")
