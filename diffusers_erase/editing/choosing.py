@@ -92,10 +92,20 @@ def specific(
     prompt = Prompt(COLOURED, concept.name)
     sample = list(dict.fromkeys(spread(things, TYPICAL)))
     about = [prompt.about(word) for word in (None, *words, *sample)]
-    states = texts.compared(about, texts.compared_length(about))
+    states = texts.encode(about).float()
     says = (states[1:] - states[0]).square().sum((1, 2))
     least = SPECIFIC * says[len(words) :].median()
     return [word for word, size in zip(words, says, strict=False) if size >= least]
+
+
+def _specific_ones(texts: Texts, concept: Concept, candidates: Sequence[str]) -> list[str]:
+    """The nearest specific candidates, `SHORTLIST` or more of the nearest four times as many."""
+    found: list[str] = []
+    for start in range(0, 4 * SHORTLIST, 2 * SHORTLIST):
+        chunk = candidates[start : start + 2 * SHORTLIST]
+        if len(found) < SHORTLIST and chunk:
+            found += specific(texts, concept, chunk, candidates)
+    return found
 
 
 def choose(
@@ -127,8 +137,7 @@ def choose(
     for k, concept in enumerate(concepts):
         candidates = list(admissible(k, proposals[k], measured))
         if general:
-            wide = candidates[: 4 * SHORTLIST]
-            candidates = specific(texts, concept, wide, candidates) or wide
+            candidates = _specific_ones(texts, concept, candidates) or candidates
         near = {word: measured[k][word] for word in candidates[:SHORTLIST]}
         if not near:
             choices.append(ErasedConcept.left_out(concept))

@@ -38,9 +38,10 @@ only where little weighs on them."""
 ENDING = 2
 """Number of last states of each general prompt that are kept to compare words by."""
 
-WHOLE, ONE_IN, LEAST = 24, 16, 2
-"""Where encoders can end prompts early, one prompt in `ONE_IN` of a list is encoded with its
-padding: at most `WHOLE`, and at least `LEAST` of every length."""
+WHOLE, ONE_IN, LEAST = 24, 6, 2
+"""Where encoders can end prompts early, one prompt in `ONE_IN` of a list of more than `WHOLE` is
+encoded with its padding: at most half as many as states are wide, and at least `LEAST` of every
+length. With half of that, maps keep what they should a third worse."""
 
 SEEN = 64
 """Approximate number of prompts of a long list in which each padding position is sampled."""
@@ -82,8 +83,8 @@ def gram(texts: Texts, prompts: Sequence[str]) -> Tensor:
 def early(texts: Texts, prompts: Sequence[str]) -> Iterator[tuple[Tensor, int]]:
     """Rows whose Gram matrix estimates that of all states of the prompts, and the states' number.
 
-    Each prompt is encoded to the end of its own tokens, and some (`WHOLE`, `ONE_IN`) with their
-    padding, from which that of all is estimated, among prompts of one length:
+    Each prompt is encoded to the end of its own tokens, and some (`ONE_IN`) with their padding,
+    from which that of all is estimated, among prompts of one length:
 
     e = a_t + ρ_t u + r
 
@@ -93,7 +94,7 @@ def early(texts: Texts, prompts: Sequence[str]) -> Iterator[tuple[Tensor, int]]:
     groups: dict[int, list[str]] = {}
     for prompt, end in zip(prompts, texts.ends(prompts), strict=True):
         groups.setdefault(end, []).append(prompt)
-    whole_ones = min(WHOLE, len(prompts) // ONE_IN)
+    whole_ones = min(texts.encode([""]).shape[-1] // 2, len(prompts) // ONE_IN)
     for end, group in groups.items():
         few = min(len(group), max(LEAST, whole_ones * len(group) // len(prompts)))
         whole = texts.encode([group[k] for k in evenly(few, len(group))]).float().cpu()
