@@ -1,13 +1,14 @@
 """Targets of an edit: the distances of words, and the word that damages others least."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from diffusers_erase.concepts import TEMPLATES, Concept, Prompt
-from diffusers_erase.concepts.candidates import admissible, kind_beside
+from diffusers_erase.concepts import TEMPLATES, Concept, Prompt, kind_of
+from diffusers_erase.concepts.candidates import admissible, comparable, kind_beside
 from diffusers_erase.concepts.prompts import spread
+from diffusers_erase.concepts.words import words_of
 from diffusers_erase.editing.keeping import KEPT_PROMPTS
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.solvers import Problem
@@ -16,6 +17,7 @@ from diffusers_erase.editing.states import states_and_targets
 from diffusers_erase.editing.texts import Texts
 from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.linalg.inverse import Inverse
+from diffusers_erase.models.text_states import unknown_words
 
 
 SPECIFIC, TYPICAL = 0.6, 36
@@ -98,6 +100,21 @@ def specific(
     return [word for word, size in zip(words, says, strict=False) if size >= least]
 
 
+def is_general(texts: Texts, concept: Concept, words: Sequence[str]) -> bool:
+    """True if an object's name is a word for many things: see `specific`.
+
+    Compared with the things among the words, the tokenizer's own. A name with synonyms lists its
+    members, and one that the tokenizer does not know as words is not general.
+    """
+    same = (words_of(name) == words_of(concept.name) for name in concept.synonyms)
+    things = [word for word in comparable(concept, words) if kind_of(word) == "object"]
+    if concept.kind != "object" or not all(same) or not things:
+        return False
+    if unknown_words(texts.tokenizer, concept.name):
+        return False
+    return not specific(texts, concept, [concept.name], things)
+
+
 def _specific_ones(texts: Texts, concept: Concept, candidates: Sequence[str]) -> list[str]:
     """The nearest specific candidates, `SHORTLIST` or more of the nearest four times as many."""
     found: list[str] = []
@@ -119,6 +136,7 @@ def choose(
     Q: Tensor | None,
     *,
     general: bool,
+    wide: Collection[str] = (),
 ) -> list[ErasedConcept]:
     """The concepts with their targets.
 
@@ -132,10 +150,13 @@ def choose(
         S: second moments of what is kept.
         Q: directions that do not change.
         general: the words are the tokenizer's own, some of which mean many things.
+        wide: names of concepts that mean many things themselves.
     """
     choices = []
     for k, concept in enumerate(concepts):
         candidates = list(admissible(k, proposals[k], measured))
+        if concept.name in wide:  # its nearest words are among the things it stands for
+            candidates = candidates[len(candidates) // 2 :]
         if general:
             candidates = _specific_ones(texts, concept, candidates) or candidates
         near = {word: measured[k][word] for word in candidates[:SHORTLIST]}

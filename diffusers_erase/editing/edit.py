@@ -1,6 +1,6 @@
 """`edit()` solves for the text map that erases concepts, without evaluating the UNet."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.concepts.candidates import SYNONYM, comparable, proposed
-from diffusers_erase.editing.choosing import choose, distances
+from diffusers_erase.editing.choosing import choose, distances, is_general
 from diffusers_erase.editing.keeping import kept_beside
 from diffusers_erase.editing.prior import own_statistics, own_words
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.shortlist import MANY, shortlisted
 from diffusers_erase.editing.solvers import Problem, solved_within, weights_gram
 from diffusers_erase.editing.states import states_and_targets
-from diffusers_erase.editing.texts import Texts
+from diffusers_erase.editing.texts import Texts, evenly
 from diffusers_erase.editing.token_pairs import without_shared_part
 from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.eraser.text_map import TextMap
@@ -81,7 +81,10 @@ def edit(
             for c in concepts
         ]
     others = {*Vocabulary(tuple(dict.fromkeys(chain(*near)))).others(concepts)} if own else set()
-    proposals = _proposals(concepts, vocabulary, near, own) if chosen else [[] for _ in concepts]
+    wide = {c.name for c in concepts if is_general(texts, c, own)} if chosen else set[str]()
+    proposals = (
+        _proposals(concepts, vocabulary, near, own, wide) if chosen else [[]] * len(concepts)
+    )
     compared = [
         [*(listed if chosen or recipe.near else ()), *(w for w in row if general and w in others)]
         for row in (near if chosen or recipe.near else [()] * len(concepts))
@@ -105,9 +108,8 @@ def edit(
     )
     if chosen:
         rivals = [[w for w in row if vocabulary is None or w in listed] for row in apart]
-        choices = choose(
-            texts, concepts, proposals, measured, rivals, recipe, S, Q, general=vocabulary is None
-        )
+        asked = (texts, concepts, proposals, measured, rivals, recipe, S, Q)
+        choices = choose(*asked, general=vocabulary is None, wide=wide)
     else:
         given = targets or [None] * len(concepts)
         choices = [ErasedConcept.of(c, t) for c, t in zip(concepts, given, strict=True)]
@@ -128,13 +130,22 @@ def _proposals(
     vocabulary: Vocabulary | None,
     near: Sequence[Sequence[str]],
     own: Sequence[str],
+    wide: Collection[str],
 ) -> list[list[str]]:
     """The words that may replace each concept by name and kind: listed ones, or the tokenizer's.
 
-    `near` are the tokenizer's own that are compared with each concept. Without a vocabulary a
-    person is left out.
+    `near` are the tokenizer's own that are compared with each concept; one that means many things
+    (`wide`) may be replaced by any. Without a vocabulary a person is left out.
     """
-    words = near if vocabulary is None else [vocabulary.words] * len(concepts)
+    some = [own[i] for i in evenly(min(len(own), MANY), len(own))]
+    words: Sequence[Sequence[str]] = (
+        [vocabulary.words] * len(concepts)
+        if vocabulary
+        else [
+            some if concept.name in wide else row
+            for concept, row in zip(concepts, near, strict=True)
+        ]
+    )
     return [
         proposed(c, concepts, () if vocabulary is None and c.kind == "person" else each, own)
         for c, each in zip(concepts, words, strict=True)

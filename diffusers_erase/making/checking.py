@@ -1,17 +1,15 @@
 """The check of a new eraser: does the base model still see the concept in what is drawn?"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from diffusers_erase.concepts import Concept, kind_of
-from diffusers_erase.concepts.candidates import comparable
-from diffusers_erase.concepts.words import words_of
-from diffusers_erase.editing.choosing import specific
+from diffusers_erase.concepts import Concept
+from diffusers_erase.editing.choosing import is_general
 from diffusers_erase.editing.prior import own_words
 from diffusers_erase.editing.texts import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
@@ -25,7 +23,6 @@ from diffusers_erase.making.check_pictures import (
 )
 from diffusers_erase.models.denoiser import Denoiser
 from diffusers_erase.models.model import Model
-from diffusers_erase.models.text_states import unknown_words
 from diffusers_erase.models.trajectories import Trajectories
 from diffusers_erase.runtime.plugin import load_erasure, unload_erasures
 
@@ -165,12 +162,14 @@ def check_eraser(model: Model, concepts: Sequence[Concept], eraser: EraserAdapte
         denoiser = model.noise_predictor()
     except ErasureError as error:
         return Check("not checked", reason=str(error))
-    general = tuple(concept.name for concept in concepts if _is_general(model, concept))
-    looks = [_look(model, denoiser, concepts, eraser, first=0)]
-    severity, worst = _judged(concepts, looks).badness
+    texts, words = texts_of(model), own_words(model.tokenizer)
+    general = tuple(concept.name for concept in concepts if is_general(texts, concept, words))
+    looks = [_look(model, denoiser, concepts, eraser, first=0, general=general)]
+    severity, worst = _judged(concepts, looks, general).badness
     if severity and CLOSE[0] < worst < CLOSE[1]:
-        looks.append(_look(model, denoiser, concepts, eraser, first=2 * PICTURES))
-    found = replace(_judged(concepts, looks), general=general)
+        more = _look(model, denoiser, concepts, eraser, first=2 * PICTURES, general=general)
+        looks.append(more)
+    found = replace(_judged(concepts, looks, general), general=general)
     return _with_distances(found, looks[0], concepts, eraser)
 
 
@@ -207,6 +206,9 @@ class _Look:
     drawn: Tensor
     others: Tensor | None
     """Evidence of the nearest other concept; None if there is none."""
+    of_kind: Tensor | None
+    """Evidence against the prompt without the concept alone, which a picture of one of the things
+    that a general word stands for has too; None without a general word."""
     harms: Mapping[str, float]
     layout: float
 
@@ -218,6 +220,7 @@ def _look(
     eraser: EraserAdapter,
     *,
     first: int,
+    general: Collection[str],
 ) -> _Look:
     """Draw pictures from noise with seeds from `first` on, and classify them."""
     pictures = Pictures.of(model, denoiser, concepts, eraser, first=first)
@@ -239,13 +242,14 @@ def _look(
         some.shown(x0, target=False),
         pictures.shown(x),
         pictures.shown(x, "other") if len(concepts) > 1 else None,
+        pictures.shown(x, target=False) if general else None,
         harms,
         layout.mean().item(),
     )
 
 
-def _judged(concepts: Sequence[Concept], looks: Sequence[_Look]) -> Check:
-    """The verdicts on all pictures."""
+def _judged(concepts: Sequence[Concept], looks: Sequence[_Look], general: Collection[str]) -> Check:
+    """The verdicts on all pictures; a general word is drawn where a thing of its kind is."""
     left, mean, mistaken, verdicts = {}, {}, {}, dict[str, Verdict]()
     rows = looks[0].pictures.rows
     for k, concept in enumerate(concepts):
@@ -255,6 +259,9 @@ def _judged(concepts: Sequence[Concept], looks: Sequence[_Look]) -> Check:
             if torch.cat(known).mean() < KNOWN:
                 continue
             own = torch.cat([x.drawn[x.pictures.rows_of(k, name)] for x in looks])
+            kinds = [x.of_kind[x.pictures.rows_of(k, name)] for x in looks if x.of_kind is not None]
+            if concept.name in general and torch.cat(kinds).mean() > DRAWN:
+                own = torch.cat(kinds)
             left[name] = (own > UNSURE).float().mean().item()
             mean[name] = own.clamp(-2, 2).mean().item()
             found = _verdict(mean[name], own.max().item())
@@ -279,17 +286,3 @@ def _verdict(mean: float, most: float) -> Verdict:
     if mean > DRAWN:
         return "not erased"
     return "weak" if mean > UNSURE or most > SHOWN else "erased"
-
-
-def _is_general(model: Model, concept: Concept) -> bool:
-    """True if an object's name is a word for many things (`editing.choosing.specific`).
-
-    Compared with things that the tokenizer has a token for. A name with synonyms lists its members.
-    """
-    same = (words_of(name) == words_of(concept.name) for name in concept.synonyms)
-    things = [w for w in comparable(concept, own_words(model.tokenizer)) if kind_of(w) == "object"]
-    if concept.kind != "object" or not all(same) or not things:
-        return False
-    if unknown_words(model.tokenizer, concept.name):
-        return False
-    return not specific(texts_of(model), concept, [concept.name], things)
