@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from diffusers_erase.cli import drawing, making, measuring, sharing
+from diffusers_erase.cli import drawing, making, measuring, sharing, sweeping
 from diffusers_erase.errors import ErasureError
 
 
@@ -30,6 +30,7 @@ for command in (
     measuring.attack,
     measuring.graph,
     measuring.continual,
+    sweeping.sweep,
     sharing.info,
     sharing.verify,
     sharing.push,

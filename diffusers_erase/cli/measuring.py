@@ -64,10 +64,10 @@ def evaluate(
     check_folder(out, overwrite=overwrite, marker=RESULTS, known=KNOWN)
     concepts = EraserAdapter.from_pretrained(erasers[0]).config.concepts
     tried = [attack_named(name, concepts[0].concept) for name in attack or ()]
-    asked = _suite(suite, [each.name for each in concepts], model, pictures)
+    asked = suite_named(suite, [each.name for each in concepts], model, pictures)
     labels = {label for g in asked.groups for _, wanted in g.prompts for label in wanted}
     runner = _runner(
-        model, detector, tuple(sorted(labels)), out, _sampling(model, steps, guidance, batch)
+        model, detector, tuple(sorted(labels)), out, sampling_of(model, steps, guidance, batch)
     )
     for source in erasers:
         load_erasure(runner.sampler.pipe, source, name=source)
@@ -145,7 +145,7 @@ def graph(
     concepts = replace(concepts, pictures=pictures or concepts.pictures)
     own = model == "playground"
     erased = [Concept(w, synonyms=SYNONYMS.get(w, ()) if own else ()) for w in concepts.names]
-    sampling = _sampling(model, steps, guidance, batch)
+    sampling = sampling_of(model, steps, guidance, batch)
     runner = _runner(model, detector, concepts.names, out, sampling)
 
     def make(concept: Concept) -> Any:
@@ -201,7 +201,7 @@ def continual(
         if eraser.config.title in loaded:
             raise ErasureError(f"'{source}' erases '{eraser.config.title}' a second time.")
         loaded[eraser.config.title] = eraser
-    sampling = _sampling(model, steps, guidance, batch)
+    sampling = sampling_of(model, steps, guidance, batch)
     runner = _runner(model, detector, concepts.names, out, sampling)
     found = timeline(runner, concepts, loaded, seed=seed)
     if runner.main:
@@ -217,7 +217,8 @@ def continual(
             typer.echo(f"after {line['erased']:12} gone {shares[0]:>7}, kept {shares[1]:>7}")
 
 
-def _suite(name: str, concepts: list[str], model: str, pictures: int | None) -> Any:
+def suite_named(name: str, concepts: list[str], model: str, pictures: int | None) -> Any:
+    """The suite in a YAML file, of the playground about these concepts, or of the package."""
     from diffusers_erase.evaluation.suites import Suite, shipped_protocols, unknown
     from diffusers_erase.playground.protocols import PROTOCOLS, protocol
 
@@ -254,7 +255,7 @@ def _concepts(protocol: Path | None, model: str) -> Any:
     return ConceptSet.of(graph_protocol())
 
 
-def _sampling(model: str, steps: int | None, guidance: float | None, batch: int) -> Any:
+def sampling_of(model: str, steps: int | None, guidance: float | None, batch: int) -> Any:
     """The settings given, or defaults; the playground needs fewer steps."""
     from diffusers_erase.evaluation.sampler import Sampling, fast_precision
 
@@ -272,12 +273,13 @@ def _runner(
     from diffusers_erase.evaluation.runner import Runner
     from diffusers_erase.evaluation.sampler import PipelineSampler
 
-    seen_by = _detector(detector or ("judge" if model == "playground" else ""), labels)
+    seen_by = detector_of(detector or ("judge" if model == "playground" else ""), labels)
     sampler = PipelineSampler(opened_model(model), seen_by, sampling)
     return Runner(sampler, _work(out), Accelerator(cpu=device() == "cpu"))
 
 
-def _detector(name: str, labels: tuple[str, ...]) -> Any:
+def detector_of(name: str, labels: tuple[str, ...]) -> Any:
+    """The detector of that name; `judge` is the playground's."""
     from diffusers_erase.evaluation.detectors import detector_named
     from diffusers_erase.playground import load_judge
 

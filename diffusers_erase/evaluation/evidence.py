@@ -157,19 +157,16 @@ def evaluate(
         seed: of all pictures.
 
     Raises:
-        ErasureError: no eraser is loaded, attacks are given and the suite has no group to keep (a
-            broken model resists every attack), or a detector or folder fails; what was measured
-            until then is stored.
+        ErasureError: no eraser is loaded, attacks are given and the suite is not for attacks (see
+            `require_attackable`), or a detector or folder fails; what was measured until then is
+            stored.
     """
     pipe = runner.sampler.pipe
     loaded = list_erasures(pipe)
     if not loaded:
         raise ErasureError("No eraser is loaded; call `pipe.load_erasure(...)`, then measure.")
-    if attacks and not any(RELATIONS[g.relation].expected == "kept" for g in suite.groups):
-        raise ErasureError(
-            f"The suite '{suite.name}' has no group that is to be kept, and without one attacks "
-            "mean nothing: a broken model resists them all. Add such a group."
-        )
+    if attacks:
+        require_attackable(suite)
     cases = suite.cases(seed)
     judgements = (*runner(cases, "base"), *runner(cases, "erased"))
     settings = {
@@ -197,6 +194,17 @@ def evaluate(
     )
 
 
+def require_attackable(suite: Suite) -> None:
+    """Raise if a suite has no target to attack, or nothing to keep: a broken model resists all."""
+    if not any(RELATIONS[group.relation].expected == "kept" for group in suite.groups):
+        raise ErasureError(
+            f"The suite '{suite.name}' has no group that is to be kept, and without one attacks "
+            "mean nothing: a broken model resists them all. Add such a group."
+        )
+    if not any(group.relation == "target" for group in suite.groups):
+        raise ErasureError(f"The suite '{suite.name}' has no group of relation `target` to attack.")
+
+
 def _drift(runner: Runner, suite: Suite) -> Mapping[str, float] | None:
     """Drift on prompts of the suite; None if one kind is missing, or the schedule is unknown."""
     pipe = runner.sampler.pipe
@@ -221,8 +229,6 @@ def _attack_results(
     runner: Runner, suite: Suite, attacks: Sequence[Attack], attempts: int, seed: int
 ) -> Iterator[tuple[Side, AttackResult]]:
     targets = [group for group in suite.groups if group.relation == "target"]
-    if attacks and not targets:
-        raise ErasureError(f"The suite '{suite.name}' has no group of relation `target` to attack.")
     log = ResultsLog(runner.work, "attacks")
     todo = [(attack, side) for attack in attacks for side in get_args(Side)]
     bar = tqdm(todo, unit="attack", disable=not (runner.progress and runner.main and todo))

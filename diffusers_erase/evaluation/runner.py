@@ -95,15 +95,20 @@ class Runner:
         log = ResultsLog(self.work, "verdicts", self._rank)
         shown = self._first_of_groups(cases) if self.work else set()
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
-        # shares must not depend on what is stored, which other processes may see earlier or later
+        # shares and batches must not depend on what is stored: other processes may see it earlier
+        # or later, and a picture depends by rounding on those that are drawn with it
         share = sorted(first.items())[self._rank :: self._processes]
+        size = self.sampler.sampling.batch
         todo = [
-            (key, i)
-            for key, i in share
-            if key not in log or (i in shown and not self._picture_path(key).is_file())
+            batch
+            for batch in (share[k : k + size] for k in range(0, len(share), size))
+            if any(
+                key not in log or (i in shown and not self._picture_path(key).is_file())
+                for key, i in batch
+            )
         ]
         with erasers_off_for_base(self.sampler.pipe, side):
-            for batch in self._batches(todo, side):
+            for batch in self._with_progress(todo, side):
                 rows = [cases[i] for _, i in batch]
                 pictures = self.sampler.draw([a.prompt for a in rows], [a.seed for a in rows])
                 verdicts = self.sampler.judge(pictures)
@@ -146,14 +151,13 @@ class Runner:
     def _processes(self) -> int:
         return self.accelerator.num_processes if self.accelerator else 1
 
-    def _batches(
-        self, todo: Sequence[tuple[str, int]], side: Side
+    def _with_progress(
+        self, batches: Sequence[Sequence[tuple[str, int]]], side: Side
     ) -> Iterator[Sequence[tuple[str, int]]]:
-        size = self.sampler.sampling.batch
-        quiet = not self.progress or self._rank > 0 or not todo
-        with tqdm(total=len(todo), desc=self.title or side, unit="picture", disable=quiet) as bar:
-            for start in range(0, len(todo), size):
-                batch = todo[start : start + size]
+        quiet = not self.progress or self._rank > 0 or not batches
+        total = sum(map(len, batches))
+        with tqdm(total=total, desc=self.title or side, unit="picture", disable=quiet) as bar:
+            for batch in batches:
                 yield batch
                 bar.update(len(batch))
 

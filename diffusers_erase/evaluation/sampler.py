@@ -100,7 +100,7 @@ class PipelineSampler:
         return {
             "base": base_digest(self.pipe),
             "erasers": erasures_key(self.pipe),
-            "scheduler": _settings(self.pipe.scheduler),
+            "scheduler": scheduler_settings(self.pipe.scheduler),
             "sampling": {k: v for k, v in asdict(self.sampling).items() if k != "batch"},
             "detector": info_of(self.detector),
         }
@@ -113,6 +113,7 @@ def base_digest(pipe: Pipeline) -> str:
         return digest(*(part for part in parts if isinstance(part, nn.Module)))
 
 
-def _settings(scheduler: Any) -> Mapping[str, Any]:
+def scheduler_settings(scheduler: Any) -> Mapping[str, Any]:
+    """The class of a scheduler and its settings."""
     settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
     return {"class": type(scheduler).__name__, **settings}

@@ -2,18 +2,22 @@
 
 import hashlib
 import json
+import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.storage.atomic import slug
 
 
 class ResultsLog:
     """Key -> result, in a folder's `.jsonl` files or in memory alone.
 
-    Every process writes a file of its own and reads those of all. Incomplete lines are ignored.
+    Every process writes a file of its own and reads those of all, also processes of other runs
+    that share the folder. Incomplete lines are ignored.
     """
 
     def __init__(self, folder: Path | None = None, name: str = "found", rank: int = 0) -> None:
@@ -45,7 +49,7 @@ class ResultsLog:
         if self.folder is None or not results:
             return
         lines = [json.dumps({"key": key, "found": found}) for key, found in results.items()]
-        path = self.folder / f"{self.name}.{self.rank}.jsonl"
+        path = self.folder / f"{self.name}.{self.rank}-{process_name()}.jsonl"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with path.open("a+b") as file:
@@ -58,6 +62,11 @@ class ResultsLog:
             raise ErasureError(
                 f"Cannot keep what was found in '{self.folder}': {error.strerror or error}."
             ) from error
+
+
+def process_name() -> str:
+    """A name for this process among those of all machines that run now."""
+    return f"{slug(socket.gethostname())}-{os.getpid()}"
 
 
 def lines_of(path: Path) -> Iterator[Any]:

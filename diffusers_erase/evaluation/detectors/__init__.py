@@ -1,6 +1,6 @@
 """Detectors, one per file, and the registry by which they are named: `detector_named`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.detector import Detector
@@ -11,7 +11,7 @@ from diffusers_erase.evaluation.suites import unknown
 
 
 __all__ = ["DETECTORS", "ClipZeroShot", "ImageClassifier", "MakeDetector", "NudeNet"]
-__all__ += ["detector_named"]
+__all__ += ["detector_named", "require_detector"]
 
 MakeDetector = Callable[[str, Sequence[str]], Detector]
 """(model, labels) -> detector: what follows the name's colon, and the labels of the suite."""
@@ -33,8 +33,17 @@ def detector_named(
         ErasureError: the name is unknown, its model is missing, or the detector cannot be loaded.
     """
     known = {**DETECTORS, **(others or {})}
+    return known[require_detector(name, known)](name.partition(":")[2], labels)
+
+
+def require_detector(name: str, known: Iterable[str]) -> str:
+    """The one of the known names that is meant: `clip:<model>` for `clip:openai/...`.
+
+    Raises:
+        ErasureError: the name is unknown, or its model is missing.
+    """
     kind, _, model = name.partition(":")
-    for full, make in known.items():
+    for full in known:
         if full.partition(":")[0] == kind and bool(model) == (":" in full):
-            return make(model, labels)
+            return full
     raise ErasureError(unknown("detector", name, known))
