@@ -1,7 +1,7 @@
 """Plans of sweeps: YAML files that name concepts, recipes, seeds and suites."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import product
@@ -52,6 +52,7 @@ class _PlanReader:
     """Folder of the plan, from which files of suites are named."""
 
     def plan(self) -> Plan:
+        """The whole plan."""
         top = self.reader.mapping(self.reader.content, (), KEYS, ("concepts", "recipes", "suites"))
         model = self.text(top.get("model", "playground"), ("model",))
         words = self.reader.texts(top["vocabulary"], ("vocabulary",)) if "vocabulary" in top else ()
@@ -136,11 +137,10 @@ class _PlanReader:
                     f"The suite '{suite.name}' is about {', '.join(suite.concepts)}, the eraser "
                     f"about {', '.join(names)}; write a file for each, as '{{concept}}.yaml'"
                 )
-            require_choice("precision", given.get("precision", "float32"), get_args(Precision))
-            sampling = sampling_of(
-                model, given.get("steps"), given.get("guidance"), given.get("batch", 32)
-            )
-            sampling = replace(sampling, precision=given.get("precision", "float32"))
+            precision, batch = given.get("precision", "float32"), given.get("batch", 32)
+            require_choice("precision", precision, get_args(Precision))
+            sampling = sampling_of(model, given.get("steps"), given.get("guidance"), batch)
+            sampling = replace(sampling, precision=precision)  # not the machine's fastest
             require_detector(detector, ("judge", *DETECTORS))
             tried = tuple(attack_named(attack, concepts[0]) for attack in attacks)
             if tried:
@@ -173,9 +173,10 @@ class _PlanReader:
         return {name: options or {} for name, options in value.items()}
 
     def like(self, usual: Any, value: Any, path: tuple[Any, ...]) -> Any:
-        """The value, if it is of the usual one's type; a whole number may stand for a share."""
-        if type(value) is int and type(usual) is float:
-            return float(value)
+        """The value, if it is of the usual one's type; YAML reads 1 and 1e-4 as other types."""
+        if type(usual) is float and type(value) in (int, str):
+            with suppress(ValueError):
+                return float(value)
         if type(value) is not type(usual):
             self.reader.fail(path, f"a value such as {usual!r} is needed here; got {value!r}")
         return value

@@ -190,13 +190,13 @@ def test_other_erasers_are_made_if_one_fails(folder, made, monkeypatch):
 def test_a_plan_is_read(folder):
     (folder / "plan.yaml").write_text(
         "concepts:\n  motor: {names: [car, bus], synonyms: automobile, target: oak}\n"
-        "recipes: {age: {steps: 3, learning_rate: 1, check: true}}\nseeds: [4, 7]\n"
+        "recipes: {age: {steps: 3, learning_rate: 1e-4, check: true}}\nseeds: [4, 7]\n"
         "suites: {objects: {pictures: 2, attacks: [noise], attempts: 2}}\n"
     )
     first, second = Plan.read(folder / "plan.yaml").erasers
     assert str(first) == "motor, age, seed 4"
     assert first.request.concepts == (Concept("car", synonyms=("automobile",)), Concept("bus"))
-    assert first.request.recipe.steps == 3
+    assert (first.request.recipe.steps, first.request.recipe.learning_rate) == (3, 1e-4)
     assert first.check
     assert [attack.name for attack in first.suites[0].attacks] == ["noise"]
     pictures = [
