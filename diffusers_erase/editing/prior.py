@@ -41,7 +41,7 @@ ENDING = 2
 WHOLE, ONE_IN, LEAST = 24, 6, 2
 """Where encoders can end prompts early, one prompt in `ONE_IN` of a list of more than `WHOLE` is
 encoded with its padding: at most half as many as states are wide, and at least `LEAST` of every
-length. With half of that, maps keep what they should a third worse."""
+length."""
 
 SEEN = 64
 """Approximate number of prompts of a long list in which each padding position is sampled."""
