@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from diffusers_erase.evaluation.probe import probe
     from diffusers_erase.making.api import erase
     from diffusers_erase.making.debiasing import debias
+    from diffusers_erase.making.priors import TextPrior
     from diffusers_erase.making.stacked import stack
     from diffusers_erase.making.trying import NotErasedError
     from diffusers_erase.runtime.plugin import (
@@ -51,6 +52,7 @@ _ROOMS = {
     "NotErasedError": "making.trying",
     "Recipe": "training.recipes",
     "Step": "training.trainer",
+    "TextPrior": "making.priors",
     "Trial": "training.trial",
     "Vocabulary": "concepts",
     "debias": "making.debiasing",
@@ -82,6 +84,7 @@ __all__ = [
     "NotErasedError",
     "Recipe",
     "Step",
+    "TextPrior",
     "Trial",
     "Vocabulary",
     "debias",

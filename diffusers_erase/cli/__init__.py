@@ -24,6 +24,7 @@ for command in (
     drawing.demo,
     making.train,
     making.edit,
+    making.prior,
     making.stack,
     drawing.generate,
     measuring.evaluate,

@@ -16,8 +16,10 @@ from diffusers_erase.cli.options import (
     Protect,
     Seed,
     Synonym,
+    Token,
     asked_concepts,
     device,
+    kept_folder,
     opened_model,
     own_words,
     without_denoiser,
@@ -190,19 +192,24 @@ def edit(
         bool,
         typer.Option("--portable", help="A text map alone, for all models with this text encoder."),
     ] = False,
+    prior: Annotated[
+        str | None,
+        typer.Option(
+            help="Statistics of the text encoder, by `diffusers-erase prior`: a file, a folder or "
+            "a Hub id."
+        ),
+    ] = None,
     check: CheckOption = True,
     allow_weak: AllowWeak = False,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Solve for an eraser in closed form; with --no-check it needs no UNet."""
-    from huggingface_hub.constants import HF_HOME
-
     from diffusers_erase.cli.training_runs import summary_of, with_numbers
     from diffusers_erase.concepts import Vocabulary
     from diffusers_erase.eraser.adapter import check_output
     from diffusers_erase.making.by_algebra import Statistics, solve_eraser
-    from diffusers_erase.making.request import Request, as_edit
+    from diffusers_erase.making.request import Request, as_edit, require_general
     from diffusers_erase.making.trying import make_checked
     from diffusers_erase.models.model import Model
     from diffusers_erase.models.weight_files import read_weights
@@ -218,11 +225,14 @@ def edit(
         protect=tuple(protect or ()),
         seed=seed,
     )
+    if prior is not None:
+        require_general(request)
     check_output(output, overwrite=overwrite)
     pipe = Model.of(opened_model(model, **({} if check else without_denoiser(model))))
     known = portable or model == "playground" or check
     weights = None if known else read_weights(model)
-    statistics = cache(lambda: Statistics.of(pipe, Path(HF_HOME) / "diffusers-erase"))
+    sources: dict[str, Any] = {"prior": prior, "say": typer.echo}
+    statistics = cache(lambda: Statistics.of(pipe, kept_folder(), **sources))
     make = partial(solve_eraser, pipe, weights=weights, statistics=statistics)
     eraser = (
         make_checked(make, pipe, request, allow_weak=allow_weak, say=typer.echo)
@@ -231,6 +241,36 @@ def edit(
     )
     (eraser.portable if portable else eraser).save_pretrained(output, overwrite=overwrite)
     typer.echo(summary_of(output, eraser))
+
+
+def prior(
+    model: ModelName = "playground",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "--output-dir",
+            "--out",
+            "-o",
+            help="Folder for the file; if omitted, the one where `edit` finds it by itself.",
+        ),
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(help="Publish it on the Hub as well, as user/name.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository private.")
+    ] = False,
+    token: Token = None,
+) -> None:
+    """Compute the statistics of a model's text encoder, for `edit --prior` and `erase(prior=)`."""
+    from diffusers_erase.making.priors import TextPrior
+
+    made = TextPrior.of(opened_model(model, **without_denoiser(model)))
+    typer.echo(f"Wrote {made.save(output or kept_folder())}")
+    if push:
+        address = made.push_to_hub(push, private=private or None, token=token)
+        typer.echo(f"Pushed: {address}")
 
 
 def stack(

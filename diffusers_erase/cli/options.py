@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -34,6 +35,7 @@ CheckOption = Annotated[
 AllowWeak = Annotated[
     bool, typer.Option("--allow-weak", help="Save the eraser also if the concept is still drawn.")
 ]
+Token = Annotated[str | None, typer.Option(help="Hub token, if not that of your login.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 
 
@@ -107,6 +109,13 @@ def own_words(model: str, concepts: Sequence[Any]) -> Any:
             words += [f"{colour} {concept.parts[1]}" for colour in COLOURS]
         words += known.get(concept.kind, OBJECTS) if concept.kind != "person" else ()
     return Vocabulary(tuple(dict.fromkeys(words))) if words else None
+
+
+def kept_folder() -> Path:
+    """The folder where statistics of text encoders are kept from one command to the next."""
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "diffusers-erase"
 
 
 def device() -> str:

@@ -5,13 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from diffusers_erase.cli.options import Overwrite, opened_model
+from diffusers_erase.cli.options import Overwrite, Token, opened_model
 from diffusers_erase.errors import ErasureError, shown
 
 
 Source = Annotated[str, typer.Argument(help="A folder or a Hub id.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit.")]
-Token = Annotated[str | None, typer.Option(help="Hub token, if not that of your login.")]
 
 
 def info(source: Source, revision: Revision = None, token: Token = None) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from diffusers_erase.eraser.adapter import EraserAdapter, check_output
 from diffusers_erase.eraser.config import CONFIG_NAME
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.making.api import erase
+from diffusers_erase.making.priors import PATTERN
 from diffusers_erase.storage.atomic import slug
 from diffusers_erase.training.recipes import Recipe
 from diffusers_erase.training.targets import as_target
@@ -47,6 +49,7 @@ class TrainingRun:
             as_target(self.options["target"]).check(self.concepts, self.options.get("vocabulary"))
         check_output(self.output, overwrite=overwrite)
         inside = {path.name for path in self.work.iterdir()} if self.work.is_dir() else set()
+        inside = {name for name in inside if not fnmatchcase(name, PATTERN)}
         if inside - {"cache", "checkpoints"} or self.work.is_file():
             raise ErasureError(
                 f"'{self.work}' is the folder for checkpoints of this run, and holds something "

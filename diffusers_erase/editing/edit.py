@@ -1,7 +1,8 @@
 """`edit()` solves for the text map that erases concepts, without evaluating the UNet."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.concepts.candidates import SYNONYM, comparable, proposed
 from diffusers_erase.editing.choosing import choose, distances, is_general
 from diffusers_erase.editing.keeping import kept_beside
-from diffusers_erase.editing.prior import own_statistics, own_words
+from diffusers_erase.editing.own_prompts import OwnStatistics, own_words
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.shortlist import MANY, shortlisted
 from diffusers_erase.editing.solvers import Problem, solved_within, weights_gram
@@ -33,6 +34,8 @@ class Edited:
     """Rank of the exact solution; that of the map may be lower."""
     kept: float
     """Share of the change's energy that the map keeps."""
+    general: int
+    """Number of general prompts whose statistics were used."""
 
 
 def edit(
@@ -45,6 +48,7 @@ def edit(
     keep: Sequence[str] = (),
     protect: Sequence[str] = (),
     weights: Mapping[str, Tensor] | None = None,
+    statistics: Callable[[], OwnStatistics] | None = None,
     cache: TensorCache | KeptTensors | None = None,
     encoder: str = "",
     seed: int = 0,
@@ -60,7 +64,8 @@ def edit(
         keep: prompts that should change as little as possible.
         protect: prompts that do not change at all.
         weights: path -> out x width, of the layers that read the text; few solvers need them.
-        cache: where statistics of long lists of prompts are stored.
+        statistics: returns those of general prompts; called if these are kept.
+        cache: where statistics of other long lists of prompts are stored.
         encoder: a name for the text encoder's exact weights, for the cache.
         seed: of the shell.
 
@@ -70,14 +75,15 @@ def edit(
     """
     cache = cache or KeptTensors()
     chosen = targets is None and recipe.choose != "given"
-    general = recipe.general or vocabulary is None
+    general = recipe.keeps_general(vocabulary)
+    known = (statistics or partial(OwnStatistics.of, texts))() if general else None
+    kept_words = known.without(texts, concepts) if known else None
     own = own_words(texts.tokenizer) if general or chosen else ()
     listed = vocabulary.others(concepts) if vocabulary else ()
     near: list[Sequence[str]] = [own for _ in concepts]
-    if len(own) > MANY and general and (chosen or recipe.near):
-        known = own_statistics(texts, concepts, cache, encoder)
+    if len(own) > MANY and kept_words and (chosen or recipe.near):
         near = [
-            shortlisted(texts, c, known) if c.kind not in ("attribute", "place") else own
+            shortlisted(texts, c, kept_words) if c.kind not in ("attribute", "place") else own
             for c in concepts
         ]
     others = {*Vocabulary(tuple(dict.fromkeys(chain(*near)))).others(concepts)} if own else set()
@@ -102,7 +108,7 @@ def edit(
         apart,
         recipe.near,
         keep=keep,
-        general=general,
+        general=kept_words.gram if kept_words else None,
         cache=cache,
         encoder=encoder,
     )
@@ -122,7 +128,7 @@ def edit(
     problem = Problem.of(E, V, S, keep_weight=each, ridge=recipe.ridge, protect=Q, G=G, count=count)
     rank = recipe.rank * len(concepts) * texts.count
     map, kept, whole = solved_within(recipe.solver, problem, rank)
-    return Edited(map, tuple(choices), whole, kept)
+    return Edited(map, tuple(choices), whole, kept, kept_words.count if kept_words else 0)
 
 
 def _proposals(

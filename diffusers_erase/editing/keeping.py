@@ -23,7 +23,7 @@ def kept_beside(
     near: int,
     *,
     keep: Sequence[str] = (),
-    general: bool = False,
+    general: Tensor | None = None,
     cache: TensorCache | KeptTensors | None = None,
     encoder: str = "",
 ) -> Tensor:
@@ -39,7 +39,7 @@ def kept_beside(
         measured: for each concept, words with their distances, nearest first.
         near: number of nearest words of each concept that are kept with more weight.
         keep: prompts that are kept beside the listed words.
-        general: whether the tokenizer's own words are kept too.
+        general: second moments of general prompts, if these are kept too.
         cache: where statistics of long lists of prompts are stored.
         encoder: a name for the text encoder's exact weights, for the cache.
     """

@@ -1,42 +1,21 @@
 """Second moments of the text states to be kept: listed, near, and general prompts."""
 
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffusers_erase.concepts import Concept
-from diffusers_erase.concepts.candidates import is_kept
-from diffusers_erase.concepts.prompts import filled
 from diffusers_erase.editing.texts import Texts, evenly
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.gram import lower_gram, mirrored
-from diffusers_erase.models.text_states import whole_words
 from diffusers_erase.storage.tensor_cache import KeptTensors, TensorCache
 
-
-WORDS = 2000
-"""Number of the tokenizer's own words that general prompts name."""
-
-GENERAL = (
-    "a photo of {a}",
-    "a painting of a house in the style of {}",
-    "{}",
-    "a red {} on the beach",
-    "a painting by {}",
-)
-"""Templates of general prompts, about objects and styles."""
 
 BESIDE, OTHERS = 1.2, 0.1
 """Weights of prompts about the parts of compounds, and of all others where only compounds are
 erased: what tells `red car` from `blue car` are small parts of the text states, and these are free
 only where little weighs on them."""
-
-ENDING = 2
-"""Number of last states of each general prompt that are kept to compare words by."""
 
 WHOLE, ONE_IN, LEAST = 24, 6, 2
 """Where encoders can end prompts early, one prompt in `ONE_IN` of a list of more than `WHOLE` is
@@ -55,18 +34,25 @@ _SUMMED = 8192
 """States that are summed in float32 before they are added in float64."""
 
 
-def gram(texts: Texts, prompts: Sequence[str]) -> Tensor:
+def sampling() -> dict[str, int]:
+    """The numbers by which long lists of prompts are sampled, to name their statistics by."""
+    return {"seen": SEEN, "whole": WHOLE, "one_in": ONE_IN, "least": LEAST}
+
+
+def gram(texts: Texts, prompts: Sequence[str], among: int = 0) -> Tensor:
     """E e e^T over all tokens of the prompts, width x width, float64 out of float32 sums.
 
     Most states of a prompt are padding, which is sampled in long lists: see `thinned`, and `early`
-    for encoders that can end prompts early.
+    for encoders that can end prompts early. Part of a list of `among` prompts is sampled as the
+    whole list is.
     """
+    among = max(among, len(prompts))
     if not prompts:
         raise ErasureError("There is no prompt to take statistics of; list some captions.")
     if texts.first is not None and len(prompts) > WHOLE:
-        parts = early(texts, prompts)
+        parts = early(texts, prompts, among)
     else:
-        every = max(1, len(prompts) // SEEN)
+        every = max(1, among // SEEN)
         chunks = range(0, len(prompts), _CHUNK)
         parts = (thinned(texts, prompts[i : i + _CHUNK], every, first=i) for i in chunks)
     total, count = torch.zeros((), dtype=torch.float64), 0
@@ -80,7 +66,7 @@ def gram(texts: Texts, prompts: Sequence[str]) -> Tensor:
     return mirrored(total.div_(count))
 
 
-def early(texts: Texts, prompts: Sequence[str]) -> Iterator[tuple[Tensor, int]]:
+def early(texts: Texts, prompts: Sequence[str], among: int) -> Iterator[tuple[Tensor, int]]:
     """Rows whose Gram matrix estimates that of all states of the prompts, and the states' number.
 
     Each prompt is encoded to the end of its own tokens, and some (`ONE_IN`) with their padding,
@@ -94,9 +80,9 @@ def early(texts: Texts, prompts: Sequence[str]) -> Iterator[tuple[Tensor, int]]:
     groups: dict[int, list[str]] = {}
     for prompt, end in zip(prompts, texts.ends(prompts), strict=True):
         groups.setdefault(end, []).append(prompt)
-    whole_ones = min(texts.encode([""]).shape[-1] // 2, len(prompts) // ONE_IN)
+    whole_ones = min(texts.encode([""]).shape[-1] // 2, among // ONE_IN)
     for end, group in groups.items():
-        few = min(len(group), max(LEAST, whole_ones * len(group) // len(prompts)))
+        few = min(len(group), max(LEAST, whole_ones * len(group) // among))
         whole = texts.encode([group[k] for k in evenly(few, len(group))]).float().cpu()
         own, padding = whole[:, end - 1], whole[:, end:]
         u, e = own - own.mean(0), padding - padding.mean(0)
@@ -150,7 +136,7 @@ def kept_moments(
     near: Sequence[str] = (),
     *,
     beside: Sequence[str] = (),
-    general: bool = False,
+    general: Tensor | None = None,
     erased: Sequence[Concept] = (),
     cache: TensorCache | KeptTensors | None = None,
     encoder: str = "",
@@ -161,19 +147,18 @@ def kept_moments(
     listed objects ruins styles.
 
     `near` are prompts about the nearest words, which an edit damages first; `beside`, those about
-    the parts of a compound, have the weight `BESIDE` on top (see there); `general` adds the
-    tokenizer's own words (see `own_prompts`), in prompts that do not name what is `erased`;
-    `encoder` names its weights for the cache.
+    the parts of a compound, have the weight `BESIDE` on top (see there); `general` are second
+    moments of general prompts that do not name what is `erased` (see `OwnStatistics`); `encoder`
+    names its weights for the cache.
     """
     cache = cache or KeptTensors()
 
     def moments(prompts: Sequence[str]) -> Tensor:
-        key = {"gram": list(prompts), "encoder": encoder, "seen": [SEEN, WHOLE, ONE_IN]}
+        key = {"gram": list(prompts), "encoder": encoder, "sampling": sampling()}
         return cache.get(key, lambda: {"gram": gram(texts, prompts)})["gram"]
 
     parts = [(2, moments(near)) if near else None, (1, moments(listed)) if listed else None]
-    if general:
-        parts.append((1, own_statistics(texts, erased, cache, encoder).gram))
+    parts.append((1, general) if general is not None else None)
     shares = [part for part in parts if part is not None] or [(1, moments(listed))]
     total = sum(share for share, _ in shares)
     found = torch.zeros((), dtype=torch.float64)
@@ -183,72 +168,3 @@ def kept_moments(
         return found
     weight = OTHERS if all(concept.kind == "compound" for concept in erased) else 1
     return torch.add(weight * found, moments(beside), alpha=BESIDE)
-
-
-@dataclass(frozen=True)
-class OwnStatistics:
-    """Statistics of the prompts that name a tokenizer's own words."""
-
-    pairs: list[tuple[str, str]]
-    """The template and the word of each prompt but the empty one."""
-    gram: Tensor
-    """Second moments of all states, width x width."""
-    endings: Tensor
-    """The last `ENDING` states of each prompt's own tokens, prompts x `ENDING` x width."""
-
-
-def own_statistics(
-    texts: Texts,
-    erased: Sequence[Concept] = (),
-    cache: TensorCache | KeptTensors | None = None,
-    encoder: str = "",
-) -> OwnStatistics:
-    """Statistics of `own_prompts`, made once for a cache."""
-    pairs = _own_pairs(texts.tokenizer, erased)
-    prompts = [filled(template, word) for template, word in pairs]
-
-    def make() -> dict[str, Tensor]:
-        found = {"gram": gram(texts, ["", *prompts])}
-        return found | {"endings": endings(texts, prompts)}
-
-    key = {"own": prompts, "encoder": encoder, "seen": [SEEN, WHOLE, ONE_IN]}
-    return OwnStatistics(pairs, **(cache or KeptTensors()).get(key, make))
-
-
-def endings(texts: Texts, prompts: Sequence[str]) -> Tensor:
-    """The last `ENDING` states of each prompt's own tokens, prompts x `ENDING` x width.
-
-    Those of a last word, if it is one token, and of the end of the text.
-    """
-    found = []
-    for start in range(0, len(prompts), _CHUNK):
-        chunk = prompts[start : start + _CHUNK]
-        states = texts.beginnings(chunk, texts.ends(chunk))
-        found.append(torch.stack([each[-ENDING:] for each in states]))
-    return torch.cat(found)
-
-
-def own_words(tokenizer: Any, count: int = WORDS) -> tuple[str, ...]:
-    """The `count` most frequent whole words of three letters and more that a tokenizer knows."""
-    words = whole_words(tokenizer)
-    return tuple(word for word in words if re.fullmatch(r"[a-z]{3,}", word))[:count]
-
-
-def own_prompts(tokenizer: Any, erased: Sequence[Concept] = ()) -> list[str]:
-    """The empty prompt, and prompts that name the tokenizer's own words, in turns of `GENERAL`.
-
-    Each word is named once; a small tokenizer's are named up to five times. A prompt that names an
-    erased concept beside its word is left out.
-    """
-    return ["", *(filled(template, word) for template, word in _own_pairs(tokenizer, erased))]
-
-
-def _own_pairs(tokenizer: Any, erased: Sequence[Concept]) -> list[tuple[str, str]]:
-    words = own_words(tokenizer)
-    rounds = max(1, min(len(GENERAL), 500 // max(1, len(words))))
-    pairs = [
-        (GENERAL[(k + r) % len(GENERAL)], word)
-        for r in range(rounds)
-        for k, word in enumerate(words)
-    ]
-    return [(t, word) for t, word in pairs if is_kept(filled(t, word), word, erased)]

@@ -71,6 +71,10 @@ class Edit:
         """True if the solution depends on the weights of the layers that read the text."""
         return isinstance(self.solver, Regenerate) or self.aim == "tensor"
 
+    def keeps_general(self, vocabulary: object) -> bool:
+        """True if general prompts are kept, beside those about the vocabulary or instead of it."""
+        return self.general or vocabulary is None
+
     def numbers(self) -> dict[str, Any]:
         """Every setting as plain JSON types; the solver as it would be written in code."""
         plain: Mapping[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diffusers_erase.concepts import Concept, Prompt
-from diffusers_erase.editing.prior import OwnStatistics, endings
+from diffusers_erase.editing.own_prompts import KeptStatistics, endings
 from diffusers_erase.editing.texts import Texts
 
 
@@ -15,7 +15,7 @@ SHORT = 48
 """Number of words that are."""
 
 
-def shortlisted(texts: Texts, concept: Concept, known: OwnStatistics) -> list[str]:
+def shortlisted(texts: Texts, concept: Concept, known: KeptStatistics) -> list[str]:
     """The `SHORT` own words nearest to the concept, all if there are no more than `MANY`.
 
     By the ends of the general prompts: min over names c of |e(k) - e(c)|^2 / |e("") - e(c)|^2 in

@@ -1,5 +1,7 @@
 """Gram matrices: float64 out of float32 sums, one triangle at a time."""
 
+from math import isqrt
+
 import torch
 from torch import Tensor
 
@@ -25,3 +27,16 @@ def mirrored(lower: Tensor) -> Tensor:
     for i in range(_BLOCK, len(lower), _BLOCK):
         lower[:i, i : i + _BLOCK] = lower[i : i + _BLOCK, :i].T
     return lower
+
+
+def packed(whole: Tensor) -> Tensor:
+    """The lower triangle of a symmetric matrix, row by row, float32: width (width + 1) / 2."""
+    return whole[torch.ones_like(whole, dtype=torch.bool).tril()].float()
+
+
+def unpacked(triangle: Tensor) -> Tensor:
+    """The symmetric matrix of a lower triangle, float64."""
+    width = (isqrt(8 * len(triangle) + 1) - 1) // 2
+    found = torch.zeros(width, width, dtype=torch.float64)
+    found.masked_scatter_(torch.ones(width, width, dtype=torch.bool).tril(), triangle.double())
+    return found + found.tril(-1).T

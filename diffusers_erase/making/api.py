@@ -24,6 +24,7 @@ from diffusers_erase.making.request import (
     as_recipe,
     as_strings,
     as_vocabulary,
+    require_general,
 )
 from diffusers_erase.making.trying import make_checked
 from diffusers_erase.models.model import Model
@@ -46,6 +47,7 @@ def erase(
     seed: int = 0,
     progress: bool = True,
     work: str | Path | None = None,
+    prior: str | Path | None = None,
     check: bool = True,
     allow_weak: bool = False,
     accelerator: Any = None,
@@ -79,6 +81,8 @@ def erase(
         progress: whether to show a progress bar, the recipe's choice and how names were understood.
         work: a folder for trajectories, checkpoints and text statistics; a stopped run continues
             from it.
+        prior: statistics of this text encoder (`TextPrior`), a file, a folder or a Hub id, which
+            spare a recipe that is solved encoding some 2,000 general prompts.
         check: whether to draw a few pictures, to try a stronger recipe and other targets if they
             still show a concept, and to record it in `eraser.config.results["check"]` (see
             `Check`).
@@ -111,7 +115,10 @@ def erase(
     trained = {**training, "progress": progress, "work": folder}
     del trained["steps"]
 
-    statistics = cache(lambda: Statistics.of(model, folder / "cache" if folder else None))
+    say = _print if progress else _say_nothing
+    if prior is not None:
+        require_general(request)
+    statistics = cache(lambda: Statistics.of(model, folder, prior=prior, say=say))
 
     def make(request: Request) -> EraserAdapter:
         if isinstance(request.recipe, Edit):
@@ -120,7 +127,6 @@ def erase(
 
     if not check:
         return _probed(model, request, make(request))
-    say = _print if progress else _say_nothing
     return _probed(
         model, request, make_checked(make, model, request, allow_weak=allow_weak, say=say)
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from diffusers_erase.concepts import Concept
 from diffusers_erase.editing.edit import edit
+from diffusers_erase.editing.own_prompts import OwnStatistics
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.texts import Texts, texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
@@ -16,6 +18,7 @@ from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.making.priors import TextPrior, general_statistics
 from diffusers_erase.making.request import (
     Request,
     config_of,
@@ -37,11 +40,35 @@ class Statistics:
     encoder: str
     """A name for the text encoders' exact weights."""
 
+    general: Callable[[], tuple[OwnStatistics, str]]
+    """Returns the statistics of general prompts, and what they come from."""
+
     @classmethod
-    def of(cls, model: Model, folder: Path | None = None) -> "Statistics":
-        """Empty statistics, or those that an earlier call has saved in a folder."""
+    def of(
+        cls,
+        model: Model,
+        folder: Path | None = None,
+        *,
+        prior: str | Path | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> "Statistics":
+        """Empty statistics, or those that an earlier call has saved in a folder.
+
+        Args:
+            model: the base.
+            folder: where statistics are found and left.
+            prior: source of the general prompts' statistics, if not the folder.
+            say: called with a sentence that says which ones are used, when they are.
+
+        Raises:
+            ErasureError: `prior` has no statistics that fit the model.
+        """
+        texts = texts_of(model)
+        given = None if prior is None else TextPrior.from_pretrained(model, prior)
         encoder = digest(*model.text_encoders) if folder else ""
-        return cls(texts_of(model), TensorCache(folder) if folder else KeptTensors(), encoder)
+        kept = TensorCache(folder / "cache") if folder else KeptTensors()
+        general = cache(lambda: general_statistics(model, texts, folder, given, say))
+        return cls(texts, kept, encoder, general)
 
 
 def solve_eraser(
@@ -81,11 +108,14 @@ def solve_eraser(
         keep=request.keep,
         protect=request.protect,
         weights=weights,
+        statistics=lambda: shared.general()[0],
         cache=shared.cache,
         encoder=shared.encoder,
         seed=request.seed,
     )
-    parameters = {"solution_rank": found.rank, "kept_energy": found.kept}
+    parameters: dict[str, Any] = {"solution_rank": found.rank, "kept_energy": found.kept}
+    if found.general:
+        parameters |= {"general_prompts": found.general, "prior": shared.general()[1]}
     return eraser_from_map(model, request, found.choices, found.map, weights, parameters)
 
 

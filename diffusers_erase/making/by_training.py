@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from diffusers_erase.concepts.examples import prompts_to_erase
 from diffusers_erase.editing.keeping import kept_beside
-from diffusers_erase.editing.prior import own_words
+from diffusers_erase.editing.own_prompts import own_words
 from diffusers_erase.editing.recipes import CLOSED_FORM
 from diffusers_erase.editing.solvers import Problem, Replace, weights_gram
 from diffusers_erase.editing.texts import texts_of
@@ -189,7 +189,6 @@ class _StartingEdit:
             near_words(self.context, words),
             NEAR_WORDS,
             keep=self.request.keep,
-            general=CLOSED_FORM.general,
         )
 
     @cached_property

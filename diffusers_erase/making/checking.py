@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusers_erase.concepts import Concept
 from diffusers_erase.editing.choosing import is_general
-from diffusers_erase.editing.prior import own_words
+from diffusers_erase.editing.own_prompts import own_words
 from diffusers_erase.editing.texts import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError

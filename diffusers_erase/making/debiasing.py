@@ -9,6 +9,7 @@ import torch
 
 from diffusers_erase.concepts import Concept, Vocabulary, prompts_naming
 from diffusers_erase.editing.blending import Blend
+from diffusers_erase.editing.own_prompts import OwnStatistics
 from diffusers_erase.editing.prior import kept_moments
 from diffusers_erase.editing.recipes import CLOSED_FORM, Edit
 from diffusers_erase.editing.solvers import Problem
@@ -115,7 +116,8 @@ def _erasers(
     blend = Blend.of(texts, concept, names, recipe.prompts)
     words = request.vocabulary.others([concept]) if request.vocabulary else ()
     listed = ["", *request.keep, *prompts_naming(words, concept.kind)]
-    S = kept_moments(texts, listed, general=recipe.general)
+    general = OwnStatistics.of(texts).without(texts).gram if recipe.general else None
+    S = kept_moments(texts, listed, general=general)
     Q = row_space(texts.encode([""])) if recipe.protect_null else None
     problem = Problem.of(
         blend.E, blend.E, S, keep_weight=recipe.keep_weight, ridge=recipe.ridge, protect=Q

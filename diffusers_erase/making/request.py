@@ -237,6 +237,18 @@ def require_erasable(model: Model) -> None:
         )
 
 
+def require_general(request: Request) -> None:
+    """Raise unless general prompts are kept, whose statistics `prior` has."""
+    recipe, name = request.recipe, request.recipe.name
+    if not isinstance(recipe, Edit):
+        raise ErasureError(f"Recipe '{name}' is trained and does not use `prior`; leave it out.")
+    if not recipe.keeps_general(request.vocabulary):
+        raise ErasureError(
+            f"Recipe '{name}' keeps the words of the vocabulary and no general prompts, so that it "
+            "does not use `prior`; leave out one of the two."
+        )
+
+
 def warn_of_unknown_words(model: Model, request: Request) -> None:
     """Warn of words that the tokenizer splits into fragments: erasing those erases nothing.
 

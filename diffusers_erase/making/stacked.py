@@ -8,7 +8,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from diffusers_erase.concepts import Vocabulary, prompts_naming, scenes
-from diffusers_erase.editing.prior import gram, kept_moments, own_words
+from diffusers_erase.editing.own_prompts import OwnStatistics, own_words
+from diffusers_erase.editing.prior import gram, kept_moments
 from diffusers_erase.editing.texts import Texts, texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.stacking import KEEP, Rest, compact, fused, protected, scaled, summed
@@ -97,6 +98,7 @@ def _kept(texts: Texts, listed: Sequence[str], own: Sequence[str]) -> Tensor:
     States of two things in one picture are unlike those of one. An eraser that was told of single
     things moves them several times as much, and in a sum of ten that adds up.
     """
-    alone = kept_moments(texts, prompts_naming(listed, "object"), general=True)
+    general = OwnStatistics.of(texts).without(texts).gram
+    alone = kept_moments(texts, prompts_naming(listed, "object"), general=general)
     together = [*scenes(listed, count=4), *scenes(own, count=2 if len(own) <= SCENES else 1)]
     return (alone + gram(texts, together)) / 2 if together else alone

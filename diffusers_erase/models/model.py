@@ -156,6 +156,12 @@ class Model:
         return found
 
     @property
+    def tokenizers(self) -> tuple[Any, ...]:
+        """The tokenizers that were loaded."""
+        found = (getattr(self.source, f"tokenizer{n}", None) for n in ("", "_2", "_3"))
+        return tuple(tokenizer for tokenizer in found if tokenizer is not None)
+
+    @property
     def segments(self) -> tuple[Segment, ...]:
         """The tokenizers whose states stand one after another, with how many states each has."""
         row = self.architecture

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from difflib import get_close_matches
 from typing import Any
@@ -62,16 +62,16 @@ def encode_arguments(
     return {"prompt": list(prompts), **{k: v for k, v in options.items() if k in takes}}
 
 
-def whole_words(tokenizer: Any) -> list[str]:
+def whole_words(tokenizer: Any) -> Iterator[str]:
     """The words a tokenizer has a token for, the most frequent first.
 
     Token ids are ordered by frequency in the texts the tokenizer was fitted to. CLIP marks the end
     of a word, other tokenizers its beginning.
     """
-    by_rank = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    ids = tokenizer.get_vocab()
     marked = re.compile(r"(?:(.+)</w>|[▁Ġ](.+))")
-    found = (marked.fullmatch(token) for token, _ in by_rank)
-    return [match[1] or match[2] for match in found if match]
+    found = map(marked.fullmatch, sorted(ids, key=ids.__getitem__))
+    return (match[1] or match[2] for match in found if match)
 
 
 def unknown_words(tokenizer: Any, phrase: str) -> dict[str, list[str]]:
@@ -80,7 +80,7 @@ def unknown_words(tokenizer: Any, phrase: str) -> dict[str, list[str]]:
     A text encoder does not understand a word split into fragments of about two letters; erasing
     such a word erases nothing.
     """
-    known = whole_words(tokenizer)
+    known = list(whole_words(tokenizer))
     unknown = {}
     for word in phrase.lower().split():
         pieces = tokenizer.tokenize(word)

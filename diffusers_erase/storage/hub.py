@@ -167,7 +167,7 @@ def publish(
     Args:
         repo_id: `user/name`, or a name of one's own.
         files: path -> content.
-        marker: the file by which a former result is known.
+        marker: name or pattern of the file by which a former result is known.
         stale: patterns of files of a former result to delete if they are not among the files.
         message: of the commit.
         private: whether a new repository is.
@@ -182,9 +182,10 @@ def publish(
     with _hub_errors(f"'{repo_id}' cannot be published"):
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         present = set(api.list_repo_files(repo))
-        if present - {".gitattributes", "README.md"} and marker not in present:
+        known = any(fnmatchcase(path, marker) for path in present)
+        if present - {".gitattributes", "README.md"} and not known:
             raise ErasureError(
-                f"'{repo_id}' holds something else than an eraser, so nothing is written there; "
+                f"'{repo_id}' holds something else (no {marker}), so nothing is written there; "
                 "choose another name."
             )
         gone = [p for p in present - files.keys() if any(fnmatchcase(p, s) for s in stale)]

@@ -5,13 +5,8 @@ import torch
 
 from diffusers_erase.concepts import prompts_naming
 from diffusers_erase.editing import prior
-from diffusers_erase.editing.prior import (
-    gram,
-    kept_moments,
-    own_prompts,
-    own_words,
-    thinned,
-)
+from diffusers_erase.editing.own_prompts import own_prompts, own_words
+from diffusers_erase.editing.prior import gram, kept_moments, thinned
 from diffusers_erase.editing.texts import Texts, texts_of
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.playground import OBJECTS
@@ -119,12 +114,12 @@ def test_gram_refuses_an_empty_list(untrained):
 
 def test_kept_moments_weigh_near_listed_and_general_two_to_one_to_one(untrained):
     texts = texts_of(untrained)
-    listed, near, general = ["a car", "an oak"], ["a van"], own_prompts(untrained.tokenizer)
-    L, N, G = (gram(texts, prompts) for prompts in (listed, near, general))
+    listed, near = ["a car", "an oak"], ["a van"]
+    L, N, G = (gram(texts, prompts) for prompts in (listed, near, ["a bird", "a hat"]))
     assert torch.allclose(kept_moments(texts, listed), L)
     assert torch.allclose(kept_moments(texts, listed, near), (2 * N + L) / 3)
-    assert torch.allclose(kept_moments(texts, listed, near, general=True), (2 * N + L + G) / 4)
-    assert torch.allclose(kept_moments(texts, [], near, general=True), (2 * N + G) / 3)
+    assert torch.allclose(kept_moments(texts, listed, near, general=G), (2 * N + L + G) / 4)
+    assert torch.allclose(kept_moments(texts, [], near, general=G), (2 * N + G) / 3)
 
 
 def test_own_prompts_name_every_word_as_object_and_style(untrained):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusers_erase import ErasureError, Vocabulary, erase, load_erasure
-from diffusers_erase.editing.prior import own_words
+from diffusers_erase.editing.own_prompts import own_words
 from diffusers_erase.editing.recipes import CLOSED_FORM
 from diffusers_erase.models.architectures import projections
 from diffusers_erase.models.text_states import encode
