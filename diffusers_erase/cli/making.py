@@ -13,6 +13,7 @@ from diffusers_erase.cli.options import (
     KindName,
     ModelName,
     Overwrite,
+    PriorSource,
     Protect,
     Seed,
     Synonym,
@@ -92,6 +93,7 @@ def train(
     mixed_precision: Annotated[str, typer.Option(help="'no', 'bf16' or 'fp16'.")] = "no",
     report_to: Annotated[str | None, typer.Option(help="A tracker, such as tensorboard.")] = None,
     logging_dir: Annotated[Path, typer.Option(help="Folder for the tracker.")] = Path("logs"),
+    prior: PriorSource = None,
     check: CheckOption = True,
     allow_weak: AllowWeak = False,
     seed: Seed = 0,
@@ -118,6 +120,7 @@ def train(
         "target": target,
         "check": check,
         "allow_weak": allow_weak,
+        "prior": prior,
         **({"vocabulary": Vocabulary.read(vocabulary)} if vocabulary else {}),
     }
     if concepts_file is not None:
@@ -192,13 +195,7 @@ def edit(
         bool,
         typer.Option("--portable", help="A text map alone, for all models with this text encoder."),
     ] = False,
-    prior: Annotated[
-        str | None,
-        typer.Option(
-            help="Statistics of the text encoder, by `diffusers-erase prior`: a file, a folder or "
-            "a Hub id."
-        ),
-    ] = None,
+    prior: PriorSource = None,
     check: CheckOption = True,
     allow_weak: AllowWeak = False,
     seed: Seed = 0,
@@ -208,8 +205,9 @@ def edit(
     from diffusers_erase.cli.training_runs import summary_of, with_numbers
     from diffusers_erase.concepts import Vocabulary
     from diffusers_erase.eraser.adapter import check_output
-    from diffusers_erase.making.by_algebra import Statistics, solve_eraser
+    from diffusers_erase.making.by_algebra import solve_eraser
     from diffusers_erase.making.request import Request, as_edit, require_general
+    from diffusers_erase.making.statistics import Statistics
     from diffusers_erase.making.trying import make_checked
     from diffusers_erase.models.model import Model
     from diffusers_erase.models.weight_files import read_weights
@@ -263,7 +261,7 @@ def prior(
     ] = False,
     token: Token = None,
 ) -> None:
-    """Compute the statistics of a model's text encoder, for `edit --prior` and `erase(prior=)`."""
+    """Compute statistics of a model's text encoder, which then make every eraser quicker."""
     from diffusers_erase.making.priors import TextPrior
 
     made = TextPrior.of(opened_model(model, **without_denoiser(model)))

@@ -25,6 +25,13 @@ Synonym = Annotated[
 Protect = Annotated[
     list[str] | None, typer.Option(help="A prompt that must not change at all; repeatable.")
 ]
+PriorSource = Annotated[
+    str | None,
+    typer.Option(
+        help="Statistics of the text encoder, by `diffusers-erase prior`: a file, a folder or a "
+        "Hub id."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
 CheckOption = Annotated[
     bool,

@@ -34,8 +34,6 @@ class Edited:
     """Rank of the exact solution; that of the map may be lower."""
     kept: float
     """Share of the change's energy that the map keeps."""
-    general: int
-    """Number of general prompts whose statistics were used."""
 
 
 def edit(
@@ -128,7 +126,7 @@ def edit(
     problem = Problem.of(E, V, S, keep_weight=each, ridge=recipe.ridge, protect=Q, G=G, count=count)
     rank = recipe.rank * len(concepts) * texts.count
     map, kept, whole = solved_within(recipe.solver, problem, rank)
-    return Edited(map, tuple(choices), whole, kept, kept_words.count if kept_words else 0)
+    return Edited(map, tuple(choices), whole, kept)
 
 
 def _proposals(

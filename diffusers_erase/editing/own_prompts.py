@@ -49,11 +49,6 @@ class KeptStatistics:
     endings: Tensor
     """The last `ENDING` states of each prompt's own tokens, prompts x `ENDING` x width."""
 
-    @property
-    def count(self) -> int:
-        """Number of prompts, the empty one among them."""
-        return len(self.pairs) + 1
-
 
 @dataclass(frozen=True)
 class OwnStatistics:

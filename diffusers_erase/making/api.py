@@ -14,7 +14,7 @@ from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.probe import probe
-from diffusers_erase.making.by_algebra import Statistics, solve_eraser
+from diffusers_erase.making.by_algebra import solve_eraser
 from diffusers_erase.making.by_training import train_eraser
 from diffusers_erase.making.choosing import choose_recipe
 from diffusers_erase.making.request import (
@@ -26,6 +26,7 @@ from diffusers_erase.making.request import (
     as_vocabulary,
     require_general,
 )
+from diffusers_erase.making.statistics import Statistics
 from diffusers_erase.making.trying import make_checked
 from diffusers_erase.models.model import Model
 from diffusers_erase.training.recipes import Recipe
@@ -82,7 +83,7 @@ def erase(
         work: a folder for trajectories, checkpoints and text statistics; a stopped run continues
             from it.
         prior: statistics of this text encoder (`TextPrior`), a file, a folder or a Hub id, which
-            spare a recipe that is solved encoding some 2,000 general prompts.
+            spare recipes that are solved, or begin so, encoding some 2,000 general prompts.
         check: whether to draw a few pictures, to try a stronger recipe and other targets if they
             still show a concept, and to record it in `eraser.config.results["check"]` (see
             `Check`).
@@ -116,14 +117,15 @@ def erase(
     del trained["steps"]
 
     say = _print if progress else _say_nothing
+    statistics = cache(lambda: Statistics.of(model, folder, prior=prior, say=say))
     if prior is not None:
         require_general(request)
-    statistics = cache(lambda: Statistics.of(model, folder, prior=prior, say=say))
+        statistics()
 
     def make(request: Request) -> EraserAdapter:
         if isinstance(request.recipe, Edit):
             return solve_eraser(model, request, statistics=statistics)
-        return train_eraser(model, request, **trained)
+        return train_eraser(model, request, statistics=statistics, **trained)
 
     if not check:
         return _probed(model, request, make(request))

@@ -1,74 +1,28 @@
 """Erasers in closed form: a text map, and its LoRA if the weights it acts on are known."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from diffusers_erase.concepts import Concept
 from diffusers_erase.editing.edit import edit
-from diffusers_erase.editing.own_prompts import OwnStatistics
 from diffusers_erase.editing.recipes import Edit
-from diffusers_erase.editing.texts import Texts, texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.making.priors import TextPrior, general_statistics
 from diffusers_erase.making.request import (
     Request,
     config_of,
     require_erasable,
     warn_of_unknown_words,
 )
+from diffusers_erase.making.statistics import Statistics
 from diffusers_erase.models.architectures import fingerprint, text_weights
 from diffusers_erase.models.model import Model
-from diffusers_erase.storage.tensor_cache import KeptTensors, TensorCache, digest
 from diffusers_erase.training.targets import Fixed, Target
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Text states and their statistics, which several tries at an eraser share."""
-
-    texts: Texts
-    cache: TensorCache | KeptTensors
-    encoder: str
-    """A name for the text encoders' exact weights."""
-
-    general: Callable[[], tuple[OwnStatistics, str]]
-    """Returns the statistics of general prompts, and what they come from."""
-
-    @classmethod
-    def of(
-        cls,
-        model: Model,
-        folder: Path | None = None,
-        *,
-        prior: str | Path | None = None,
-        say: Callable[[str], None] = lambda _: None,
-    ) -> "Statistics":
-        """Empty statistics, or those that an earlier call has saved in a folder.
-
-        Args:
-            model: the base.
-            folder: where statistics are found and left.
-            prior: source of the general prompts' statistics, if not the folder.
-            say: called with a sentence that says which ones are used, when they are.
-
-        Raises:
-            ErasureError: `prior` has no statistics that fit the model.
-        """
-        texts = texts_of(model)
-        given = None if prior is None else TextPrior.from_pretrained(model, prior)
-        encoder = digest(*model.text_encoders) if folder else ""
-        kept = TensorCache(folder / "cache") if folder else KeptTensors()
-        general = cache(lambda: general_statistics(model, texts, folder, given, say))
-        return cls(texts, kept, encoder, general)
 
 
 def solve_eraser(
@@ -108,14 +62,12 @@ def solve_eraser(
         keep=request.keep,
         protect=request.protect,
         weights=weights,
-        statistics=lambda: shared.general()[0],
+        statistics=lambda: shared.general,
         cache=shared.cache,
         encoder=shared.encoder,
         seed=request.seed,
     )
-    parameters: dict[str, Any] = {"solution_rank": found.rank, "kept_energy": found.kept}
-    if found.general:
-        parameters |= {"general_prompts": found.general, "prior": shared.general()[1]}
+    parameters = {"solution_rank": found.rank, "kept_energy": found.kept, **shared.used}
     return eraser_from_map(model, request, found.choices, found.map, weights, parameters)
 
 

@@ -15,7 +15,6 @@ from diffusers_erase.editing.keeping import kept_beside
 from diffusers_erase.editing.own_prompts import own_words
 from diffusers_erase.editing.recipes import CLOSED_FORM
 from diffusers_erase.editing.solvers import Problem, Replace, weights_gram
-from diffusers_erase.editing.texts import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.errors import ErasureError, require_choice
@@ -26,6 +25,7 @@ from diffusers_erase.making.request import (
     require_erasable,
     warn_of_unknown_words,
 )
+from diffusers_erase.making.statistics import Statistics
 from diffusers_erase.models.architectures import fingerprint, text_weights
 from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.models.lora import Attached, attached
@@ -51,8 +51,12 @@ def train_eraser(
     work: Path | None,
     accelerator: Any,
     callback_on_step_end: Callable[[Step], None] | None,
+    statistics: Callable[[], Statistics],
 ) -> EraserAdapter:
-    """Train the eraser that is asked for; the arguments are those of `erase`."""
+    """Train the eraser that is asked for; the arguments are those of `erase`.
+
+    `statistics` returns those shared with other tries; called after all checks of the request.
+    """
     recipe = _recipe(request)
     way = request.target or recipe.target(request.vocabulary)
     unet = _check(model, request, way, accelerator)
@@ -61,7 +65,8 @@ def train_eraser(
     with attached(
         unet, parts=recipe.parts, rank=request.rank, seed=request.seed, protect=protect
     ) as lora:
-        loop, targets = _loop(model, request, way, lora, work=work, accelerator=accelerator)
+        shared = statistics()
+        loop, targets = _loop(model, request, way, lora, shared, work=work, accelerator=accelerator)
         names = ", ".join(repr(c.name) for c in request.concepts)
         bar = tqdm(loop, f"erasing {names}", recipe.steps, disable=not progress)
         for step in bar:
@@ -71,7 +76,11 @@ def train_eraser(
             if callback_on_step_end is not None:
                 callback_on_step_end(step)
         factors = lora.factors()
-    known = {"rank": request.rank, "fingerprint": fingerprint(unet)}
+    known = {
+        "rank": request.rank,
+        "fingerprint": fingerprint(unet),
+        "parameters": shared.used,
+    }
     return EraserAdapter((Lora(factors),), config_of(model, request, targets.choices(), **known))
 
 
@@ -85,6 +94,7 @@ def _loop(
     request: Request,
     way: Target,
     lora: Attached,
+    statistics: Statistics,
     *,
     work: Path | None,
     accelerator: Any,
@@ -114,7 +124,7 @@ def _loop(
         resampled=recipe.refresh > 0,
         known=own_words(model.tokenizer),
     )
-    edit = _StartingEdit(model, request, lora, context)
+    edit = _StartingEdit(model, request, lora, context, statistics)
     context = replace(context, apply_edit=edit)
     start = lora.factors()
     targets = way.begin(context, seed=seed)
@@ -156,6 +166,7 @@ class _StartingEdit:
     request: Request
     lora: Attached
     context: TargetContext
+    statistics: Statistics
 
     def __call__(self, E: Tensor, V: Tensor) -> None:
         weight, ridge = CLOSED_FORM.keep_weight / len(self.request.concepts), CLOSED_FORM.ridge
@@ -182,13 +193,17 @@ class _StartingEdit:
     def _kept(self) -> Tensor:
         concepts, vocabulary = self.request.concepts, self.request.vocabulary
         words = vocabulary.others(concepts) if vocabulary else ()
+        shared = self.statistics
         return kept_beside(
-            texts_of(self.model),
+            shared.texts,
             concepts,
             words,
             near_words(self.context, words),
             NEAR_WORDS,
             keep=self.request.keep,
+            general=shared.general.without(shared.texts, concepts).gram,
+            cache=shared.cache,
+            encoder=shared.encoder,
         )
 
     @cached_property

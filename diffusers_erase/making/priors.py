@@ -1,7 +1,7 @@
 """Statistics of a text encoder as a file, which its users find by its fingerprint and share."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -58,20 +58,20 @@ class TextPrior:
     """What they were read from: a Hub id and its commit, or a file's name."""
 
     @classmethod
-    def of(cls, pipe: Any) -> "TextPrior":
+    def of(cls, pipe: Any, texts: Texts | None = None) -> "TextPrior":
         """Encode the general prompts with a pipeline's text encoders; the denoiser is not run.
+
+        Args:
+            pipe: a pipeline, or its `Model`.
+            texts: its texts, if some are encoded already.
 
         Raises:
             ErasureError: prompts cannot be encoded, or a text encoder has adapters loaded.
         """
         model = Model.of(pipe)
         require_erasable(model)
-        return cls._of(model, texts_of(model))
-
-    @classmethod
-    def _of(cls, model: Model, texts: Texts) -> "TextPrior":
-        encoder = EncoderFingerprint.of(model)
-        return cls(OwnStatistics.of(texts), encoder, settings(), model.name, versions())
+        encoder, made = EncoderFingerprint.of(model), OwnStatistics.of(texts or texts_of(model))
+        return cls(made, encoder, settings(), model.name, versions())
 
     @property
     def name(self) -> str:
@@ -171,36 +171,20 @@ Made with {as_text(", ".join(f"{name} {version}" for name, version in self.versi
                 of prompts that this version does not take.
         """
         model = Model.of(pipe)
+        require_erasable(model)
         found, refused = _fitting(model, source, **hub)
         if found is None:
             raise ErasureError(refused[0])
         return found
 
 
-def general_statistics(
-    model: Model,
-    texts: Texts,
-    folder: Path | None,
-    given: TextPrior | None,
-    say: Callable[[str], None],
-) -> tuple[OwnStatistics, str]:
-    """Statistics of general prompts, and what they come from: given, in the folder, or computed.
+def prior_in(folder: Path, model: Model) -> TextPrior | None:
+    """The statistics in a folder that fit a model; None if none do.
 
-    What is computed is left in the folder. `say` is called with a sentence about it.
+    Raises:
+        ErasureError: a file is damaged.
     """
-    found = given
-    if found is None and folder is not None and any(folder.glob(PATTERN)):
-        found, _ = _fitting(model, folder)
-    if found is not None:
-        count = len(own_pairs(found.statistics.words)) + 1
-        say(f"The statistics of {count:,} general prompts are from {found.source}.")
-        return found.statistics, found.source
-    say("Encoding general prompts; `work` or `prior` keeps their statistics for later calls.")
-    if folder is None:
-        return OwnStatistics.of(texts), "computed"
-    made = TextPrior._of(model, texts)
-    made.save(folder)
-    return made.statistics, "computed"
+    return _fitting(model, folder)[0] if any(folder.glob(PATTERN)) else None
 
 
 def _fitting(

@@ -22,6 +22,7 @@ from diffusers_erase.models.text_states import unknown_words, whole_words
 from diffusers_erase.runtime.plugin import erasure_names
 from diffusers_erase.training.recipes import RECIPES, Recipe
 from diffusers_erase.training.targets import Fixed, Target
+from diffusers_erase.training.trial import Trial
 
 
 ConceptLike = str | Concept | Sequence[str | Concept]
@@ -239,13 +240,16 @@ def require_erasable(model: Model) -> None:
 
 def require_general(request: Request) -> None:
     """Raise unless general prompts are kept, whose statistics `prior` has."""
-    recipe, name = request.recipe, request.recipe.name
-    if not isinstance(recipe, Edit):
-        raise ErasureError(f"Recipe '{name}' is trained and does not use `prior`; leave it out.")
-    if not recipe.keeps_general(request.vocabulary):
+    recipe = request.recipe
+    if isinstance(recipe, Edit):
+        keeps = recipe.keeps_general(request.vocabulary)
+    else:
+        chosen = recipe.choose == "trial" and request.target is None
+        keeps = recipe.warm or chosen or isinstance(request.target, Trial)
+    if not keeps:
         raise ErasureError(
-            f"Recipe '{name}' keeps the words of the vocabulary and no general prompts, so that it "
-            "does not use `prior`; leave out one of the two."
+            f"Recipe '{recipe.name}' keeps no general prompts here and does not use `prior`; leave "
+            "it out."
         )
 
 

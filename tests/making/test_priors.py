@@ -16,6 +16,7 @@ from diffusers_erase.making.priors import PATTERN
 from diffusers_erase.models.encoder_fingerprint import EncoderFingerprint
 from diffusers_erase.models.model import Model
 from diffusers_erase.storage.tensor_cache import digest
+from diffusers_erase.training.recipes import RECIPES
 from tests.loopback_hub import Repo
 
 
@@ -102,7 +103,6 @@ def test_erase_with_a_prior_encodes_few_prompts(playground, encoded, tmp_path, m
     file = TextPrior.of(playground).save(tmp_path)
     encoded.clear()
     assert same(cold, solved(playground, prior=file))
-    print(sum(encoded))
     assert sum(encoded) < 300
     encoded.clear()
     TextPrior.from_pretrained(playground, file)
@@ -213,11 +213,24 @@ def test_damaged_files_are_refused(playground, file, tmp_path):
 
 
 def test_recipes_that_keep_no_general_prompts_refuse_a_prior(playground, file):
-    words = ["van", "oak"]
-    with pytest.raises(ErasureError, match="'surgical-age' is trained and does not use `prior`"):
-        erase(playground, "car", vocabulary=words, prior=file)
-    with pytest.raises(ErasureError, match="'uce' keeps the words of the vocabulary"):
-        erase(playground, "car", vocabulary=words, recipe="uce", prior=file)
+    for recipe in ("esd", "uce"):
+        with pytest.raises(ErasureError, match=f"'{recipe}' keeps no general prompts here"):
+            erase(playground, "car", vocabulary=["van", "oak"], recipe=recipe, prior=file)
+
+
+def test_training_begins_with_statistics_of_a_file(playground, untrained, file, encoded):
+    short = replace(RECIPES["surgical-age"], steps=1, sampling_steps=2, trajectories=2, pool=2)
+    options = {"target": "van", "recipe": short, "check": False, "progress": False}
+    alone = erase(playground, "car", **options)
+    cold, encoded[:] = sum(encoded), []
+    found = erase(playground, "car", **options, prior=file)
+    assert sum(encoded) < cold - 350
+    assert found.config.parameters["prior"] == file.name
+    for path, (A, B) in alone.factors.items():
+        assert torch.equal(found.factors[path][0], A)
+        assert torch.equal(found.factors[path][1], B)
+    with pytest.raises(ErasureError, match="has other weights"):
+        erase(untrained, "car", **options, prior=file)
 
 
 def test_a_pushed_prior_is_found_by_its_id(playground, untrained, prior, hub):
