@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import encoding
 import torch
-from padding import forced
+from padding import cut
 from torch import Tensor
 
 from diffusers_erase.concepts import Concept
@@ -66,7 +66,7 @@ def moved() -> None:
         row = [way]
         for early in (False, True):
             with (
-                forced() if early else nullcontext(),
+                cut() if early else nullcontext(),
                 patch.object(own_prompts, "packed", store),
                 patch.object(torch.Tensor, "half", lambda x, dtype=dtype: x.to(dtype)),
             ):

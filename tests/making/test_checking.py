@@ -7,7 +7,7 @@ import torch
 
 from diffusers_erase import Concept, NotErasedError, erase
 from diffusers_erase.editing.choosing import is_general
-from diffusers_erase.editing.prior import own_words
+from diffusers_erase.editing.own_prompts import own_words
 from diffusers_erase.editing.texts import texts_of
 from diffusers_erase.eraser.stacking import scaled
 from diffusers_erase.making import checking, trying
