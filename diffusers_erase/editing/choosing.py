@@ -24,6 +24,9 @@ SPECIFIC, TYPICAL = 0.6, 36
 """A word whose states differ from the prompt without it by less than this share of the median of so
 many things is general (`vehicle`, `animal`): it may be drawn as one of many things."""
 
+MEMBERS = 3
+"""A name with so many synonyms lists the things that it stands for."""
+
 COLOURED = "a photo of a red {}"
 """The template in which that is measured: behind a colour words differ most in it."""
 
@@ -100,19 +103,23 @@ def specific(
     return [word for word, size in zip(words, says, strict=False) if size >= least]
 
 
-def is_general(texts: Texts, concept: Concept, words: Sequence[str]) -> bool:
-    """True if an object's name is a word for many things: see `specific`.
+def general_names(texts: Texts, concept: Concept, words: Sequence[str]) -> list[str]:
+    """The names of an object that are words for many things; a compound's, if its head is one.
 
-    Compared with the things among the words, the tokenizer's own. A name with synonyms lists its
-    members, and one that the tokenizer does not know as words is not general.
+    Compared with the things among the words, the tokenizer's own (see `specific`). Names that the
+    tokenizer does not know as words are not general, nor is a concept with `MEMBERS` synonyms.
     """
-    same = (words_of(name) == words_of(concept.name) for name in concept.synonyms)
+    if len({words_of(name) for name in concept.names}) > MEMBERS:
+        return []
+    if concept.kind == "compound":
+        head = Concept(concept.parts[-1], "object")
+        return [concept.name] if general_names(texts, head, words) else []
     things = [word for word in comparable(concept, words) if kind_of(word) == "object"]
-    if concept.kind != "object" or not all(same) or not things:
-        return False
-    if unknown_words(texts.tokenizer, concept.name):
-        return False
-    return not specific(texts, concept, [concept.name], things)
+    if concept.kind != "object" or not things:
+        return []
+    names = [name for name in concept.names if not unknown_words(texts.tokenizer, name)]
+    found = {*specific(texts, concept, names, things)}
+    return [name for name in names if name not in found]
 
 
 def _specific_ones(texts: Texts, concept: Concept, candidates: Sequence[str]) -> list[str]:

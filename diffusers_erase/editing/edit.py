@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.concepts.candidates import SYNONYM, comparable, proposed
-from diffusers_erase.editing.choosing import choose, distances, is_general
+from diffusers_erase.editing.choosing import choose, distances, general_names
 from diffusers_erase.editing.keeping import kept_beside
 from diffusers_erase.editing.own_prompts import OwnStatistics, own_words
 from diffusers_erase.editing.recipes import Edit
@@ -85,7 +85,7 @@ def edit(
             for c in concepts
         ]
     others = {*Vocabulary(tuple(dict.fromkeys(chain(*near)))).others(concepts)} if own else set()
-    wide = {c.name for c in concepts if is_general(texts, c, own)} if chosen else set[str]()
+    wide = {c.name for c in concepts if general_names(texts, c, own)} if chosen else set[str]()
     proposals = (
         _proposals(concepts, vocabulary, near, own, wide) if chosen else [[]] * len(concepts)
     )

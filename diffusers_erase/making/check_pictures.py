@@ -1,5 +1,6 @@
 """Pictures for the check of an eraser: drawn in a few steps, and classified by the base."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusers_erase.concepts import Concept, Kind, Prompt
+from diffusers_erase.concepts.candidates import parts_kept
 from diffusers_erase.concepts.words import plural
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.models.denoiser import Denoiser
@@ -47,6 +49,9 @@ HARM = 0.3
 APART = 0.8
 """A target nearer to the concept than this, relative to the prompt without the concept, is drawn
 like it in some pictures."""
+
+
+_PREPOSITIONS = r"\s+(?:on|in|at|under|by|with|beside|near|of)\s+"
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,16 @@ def _prompts(tokenizer: Any, concept: Concept) -> list[tuple[int, Prompt]]:
     return found
 
 
+def _words_within(concept: Concept) -> list[str]:
+    """Things that a long name names: `car on the beach` a car, `old red car` old and red cars."""
+    if concept.kind == "compound":
+        attributes, head = concept.parts
+        several = attributes.split()
+        return [f"{word} {head}" for word in several] if len(several) > 1 else []
+    thing = re.split(_PREPOSITIONS, concept.name, maxsplit=1)[0]
+    return [thing] if concept.kind == "object" and thing != concept.name else []
+
+
 def _absent(concept: Concept, prompt: Prompt) -> str:
     """The prompt without the concept; a red car is compared with a car."""
     return prompt.about(concept.parts[-1]) if concept.parts else prompt.without()
@@ -241,12 +256,15 @@ class Harm:
     ) -> "Harm | None":
         """The nearest words are the candidates that were not chosen as targets."""
         asked: list[tuple[str, str, int]] = []  # word, prompt, row
+        stay = {*parts_kept(concepts)}
         for k, (concept, erased) in enumerate(zip(concepts, eraser.config.concepts, strict=True)):
             row = int(pictures.rows_of(k).nonzero()[0])
             (prompt,) = concept.example_prompts(1)
             near = [word for word, _ in erased.ranked if word != erased.target][:WORDS]
             asked += [(word, prompt.about(word), row) for word in near]
-            asked += [(text, text, row) for text in concept.kept_prompts()[:PARTS]]
+            asked += [(word, prompt.about(word), row) for word in _words_within(concept)]
+            parts = [text for text in concept.kept_prompts() if text in stay]
+            asked += [(text, text, row) for text in parts[:PARTS]]
         if not asked:
             return None
         words, prompts, rows = zip(*asked, strict=True)

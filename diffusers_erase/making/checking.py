@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from diffusers_erase.concepts import Concept
-from diffusers_erase.editing.choosing import is_general
+from diffusers_erase.concepts.words import words_of
+from diffusers_erase.editing.choosing import general_names
 from diffusers_erase.editing.own_prompts import own_words
 from diffusers_erase.editing.texts import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
@@ -163,13 +164,14 @@ def check_eraser(model: Model, concepts: Sequence[Concept], eraser: EraserAdapte
     except ErasureError as error:
         return Check("not checked", reason=str(error))
     texts, words = texts_of(model), own_words(model.tokenizer)
-    general = tuple(concept.name for concept in concepts if is_general(texts, concept, words))
-    looks = [_look(model, denoiser, concepts, eraser, first=0, general=general)]
-    severity, worst = _judged(concepts, looks, general).badness
+    wide = {concept.name: general_names(texts, concept, words) for concept in concepts}
+    general = tuple(c.name for c in concepts if wide[c.name] and not _lists_members(c))
+    looks = [_look(model, denoiser, concepts, eraser, first=0, wide=wide)]
+    severity, worst = _judged(concepts, looks, wide).badness
     if severity and CLOSE[0] < worst < CLOSE[1]:
-        more = _look(model, denoiser, concepts, eraser, first=2 * PICTURES, general=general)
+        more = _look(model, denoiser, concepts, eraser, first=2 * PICTURES, wide=wide)
         looks.append(more)
-    found = replace(_judged(concepts, looks, general), general=general)
+    found = replace(_judged(concepts, looks, wide), general=general)
     return _with_distances(found, looks[0], concepts, eraser)
 
 
@@ -220,7 +222,7 @@ def _look(
     eraser: EraserAdapter,
     *,
     first: int,
-    general: Collection[str],
+    wide: Mapping[str, Collection[str]],
 ) -> _Look:
     """Draw pictures from noise with seeds from `first` on, and classify them."""
     pictures = Pictures.of(model, denoiser, concepts, eraser, first=first)
@@ -242,13 +244,15 @@ def _look(
         some.shown(x0, target=False),
         pictures.shown(x),
         pictures.shown(x, "other") if len(concepts) > 1 else None,
-        pictures.shown(x, target=False) if general else None,
+        pictures.shown(x, target=False) if any(wide.values()) else None,
         harms,
         layout.mean().item(),
     )
 
 
-def _judged(concepts: Sequence[Concept], looks: Sequence[_Look], general: Collection[str]) -> Check:
+def _judged(
+    concepts: Sequence[Concept], looks: Sequence[_Look], wide: Mapping[str, Collection[str]]
+) -> Check:
     """The verdicts on all pictures; a general word is drawn where a thing of its kind is."""
     left, mean, mistaken, verdicts = {}, {}, {}, dict[str, Verdict]()
     rows = looks[0].pictures.rows
@@ -260,7 +264,9 @@ def _judged(concepts: Sequence[Concept], looks: Sequence[_Look], general: Collec
                 continue
             own = torch.cat([x.drawn[x.pictures.rows_of(k, name)] for x in looks])
             kinds = [x.of_kind[x.pictures.rows_of(k, name)] for x in looks if x.of_kind is not None]
-            if concept.name in general and torch.cat(kinds).mean() > DRAWN:
+            own_name = name in wide[concept.name] or not _lists_members(concept)
+            general = bool(wide[concept.name]) and own_name and concept.kind == "object"
+            if general and torch.cat(kinds).mean() > DRAWN:
                 own = torch.cat(kinds)
             left[name] = (own > UNSURE).float().mean().item()
             mean[name] = own.clamp(-2, 2).mean().item()
@@ -275,6 +281,11 @@ def _judged(concepts: Sequence[Concept], looks: Sequence[_Look], general: Collec
     reason = "the base does not draw it in a few steps" if worst == "not checked" else ""
     harms, layout = looks[0].harms, sum(x.layout for x in looks) / len(looks)
     return Check(worst, verdicts, mean, left, mistaken, harms=harms, layout=layout, reason=reason)
+
+
+def _lists_members(concept: Concept) -> bool:
+    """True if the concept has synonyms that are not its name in other forms."""
+    return any(words_of(name) != words_of(concept.name) for name in concept.synonyms)
 
 
 def _rounded(row: Mapping[str, float]) -> dict[str, float]:

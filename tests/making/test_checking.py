@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from diffusers_erase import Concept, NotErasedError, erase
-from diffusers_erase.editing.choosing import is_general
+from diffusers_erase.concepts.phrases import concept_of
+from diffusers_erase.editing.choosing import general_names
 from diffusers_erase.editing.own_prompts import own_words
 from diffusers_erase.editing.texts import texts_of
 from diffusers_erase.eraser.stacking import scaled
-from diffusers_erase.making import checking, trying
+from diffusers_erase.making import check_pictures, checking, trying
 from diffusers_erase.making.checking import Check, check_eraser
 from diffusers_erase.making.request import Request, as_concepts, as_recipe, as_vocabulary
 from diffusers_erase.models.denoiser import counted
@@ -87,9 +88,21 @@ def test_words_for_many_things_are_found_and_no_others(shipped):
     texts = texts_of(shipped)
     words = own_words(texts.tokenizer)
     asked = [Concept(name) for name in (*FAMILIES, *OBJECTS[::4], "fir", "penguin")]
-    assert [c.name for c in asked if is_general(texts, c, words)] == [*FAMILIES]
-    assert is_general(texts, Concept("vehicle", synonyms=("vehicles",)), words)
-    assert not is_general(texts, Concept("vehicle", synonyms=("truck",)), words)
+    assert [c.name for c in asked if general_names(texts, c, words)] == [*FAMILIES]
+    car = Concept("car", synonyms=("vehicle",))
+    assert general_names(texts, car, words) == ["vehicle"]
+    assert general_names(texts, Concept("vehicle", synonyms=FAMILIES["vehicle"]), words) == []
+    pairs = [Concept(name, "compound") for name in ("pink tree", "pink oak")]
+    assert [general_names(texts, pair, words) for pair in pairs] == [["pink tree"], []]
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [("car on the beach", ["car"]), ("old red car", ["old car", "red car"]), ("red car", []),
+     ("fire truck", [])],
+)  # fmt: skip
+def test_things_that_a_long_name_names_are_compared_too(name, named):
+    assert check_pictures._words_within(concept_of(name)) == named
 
 
 @pytest.mark.parametrize("name", ["vehicle", "animal"])
