@@ -50,7 +50,6 @@ APART = 0.8
 """A target nearer to the concept than this, relative to the prompt without the concept, is drawn
 like it in some pictures."""
 
-
 _PREPOSITIONS = r"\s+(?:on|in|at|under|by|with|beside|near|of)\s+"
 
 
@@ -262,7 +261,10 @@ class Harm:
             (prompt,) = concept.example_prompts(1)
             near = [word for word, _ in erased.ranked if word != erased.target][:WORDS]
             asked += [(word, prompt.about(word), row) for word in near]
-            asked += [(word, prompt.about(word), row) for word in _words_within(concept)]
+            within = [
+                w for w in _words_within(concept) if not any(c.is_named_in(w) for c in concepts)
+            ]
+            asked += [(word, prompt.about(word), row) for word in within]
             parts = [text for text in concept.kept_prompts() if text in stay]
             asked += [(text, text, row) for text in parts[:PARTS]]
         if not asked:

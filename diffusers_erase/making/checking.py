@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from diffusers_erase.concepts import Concept
-from diffusers_erase.concepts.words import words_of
 from diffusers_erase.editing.choosing import general_names
 from diffusers_erase.editing.own_prompts import own_words
 from diffusers_erase.editing.texts import texts_of
@@ -64,7 +63,7 @@ class Check:
     harms: Mapping[str, float] = field(default_factory=dict)
     """Near word -> relative squared change of its guidance, where that is above `HARM`."""
     general: tuple[str, ...] = ()
-    """Concepts that may be words for many things, which are still drawn by their own names."""
+    """Names that may be words for many things, which are still drawn by their own names."""
     layout: float | None = None
     """Mean correlation of erased and base latents from the same noise."""
     reason: str = ""
@@ -165,7 +164,7 @@ def check_eraser(model: Model, concepts: Sequence[Concept], eraser: EraserAdapte
         return Check("not checked", reason=str(error))
     texts, words = texts_of(model), own_words(model.tokenizer)
     wide = {concept.name: general_names(texts, concept, words) for concept in concepts}
-    general = tuple(c.name for c in concepts if wide[c.name] and not _lists_members(c))
+    general = tuple(names[0] for names in wide.values() if names)
     looks = [_look(model, denoiser, concepts, eraser, first=0, wide=wide)]
     severity, worst = _judged(concepts, looks, wide).badness
     if severity and CLOSE[0] < worst < CLOSE[1]:
@@ -264,8 +263,7 @@ def _judged(
                 continue
             own = torch.cat([x.drawn[x.pictures.rows_of(k, name)] for x in looks])
             kinds = [x.of_kind[x.pictures.rows_of(k, name)] for x in looks if x.of_kind is not None]
-            own_name = name in wide[concept.name] or not _lists_members(concept)
-            general = bool(wide[concept.name]) and own_name and concept.kind == "object"
+            general = name in wide[concept.name] and concept.kind == "object"
             if general and torch.cat(kinds).mean() > DRAWN:
                 own = torch.cat(kinds)
             left[name] = (own > UNSURE).float().mean().item()
@@ -281,11 +279,6 @@ def _judged(
     reason = "the base does not draw it in a few steps" if worst == "not checked" else ""
     harms, layout = looks[0].harms, sum(x.layout for x in looks) / len(looks)
     return Check(worst, verdicts, mean, left, mistaken, harms=harms, layout=layout, reason=reason)
-
-
-def _lists_members(concept: Concept) -> bool:
-    """True if the concept has synonyms that are not its name in other forms."""
-    return any(words_of(name) != words_of(concept.name) for name in concept.synonyms)
 
 
 def _rounded(row: Mapping[str, float]) -> dict[str, float]:

@@ -42,7 +42,7 @@ TAG = "diffusers-erase-prior"
 
 @dataclass(frozen=True)
 class TextPrior:
-    """Statistics of general prompts, by which erasers of one text encoder keep what nobody lists.
+    """The statistics of general prompts for one text encoder: erasers keep these prompts.
 
     `erase` encodes some 2,000 prompts for them, or takes them from a file.
     """

@@ -65,7 +65,7 @@ class SweptSuite:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What the pictures should show, sorted."""
+        """The labels that the suite's prompts ask for, sorted."""
         prompts = [prompt for group in self.suite.groups for prompt in group.prompts]
         return tuple(sorted({label for _, wanted in prompts for label in wanted}))
 
@@ -209,7 +209,7 @@ class Sweep:
 
     @cached_property
     def _base(self) -> dict[str, Any]:
-        """What decides an eraser of the model besides the request: weights and scheduler."""
+        """The digest of the weights and the settings of the scheduler, for the keys of erasers."""
         scheduler = scheduler_settings(self.pipe.scheduler)
         return {"weights": base_digest(self.pipe), "scheduler": scheduler}
 

@@ -1,4 +1,4 @@
-"""What a pipeline's text states come from, known again in another precision."""
+"""The fingerprint of a pipeline's text encoders, the same in every precision."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ class EncoderFingerprint:
         )
 
     def difference(self, other: "EncoderFingerprint") -> str:
-        """What the other has that this one has not, as the end of a sentence; empty if the same.
+        """Say how the other differs, as the end of a sentence; empty if it does not.
 
         The weights are the same if they are after rounding to either type.
         """

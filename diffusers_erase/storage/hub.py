@@ -145,7 +145,7 @@ def local_folder(source: str | Path) -> Path | None:
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text has the form `user/name`."""
+    """True if a text has the form `user/name`."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text) is not None
 
 
@@ -297,7 +297,7 @@ def _found(model: Any) -> Found:
 
 
 def _is_damaged(path: Path) -> bool:
-    """Whether the cache names a file by a hash that is not the hash of its content."""
+    """True if the cache names a file by a hash that is not the hash of its content."""
     blob = path.resolve()
     kinds = {64: sha256, 40: lambda: sha1(b"blob %d\0" % blob.stat().st_size)}
     if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
