@@ -12,7 +12,14 @@ from diffusers_erase.concepts import (
     scenes,
     with_article,
 )
-from diffusers_erase.concepts.phrases import concept_of, kind_among, merged, names_in, unframed
+from diffusers_erase.concepts.phrases import (
+    concept_of,
+    kind_among,
+    merged,
+    names_in,
+    things_named,
+    unframed,
+)
 from diffusers_erase.concepts.words import plural, singulars
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.text_states import encode, unknown_words
@@ -269,6 +276,8 @@ def test_neighbours_of_a_compound_are_its_head_and_its_attribute_apart():
     old = Concept("broken clock").kept_prompts()
     assert old[1:3] == ("a photo of an old clock", "a photo of a broken house")
     assert not any("clock" in p for p in old if "broken" in p)
+    several = Concept("old red car").kept_prompts()
+    assert {"a photo of an old car", "a photo of a red car"} <= set(several)
     assert Concept("car").kept_prompts() == Concept("red").kept_prompts() == ()
 
 
@@ -276,13 +285,38 @@ def test_neighbours_of_a_compound_are_its_head_and_its_attribute_apart():
     ("place", "phrase"),
     [("beach", "on the beach"), ("night", "at night"), ("snow", "in the snow"),
      ("field", "in a field"), ("kitchen", "in the kitchen"), ("the city", "in the city"),
-     ("under water", "under water")],
+     ("under water", "under water"), ("Paris", "in Paris"), ("NIGHT", "at night")],
 )  # fmt: skip
 def test_places_bring_their_prepositions(place, phrase):
     prompt = Prompt("a house {in}, painted", "beach", "place")
     assert prompt.text == "a house on the beach, painted"
     assert prompt.about(place) == f"a house {phrase}, painted"
     assert prompt.about(None) == "a house, painted"
+
+
+def test_a_place_with_its_own_preposition_stands_in_no_other():
+    texts = [prompt.text for prompt in Concept("under the stars", "place").example_prompts()]
+    assert texts[0] == "a photo of a house under the stars"
+    assert not any("the under" in text or "in under" in text for text in texts)
+    assert len(texts) == len(TEMPLATES["place"]) - 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "names"),
+    [
+        ("a photo of a car", {"car"}),
+        ("a red car on the beach", {"red car", "red", "car", "beach"}),
+        ("a photo of a cat and a truck", {"cat", "truck"}),
+        ("a painting of a house in the style of van gyre", {"house", "van gyre"}),
+        ("a house in the style of van gyre", {"house", "van gyre"}),
+        ("a photo of a fire truck", {"fire truck"}),
+        ("Bank of England", {"Bank of England"}),
+        ("a photo of", {"a photo of"}),
+        ("", set()),
+    ],
+)
+def test_things_named_in_a_prompt(prompt, names):
+    assert set(things_named(prompt)) == names
 
 
 def test_prompts_naming_take_single_words_for_every_kind():
@@ -373,6 +407,11 @@ def test_scenes_of_every_kind(word, kind, text):
         ("at night", "night", "place"),
         ("by the sea", "sea", "place"),
         ("in a kitchen", "kitchen", "place"),
+        ("in the kitchen", "kitchen", "place"),
+        ("under the stars", "under the stars", "place"),
+        ("under the sea", "under the sea", "place"),
+        ("on the Moon", "on the Moon", "place"),
+        ("at the beach", "beach", "place"),
         ("in love", "in love", "object"),
         ("a", "a", "object"),
         ("in the style of red", "red", "style"),
@@ -386,6 +425,9 @@ def test_scenes_of_every_kind(word, kind, text):
         ("painted by Van Gogh", "Van Gogh", "style"),
         ("picasso-inspired", "picasso", "style"),
         ("the artist Picasso", "Picasso", "style"),
+        ("the painter van gyre", "van gyre", "style"),
+        ("artist drawing a cat", "artist drawing a cat", "object"),
+        ("the painter", "painter", "object"),
         ("the works of Picasso", "Picasso", "style"),
         ("style: Picasso", "Picasso", "style"),
         ("'in the style of red'", "red", "style"),
@@ -409,6 +451,9 @@ def test_scenes_of_every_kind(word, kind, text):
         ("a black and white photo of a car", "car", "object"),
         ("all cars", "cars", "object"),
         ("All Saints", "All Saints", "object"),
+        ("3 cars", "cars", "object"),
+        ("two red cars", "red cars", "compound"),
+        ("101 Dalmatians", "101 Dalmatians", "object"),
         ("'car'", "car", "object"),
         ("“the car”", "car", "object"),
         ("a car!", "car", "object"),

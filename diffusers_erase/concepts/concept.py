@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import get_args
 
-from diffusers_erase.concepts.kinds import Kind, kind_of, other_attributes, split
+from diffusers_erase.concepts.kinds import PREPOSITION, Kind, kind_of, other_attributes, split
 from diffusers_erase.concepts.prompts import SLOT, SUBJECTS, TEMPLATES, Prompt, filled, spread
 from diffusers_erase.concepts.words import plural, with_article, within, words_of
 from diffusers_erase.errors import ErasureError, require_choice
@@ -62,13 +62,25 @@ class Concept:
         """The name and its synonyms."""
         return (self.name, *self.synonyms)
 
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """Its own prompts, or the built-in ones of its kind.
+
+        A place that is written with its preposition, such as `under the stars`, stands in those
+        alone that have one.
+        """
+        built_in = TEMPLATES[self.kind]
+        if self.kind == "place" and re.match(PREPOSITION, self.name, re.IGNORECASE):
+            built_in = tuple(template for template in built_in if "{in}" in template)
+        return self.prompts or built_in
+
     def example_prompts(self, count: int | None = None) -> list[Prompt]:
         """`count` prompts with one of its names, spread evenly over its templates.
 
         Every other prompt uses a synonym, if there are any, and these take turns. Without a
         count every template is used once, or twice if there are synonyms.
         """
-        templates = self.prompts or TEMPLATES[self.kind]
+        templates = self.templates
         count = count or len(templates) * (2 if self.synonyms else 1)
         names = [
             self.synonyms[i // 2 % len(self.synonyms)] if self.synonyms and i % 2 else self.name
@@ -92,12 +104,15 @@ class Concept:
         """Prompts of a compound's neighbours, whose pictures must stay; empty for other kinds.
 
         They show its head alone and with other attributes, and its attribute with other heads: the
-        first three one of each.
+        first three one of each. Each attribute of several is another one: `red car` of `old red
+        car`.
         """
         if not self.parts:
             return ()
         attribute, head = self.parts
-        relatives = [f"{other} {head}" for other in other_attributes(attribute)]
+        each = attribute.split() if " " in attribute else ()
+        others = dict.fromkeys((*each, *other_attributes(attribute)))
+        relatives = [f"{other} {head}" for other in others]
         bearers = [f"{attribute} {s}" for s in SUBJECTS if words_of(s) != words_of(head)]
         pairs = zip(relatives, bearers, strict=False)
         names = [head, *(name for pair in pairs for name in pair)]

@@ -29,7 +29,7 @@ def prompts_to_erase(concept: Concept, count: int, erased: Sequence[Concept] = (
         found = concept.example_prompts(count)
     else:
         count = max(count, PROMPTS_PER_NAME * len(concept.names))
-        templates = spread(concept.prompts or TEMPLATES[concept.kind], count)
+        templates = spread(concept.templates, count)
         names = (concept.names[i % len(concept.names)] for i in range(count))
         found = [Prompt(t, name, concept.kind) for t, name in zip(templates, names, strict=True)]
     return [*found, *_beside(concept, scenes, erased or [concept])]

@@ -59,11 +59,12 @@ _SHADES = {"dark", "light", "bright", "pale", "deep"}
 
 
 def placed(name: str) -> str:
-    """The place after its preposition: `on the beach`, `at night`; else `in the ...`."""
+    """The place after its preposition: `on the beach`, `at night`; else `in the ...`, `in Paris`."""
     if re.match(PREPOSITION, name, re.IGNORECASE):
         return name
     bare = re.sub(r"^the\s+", "", name, flags=re.IGNORECASE)
-    return PLACES.get(bare.lower(), f"in the {bare}")
+    named = name[:1].isupper() and not name.isupper()
+    return PLACES.get(bare.lower(), f"in {name}" if named else f"in the {bare}")
 
 
 def kind_of(name: str) -> Kind:

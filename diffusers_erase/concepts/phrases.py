@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from diffusers_erase.concepts.concept import Concept
-from diffusers_erase.concepts.kinds import PREPOSITION, Kind, kind_of
+from diffusers_erase.concepts.kinds import PREPOSITION, Kind, kind_of, placed, split
 from diffusers_erase.concepts.words import words_of
 from diffusers_erase.errors import ErasureError
 
@@ -20,7 +20,8 @@ _BY = r"(?:(?:painted|drawn|made|created|illustrated|inspired)\s+)?by"
 _STYLES = (
     rf"(?:{_ARTICLE}{_ART}\s+)?(?:in\s+)?(?:the\s+)?(?:style|manner)\s+of\s+(?P<name>.+)",
     rf"(?:{_ARTICLE}{_ART}\s+)?{_BY}\s+(?P<name>.+)",
-    r"(?:the\s+)?(?:artist|painter)\s+(?P<name>(?-i:[A-Z]).+)",
+    r"(?:artist|painter)\s+(?P<name>(?-i:[A-Z]).+)",
+    r"the\s+(?:artist|painter)\s+(?P<name>.+)",
     rf"(?:in\s+)?{_ARTICLE}(?P<name>{_MEDIA}\s+painting|[a-z]+\s+art)[\s-]+styles?",
     rf"(?:in\s+)?{_ARTICLE}{_NAME}(?:['’]s?)?(?:\s+(?:art|painting|drawing))?[\s-]+styles?",
     rf"{_ARTICLE}{_NAME}[\s-]inspired(?:\s+{_ART})?",
@@ -37,6 +38,10 @@ _PICTURES = (
     rf"|renderings?)|(?:{_MEDIA}\s+)?(?:paintings?|drawings?|illustrations?|sketch(?:es)?))"
     r"\s+of\s+(?P<name>.+)"
 )
+_ENDS_OPEN = r"\b(?:of|by|in|at|on)$"
+_OTHER_SIDES = r"(?:under|near|inside|outside|behind)\s"
+_COUNTS = r"\d+|two|three|four|five|six|seven|eight|nine|ten"
+_WHERE = r"\s+(?:in\s+the\s+(?:style|manner)\s+of|on|in|at|under|by|with|beside|near)\s+"
 _FULL_NAME = r"portraits?\s+of\s+(?:[A-Z]\S*\s+)+[A-Z]\S*$"
 _SCENE = (
     r"(?P<name>.+?)\s+(?:scenes?|scenery|landscapes?|views?|backgrounds?|backdrops?|settings?|time"
@@ -72,15 +77,15 @@ def names_in(text: str) -> tuple[str, ...]:
 def unframed(text: str) -> tuple[str, Kind | None]:
     """The name that stands in a frame, and the kind that the frame tells, if it tells any.
 
-    `in the style of X` and `a painting by X` are about a style, `at night` and `a beach scene`
-    about a place, `something red` about an attribute; `a photo of a car`, `all cars` and `"car."`
+    `in the style of X` and `a painting by X` are about a style, `at night`, `under the stars` and
+    `a beach scene` about a place, `something red` about an attribute; `a photo of a car`, `all cars` and `"car."`
     are about a car. `an orange` is an object, which `orange` is not.
 
     Raises:
         ErasureError: nothing stands in the frame.
     """
     text = _plain(text)
-    if found := re.search(r"\b(?:of|by|in|at|on)$", text, re.IGNORECASE):
+    if found := re.search(_ENDS_OPEN, text, re.IGNORECASE):
         raise ErasureError(
             f"{text!r} names nothing after {found[0]!r}; name what is to be erased. If it is a "
             f'name, pass Concept("{text}").'
@@ -90,7 +95,7 @@ def unframed(text: str) -> tuple[str, Kind | None]:
         return _bare(found["name"]), _LABELS[found["kind"].lower()]
     setting = re.fullmatch(rf"{PREPOSITION}(?P<name>.+)", text, re.IGNORECASE)
     if setting and (place := _place(setting["name"])):
-        return place, "place"
+        return (text if re.match(_OTHER_SIDES, text, re.IGNORECASE) else place), "place"
     for frame in _STYLES:
         if found := re.fullmatch(frame, text, re.IGNORECASE):
             return _bare(found["name"]), "style"
@@ -109,7 +114,10 @@ def unframed(text: str) -> tuple[str, Kind | None]:
     if place := _place(text):
         return place, "place"
     if setting and (_bare(setting["name"]) != setting["name"] or _is_name(setting["name"])):
-        return _bare(setting["name"]), "place"
+        bare = _bare(setting["name"])
+        usual = re.sub(r"\b(?:an?|the)\s", "", placed(bare), flags=re.IGNORECASE)
+        written = re.sub(r"\b(?:an?|the)\s", "", text, flags=re.IGNORECASE)
+        return (bare if usual.lower() == written.lower() else text), "place"
     if re.match(r"an?\s", text, re.IGNORECASE) and kind_of(_bare(text)) == "attribute":
         told = "object"
     return _bare(text), told
@@ -130,6 +138,20 @@ def single(text: str) -> str:
             f'one name, pass Concept("{text.strip()}").'
         )
     return text
+
+
+def things_named(text: str) -> list[str]:
+    """The names in a prompt: `a red car on the beach` names a red car, red, a car and a beach.
+
+    Those that commas, `and`, prepositions and frames separate, with the parts of compounds; not the
+    words within a name such as `fire truck`.
+    """
+    found: list[str] = []
+    for part in names_in(text):
+        for piece in re.split(_WHERE, part):
+            name = piece if re.search(_ENDS_OPEN, piece, re.IGNORECASE) else unframed(piece)[0]
+            found += [name, *split(name)]
+    return [name for name in dict.fromkeys(found) if name]
 
 
 def concept_of(text: str, kind: Kind | None = None, *, among: Kind | None = None) -> Concept:
@@ -193,9 +215,9 @@ def _plain(text: str) -> str:
 
 
 def _bare(name: str) -> str:
-    """The name without punctuation around it and without an article or `all` before it."""
+    """The name without punctuation around it, and without an article, `all` or `two` before it."""
     name = re.sub(r"^(?:an?|the)\s+(?=\S)", "", _plain(name), flags=re.IGNORECASE)
-    every = r"^(?:all|any|every|each|some)\s+(?:the\s+)?(?=[^\sA-Z])"
+    every = rf"^(?:all|any|every|each|some|many|several|{_COUNTS})\s+(?:the\s+)?(?=[^\sA-Z])"
     return re.sub(every, "", name)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from diffusers_erase.concepts import TEMPLATES, Concept, Prompt, kind_of
+from diffusers_erase.concepts import Concept, Prompt, kind_of
 from diffusers_erase.concepts.candidates import admissible, comparable, kind_beside
 from diffusers_erase.concepts.prompts import spread
 from diffusers_erase.concepts.words import words_of
@@ -48,7 +48,7 @@ def distances(
     found: list[dict[str, float]] = [{} for _ in concepts]
     same: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for k, concept in enumerate(concepts):
-        same.setdefault((concept.kind, concept.prompts or TEMPLATES[concept.kind]), []).append(k)
+        same.setdefault((concept.kind, concept.templates), []).append(k)
     for (_, templates), owners in same.items():
         asked = list(dict.fromkeys(word for k in owners for word in words[k]))
         count = max(1, min(most or 4, KEPT_PROMPTS // max(1, len(asked))))

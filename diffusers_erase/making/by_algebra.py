@@ -17,7 +17,7 @@ from diffusers_erase.making.request import (
     Request,
     config_of,
     require_erasable,
-    warn_of_unknown_words,
+    check_words,
 )
 from diffusers_erase.making.statistics import Statistics
 from diffusers_erase.models.architectures import fingerprint, text_weights
@@ -51,7 +51,7 @@ def solve_eraser(
         weights = text_weights(model.found)
     if request.target is not None:
         request.target.check(request.concepts, request.vocabulary)
-    warn_of_unknown_words(model, request)
+    check_words(model, request)
     shared = statistics() if statistics else Statistics.of(model)
     found = edit(
         shared.texts,

@@ -23,7 +23,7 @@ from diffusers_erase.making.request import (
     Request,
     config_of,
     require_erasable,
-    warn_of_unknown_words,
+    check_words,
 )
 from diffusers_erase.making.statistics import Statistics
 from diffusers_erase.models.architectures import fingerprint, text_weights
@@ -60,7 +60,7 @@ def train_eraser(
     recipe = _recipe(request)
     way = request.target or recipe.target(request.vocabulary)
     unet = _check(model, request, way, accelerator)
-    warn_of_unknown_words(model, request)
+    check_words(model, request)
     protect = request.protected_states(model)
     with attached(
         unet, parts=recipe.parts, rank=request.rank, seed=request.seed, protect=protect

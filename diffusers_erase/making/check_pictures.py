@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusers_erase.concepts import Concept, Kind, Prompt
+from diffusers_erase.concepts import Concept, Kind, Prompt, kind_of
 from diffusers_erase.concepts.candidates import parts_kept
+from diffusers_erase.concepts.kinds import other_attributes, placed, split
 from diffusers_erase.concepts.words import plural
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.models.denoiser import Denoiser
@@ -73,6 +74,8 @@ class Row:
     """The seed of the noise; the base draws the pictures with even seeds too."""
     times: tuple[float, ...]
     """Shares of the training times at which the picture is classified."""
+    as_thing: bool
+    """Whether the prompt is about a thing of that name, though the concept is of another kind."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,9 @@ class Pictures:
             }
             name = min(apart, key=apart.__getitem__, default=concepts[k].name)
             compared = (own, absent, target, prompt.about(name))
-            times = TIMES if concepts[k].kind in WHOLE_THINGS else COARSE
-            rows.append(Row(k, prompt.name, prompt, *compared, name, first + seed, times))
+            times = TIMES if prompt.kind in WHOLE_THINGS else COARSE
+            thing = prompt.kind != concepts[k].kind
+            rows.append(Row(k, prompt.name, prompt, *compared, name, first + seed, times, thing))
         return cls(model, denoiser, tuple(rows), states)
 
     def of_prompts(self, texts: Sequence[str]) -> Tensor:
@@ -162,13 +166,17 @@ class Pictures:
         same = distance < SAME * distance[:1]
         return ratio.where(~same, torch.inf).amin(0).where(~same.all(0), ratio[0])
 
-    def rows_of(self, owner: int, name: str | None = None) -> Tensor:
+    def rows_of(self, owner: int, name: str | None = None, *, as_thing: bool = False) -> Tensor:
         """Which pictures are of this concept, under this name if there is one."""
-        return torch.tensor([r.owner == owner and name in (None, r.name) for r in self.rows])
+        found = [r.owner == owner and name in (None, r.name) for r in self.rows]
+        return torch.tensor(found) & torch.tensor([r.as_thing == as_thing for r in self.rows])
 
 
 def _prompts(tokenizer: Any, concept: Concept) -> list[tuple[int, Prompt]]:
-    """Numbered prompts under the name, and fewer under synonyms and plurals that are known."""
+    """Numbered prompts under the name, and fewer under synonyms and plurals that are known.
+
+    And, for a kind that the name does not tell, of a thing of that name.
+    """
     plurals = dict.fromkeys(plural(name) for name in concept.names if concept.kind == "object")
     known = [
         name for name in plurals if name not in concept.names and not unknown_words(tokenizer, name)
@@ -179,6 +187,10 @@ def _prompts(tokenizer: Any, concept: Concept) -> list[tuple[int, Prompt]]:
         count *= 1 if concept.kind in WHOLE_THINGS else 2
         prompts = alone.example_prompts(2 * count)[:count]  # the second half says more beside it
         found += [(seed, replace(prompt, name=name)) for seed, prompt in enumerate(prompts)]
+    other = concept.kind in ("style", "attribute", "place") and placed(concept.name) != concept.name
+    if other and kind_of(concept.name) == "object":
+        prompts = Concept(concept.name, "object").example_prompts()[:OF_OTHER_NAMES]
+        found += [(2 * i, prompt) for i, prompt in enumerate(prompts)]  # seeds of the base's too
     return found
 
 
@@ -188,8 +200,13 @@ def _words_within(concept: Concept) -> list[str]:
         attributes, head = concept.parts
         several = attributes.split()
         return [f"{word} {head}" for word in several] if len(several) > 1 else []
+    if concept.kind != "object":
+        return []
+    attribute, head = split(concept.name.lower())  # of a proper name: `Red Car`
+    if attribute and head:
+        return [head, f"{other_attributes(attribute, 1)[0]} {head}"]
     thing = re.split(_PREPOSITIONS, concept.name, maxsplit=1)[0]
-    return [thing] if concept.kind == "object" and thing != concept.name else []
+    return [thing] if thing != concept.name else []
 
 
 def _absent(concept: Concept, prompt: Prompt) -> str:
@@ -210,7 +227,9 @@ def target_distances(
     At the second and third latent of the base's `runs` of its pictures of them, where what is drawn
     is decided; eps("") is the prediction for the prompt without the concept.
     """
-    rows = [i for i, row in enumerate(pictures.rows) if row.name in names]
+    rows = [
+        i for i, row in enumerate(pictures.rows) if row.name in names and not row.as_thing
+    ]
     latents = _latents(runs)[rows].flatten()
     z, t, own = runs.z[latents], runs.t[latents], runs.scores["concept"][latents]
     prompts = [pictures.rows[i].filled for i in rows for _ in range(2)]

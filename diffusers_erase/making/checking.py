@@ -64,6 +64,11 @@ class Check:
     """Near word -> relative squared change of its guidance, where that is above `HARM`."""
     general: tuple[str, ...] = ()
     """Names that may be words for many things, which are still drawn by their own names."""
+    things: tuple[str, ...] = ()
+    """Concepts that are no objects, and whose names by themselves are still drawn as before: `a
+    photo of a car`, where `car` is erased as a style."""
+    unknown: tuple[str, ...] = ()
+    """Names that the base itself does not draw, so that they could not be checked."""
     layout: float | None = None
     """Mean correlation of erased and base latents from the same noise."""
     reason: str = ""
@@ -83,7 +88,15 @@ class Check:
                 if self.distances
                 else {}
             ),
-            **({"general": list(self.general)} if self.general else {}),
+            **{
+                name: list(found)
+                for name, found in (
+                    ("general", self.general),
+                    ("things", self.things),
+                    ("unknown", self.unknown),
+                )
+                if found
+            },
             **({} if self.layout is None else {"layout kept": round(self.layout, 3)}),
             **({"reason": self.reason} if self.reason else {}),
         }
@@ -106,8 +119,7 @@ class Check:
     @property
     def unclear(self) -> bool:
         """True if a concept is left or could not be seen, or a near word is harmed."""
-        found = self.failed or self.harms or self.general
-        return bool(found or "not checked" in self.concepts.values())
+        return bool(self.failed or self.harms or self.general or self.things or self.unknown)
 
     @property
     def badness(self) -> tuple[int, float]:
@@ -131,10 +143,13 @@ class Check:
             f"the base draws the target {target!r} like {name!r} in some pictures"
             for name, target in self.near_targets.items()
         ]
-        unknown = [name for name, verdict in self.concepts.items() if verdict == "not checked"]
-        if unknown:
-            names = ", ".join(map(repr, unknown))
+        if self.unknown:
+            names = ", ".join(map(repr, self.unknown))
             found.append(f"{names} could not be checked: the base does not draw it in a few steps")
+        found += [
+            f"{name!r} by itself is still drawn as before; to erase that, pass kind='object'"
+            for name in self.things
+        ]
         found += [
             f"{name!r} may be a word for many things, which are still drawn by their own names; to "
             f'erase these too, pass Concept("{name}", synonyms=[...])'
@@ -254,12 +269,14 @@ def _judged(
 ) -> Check:
     """The verdicts on all pictures; a general word is drawn where a thing of its kind is."""
     left, mean, mistaken, verdicts = {}, {}, {}, dict[str, Verdict]()
+    things, unknown = list[str](), list[str]()
     rows = looks[0].pictures.rows
     for k, concept in enumerate(concepts):
         worst: Verdict = "not checked"
         for name in dict.fromkeys(row.name for row in rows if row.owner == k):
             known = [x.known[x.pictures.of_base.rows_of(k, name)] for x in looks]
             if torch.cat(known).mean() < KNOWN:
+                unknown += [name] if name in concept.names else []
                 continue
             own = torch.cat([x.drawn[x.pictures.rows_of(k, name)] for x in looks])
             kinds = [x.of_kind[x.pictures.rows_of(k, name)] for x in looks if x.of_kind is not None]
@@ -270,6 +287,8 @@ def _judged(
             mean[name] = own.clamp(-2, 2).mean().item()
             found = _verdict(mean[name], own.max().item())
             worst = max(worst, found, key=_SEVERITY.__getitem__)
+        if _drawn_as_thing(looks, k):
+            things.append(concept.name)
         others = [x.others[x.pictures.rows_of(k)] for x in looks if x.others is not None]
         if worst != "not checked" and others and torch.cat(others).mean() > 0:
             mistaken[concept.name] = next(row.other_name for row in rows if row.owner == k)
@@ -278,7 +297,26 @@ def _judged(
     worst = max(verdicts.values(), key=_SEVERITY.__getitem__)
     reason = "the base does not draw it in a few steps" if worst == "not checked" else ""
     harms, layout = looks[0].harms, sum(x.layout for x in looks) / len(looks)
-    return Check(worst, verdicts, mean, left, mistaken, harms=harms, layout=layout, reason=reason)
+    return Check(
+        worst,
+        verdicts,
+        mean,
+        left,
+        mistaken,
+        harms=harms,
+        things=tuple(things),
+        unknown=tuple(unknown),
+        layout=layout,
+        reason=reason,
+    )
+
+
+def _drawn_as_thing(looks: Sequence[_Look], k: int) -> bool:
+    """True if the base and the eraser draw a thing of the name of the k-th concept."""
+    base = [x.known[x.pictures.of_base.rows_of(k, as_thing=True)] for x in looks]
+    own = [x.drawn[x.pictures.rows_of(k, as_thing=True)] for x in looks]
+    found = torch.cat(base).mean() >= KNOWN and torch.cat(own).mean() > DRAWN
+    return bool(found)  # nan, of no pictures, is neither
 
 
 def _rounded(row: Mapping[str, float]) -> dict[str, float]:

@@ -10,13 +10,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffusers_erase.concepts import Concept, Kind, Vocabulary, with_article
-from diffusers_erase.concepts.kinds import PLACES
-from diffusers_erase.concepts.phrases import concept_of, kind_among, merged, single
-from diffusers_erase.concepts.words import singulars
+from diffusers_erase.concepts.kinds import PLACES, placed
+from diffusers_erase.concepts.phrases import concept_of, kind_among, merged, single, things_named
+from diffusers_erase.concepts.words import singulars, words_of
 from diffusers_erase.editing.recipes import EDITS, Edit
 from diffusers_erase.eraser.config import ErasedConcept, EraserConfig, versions
 from diffusers_erase.eraser.schema import problem_of
-from diffusers_erase.errors import ErasureError, require_choice
+from diffusers_erase.errors import ErasureError, require_choice, shown
 from diffusers_erase.models.model import Model
 from diffusers_erase.models.text_states import unknown_words, whole_words
 from diffusers_erase.runtime.plugin import erasure_names
@@ -48,12 +48,22 @@ class Request:
 
     def __post_init__(self) -> None:
         names = [{"name": c.name, "synonyms": list(c.synonyms)} for c in self.concepts]
-        if problem := problem_of({"concepts": names}):
-            raise ErasureError(f"An eraser of these concepts could not be saved: {problem}.")
+        targets = self.target.words if isinstance(self.target, Fixed) else ()
+        answers = [{"name": "concept", "target": word} for word in targets]
+        for what, listed in (("these concepts", names), ("this target", answers or names)):
+            if problem := problem_of({"concepts": listed}):
+                raise ErasureError(f"An eraser with {what} could not be saved: {problem}.")
+        kinds: dict[tuple[str, ...], Kind] = {}
         for concept in self.concepts:
+            if (kind := kinds.setdefault(words_of(concept.name), concept.kind)) != concept.kind:
+                raise ErasureError(
+                    f"{concept.name!r} is to be erased as {with_article(kind)} and as "
+                    f"{with_article(concept.kind)}; make an eraser of each, and load both."
+                )
             erased = {prompt.text for prompt in concept.example_prompts()}
             for prompt in (*self.keep, *self.protect):
-                if concept.is_named_by(prompt) or prompt in erased:
+                named = any(map(concept.is_named_by, (prompt, *things_named(prompt))))
+                if named or prompt in erased:
                     raise ErasureError(
                         f"{prompt!r} is to be kept, and '{concept.name}' is to be erased; leave "
                         "one of them out."
@@ -130,7 +140,8 @@ def in_the_singular(concept: Concept, tokenizer: Any) -> Concept:
     Erasing `cars` alone leaves `a photo of a car` as it is. The singular is used if the tokenizer
     has a token for its last word, the plural unless the tokenizer splits it into fragments.
     """
-    if concept.kind not in ("object", "compound", "place") or concept.name.lower() in PLACES:
+    usual = concept.name.lower() in PLACES or placed(concept.name) == concept.name
+    if concept.kind not in ("object", "compound", "place") or usual:
         return concept
     ways = singulars(concept.name) if tokenizer is not None else ()
     known = set(whole_words(tokenizer)) if ways else ()
@@ -253,15 +264,26 @@ def require_general(request: Request) -> None:
         )
 
 
-def warn_of_unknown_words(model: Model, request: Request) -> None:
-    """Warn of words that the tokenizer splits into fragments: erasing those erases nothing.
+def check_words(model: Model, request: Request) -> None:
+    """Check that the text encoder can read all names and targets; further tries are not checked.
 
-    Further tries at the same request do not warn again.
+    It warns of words that the tokenizer splits into fragments: erasing those erases nothing.
+
+    Raises:
+        ErasureError: a name or a target does not fit into a prompt.
     """
     if request.attempt:
         return
     names = [name for concept in request.concepts for name in concept.names]
     targets = request.target.words if isinstance(request.target, Fixed) else ()
+    most = model.tokenizer.model_max_length
+    for phrase in (*names, *targets):
+        count = len(model.tokenizer(f"a photo of {with_article(phrase)}").input_ids)
+        if count > most:
+            raise ErasureError(
+                f"{shown(phrase, 60)!r} is too long: a prompt with it has {count} tokens, and the "
+                f"text encoder reads {most}. Name what is to be erased in a few words."
+            )
     for phrase in (*names, *targets):
         for word, near in unknown_words(model.tokenizer, phrase).items():
             hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

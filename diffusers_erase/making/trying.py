@@ -127,10 +127,11 @@ def _following(tries: list[_Try]) -> Request | None:
 
     A concept that is erased weakly needs a stronger recipe, as long as that brings it nearer to
     being erased; one that is drawn needs another target. A target of the user's that the base draws
-    like the concept stays drawn like it.
+    like the concept, or like another erased one, stays drawn like it.
     """
     best = min(tries, key=lambda each: each.check.badness)
-    if tries[0].request.target is not None and best.check.near_targets:
+    hopeless = best.check.near_targets or best.check.mistaken or _in_vain(tries)
+    if tries[0].request.target is not None and hopeless:
         return None
     ways = [_stronger(best), _retargeted(tries)]
     if best.check.verdict == "not erased" or _in_vain(tries):

@@ -135,7 +135,8 @@ class Fixed:
         given = self.word if isinstance(self.word, tuple) else (self.word,) * len(concepts)
         if len(given) != len(concepts):
             raise ErasureError(
-                f"Name one target, or one for each concept ({len(concepts)}); got {len(given)}."
+                f"Name one target, or one for each of {', '.join(repr(c.name) for c in concepts)} "
+                f"(a concept that is listed twice counts once); got {len(given)}."
             )
         return given
 
