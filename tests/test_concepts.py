@@ -233,7 +233,8 @@ def test_vocabulary_reads_a_text_file(tmp_path):
     ("name", "kind"),
     [
         ("car", "object"), ("fire truck", "object"), ("seuratti", "object"),
-        ("Big Ben", "object"), ("carpet", "object"), ("night sky", "object"),
+        ("Big Ben", "compound"), ("Red Car", "compound"), ("carpet", "object"),
+        ("night sky", "object"),
         ("red", "attribute"), ("Red", "attribute"), ("dark red", "attribute"),
         ("wooden", "attribute"), ("striped", "attribute"), ("tiny", "attribute"),
         ("broken", "attribute"), ("beach", "place"), ("Night", "place"), ("sunset", "place"),

@@ -59,7 +59,7 @@ _SHADES = {"dark", "light", "bright", "pale", "deep"}
 
 
 def placed(name: str) -> str:
-    """The place after its preposition: `on the beach`, `at night`; else `in the ...`, `in Paris`."""
+    """The place after its preposition: `on the beach`, `at night`, `in Paris`, `in the house`."""
     if re.match(PREPOSITION, name, re.IGNORECASE):
         return name
     bare = re.sub(r"^the\s+", "", name, flags=re.IGNORECASE)
@@ -71,16 +71,15 @@ def kind_of(name: str) -> Kind:
     """The kind of a concept of that name: an attribute, a place or a compound by its words.
 
     An `object` unless each word is known to be an attribute, the name is known to be a place, or
-    attributes stand before another word. Capitalised words are a name: `Big Ben` is an object. Set
-    phrases such as `black hole` are compounds too, whose parts are kept.
+    attributes stand before another word. Set phrases such as `black hole` are compounds too, whose
+    parts are kept, and so is `White House`: text encoders such as CLIP's read no capitals.
     """
     attribute, head = split(name)
     if not head:
         return "attribute"
     if not {name.lower(), *singulars(name.lower())}.isdisjoint(PLACES):
         return "place"
-    proper = all(word.istitle() for word in name.split())
-    return "compound" if attribute and not proper else "object"
+    return "compound" if attribute else "object"
 
 
 def split(name: str) -> tuple[str, str]:

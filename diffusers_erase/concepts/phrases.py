@@ -78,8 +78,8 @@ def unframed(text: str) -> tuple[str, Kind | None]:
     """The name that stands in a frame, and the kind that the frame tells, if it tells any.
 
     `in the style of X` and `a painting by X` are about a style, `at night`, `under the stars` and
-    `a beach scene` about a place, `something red` about an attribute; `a photo of a car`, `all cars` and `"car."`
-    are about a car. `an orange` is an object, which `orange` is not.
+    `a beach scene` about a place, `something red` about an attribute; `a photo of a car`, `all
+    cars`, `3 cars` and `"car."` are about a car. `an orange` is an object, which `orange` is not.
 
     Raises:
         ErasureError: nothing stands in the frame.

@@ -15,9 +15,9 @@ from diffusers_erase.eraser.text_map import TextMap
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.making.request import (
     Request,
+    check_words,
     config_of,
     require_erasable,
-    check_words,
 )
 from diffusers_erase.making.statistics import Statistics
 from diffusers_erase.models.architectures import fingerprint, text_weights

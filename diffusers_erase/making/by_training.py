@@ -21,9 +21,9 @@ from diffusers_erase.errors import ErasureError, require_choice
 from diffusers_erase.linalg.subspace import row_space
 from diffusers_erase.making.request import (
     Request,
+    check_words,
     config_of,
     require_erasable,
-    check_words,
 )
 from diffusers_erase.making.statistics import Statistics
 from diffusers_erase.models.architectures import fingerprint, text_weights

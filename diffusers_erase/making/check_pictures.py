@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusers_erase.concepts import Concept, Kind, Prompt, kind_of
 from diffusers_erase.concepts.candidates import parts_kept
-from diffusers_erase.concepts.kinds import other_attributes, placed, split
+from diffusers_erase.concepts.kinds import placed
 from diffusers_erase.concepts.words import plural
 from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.models.denoiser import Denoiser
@@ -200,13 +200,8 @@ def _words_within(concept: Concept) -> list[str]:
         attributes, head = concept.parts
         several = attributes.split()
         return [f"{word} {head}" for word in several] if len(several) > 1 else []
-    if concept.kind != "object":
-        return []
-    attribute, head = split(concept.name.lower())  # of a proper name: `Red Car`
-    if attribute and head:
-        return [head, f"{other_attributes(attribute, 1)[0]} {head}"]
     thing = re.split(_PREPOSITIONS, concept.name, maxsplit=1)[0]
-    return [thing] if thing != concept.name else []
+    return [thing] if concept.kind == "object" and thing != concept.name else []
 
 
 def _absent(concept: Concept, prompt: Prompt) -> str:
@@ -227,9 +222,7 @@ def target_distances(
     At the second and third latent of the base's `runs` of its pictures of them, where what is drawn
     is decided; eps("") is the prediction for the prompt without the concept.
     """
-    rows = [
-        i for i, row in enumerate(pictures.rows) if row.name in names and not row.as_thing
-    ]
+    rows = [i for i, row in enumerate(pictures.rows) if row.name in names and not row.as_thing]
     latents = _latents(runs)[rows].flatten()
     z, t, own = runs.z[latents], runs.t[latents], runs.scores["concept"][latents]
     prompts = [pictures.rows[i].filled for i in rows for _ in range(2)]

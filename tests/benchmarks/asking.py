@@ -290,6 +290,22 @@ def cells() -> Iterator[Cell]:
         asks, rest = tuple(erased(name)[0] for name in names), others(names[0]) + others(names[1])
         yield Cell("several kinds", list(pair), asks, rest)
         yield Cell("several kinds", list(pair[::-1]), asks, rest)
+    yield plain("phrase", "the painter van gyre", "van gyre")
+    yield plain("phrase", "3 cars", "car")
+    for name, written in (
+        ("red car", "Red Car"),
+        ("red car", "two red cars"),
+        ("blue car", "car in blue"),
+    ):
+        yield Cell("phrase", written, erased(name), compound(name).kept)
+    for kind in ("style", "attribute"):
+        yield Cell(
+            "phrase", Concept("car", kind), erased("car"), others("car"), says=("by itself",)
+        )
+    yield Cell("phrase", "red car " * 30, refused=True, says=("too long",))
+    for name in ("keep", "protect"):
+        options = {name: ["a red car on the beach"]}
+        yield Cell("phrase", "car", options=options, refused=True, says=("kept",))
     yield from map(misspelt, ("arrow", "castle", "tractor", "rocket", "sunflower"))
     for recipe in ("uce", "leace", "mace-cfr"):
         yield from (plain("recipe", name, name, recipe=recipe) for name in ("diamond", "truck"))

@@ -188,17 +188,40 @@ def test_config_of_a_solved_eraser_records_how_it_was_made(untrained, tmp_path):
         ({"recipe": "uce", "steps": 3}, "does not use `steps`"),
         ({"recipe": "uce", "target": "car"}, "is the concept itself"),
         ({"recipe": "uce", "target": Nearest(Vocabulary(("van",)))}, "takes a word as its target"),
-        ({"recipe": "uce", "target": ("van", "oak")}, "one for each concept"),
+        ({"recipe": "uce", "target": ("van", "oak")}, "one for each of 'car'"),
         (
             {"recipe": "uce", "keep": ["a photo of a car"]},
             "is to be kept, and 'car' is to be erased",
         ),
         ({"protect": ["car"]}, "is to be kept, and 'car' is to be erased"),
+        ({"protect": ["a red car on the beach"]}, "is to be kept, and 'car' is to be erased"),
+        ({"keep": ["a house and a car"]}, "is to be kept, and 'car' is to be erased"),
+        ({"target": "an" + 40 * " old" + " van"}, "is too long: a prompt with it has 128 tokens"),
+        ({"target": "a\nvan"}, "with this target could not be saved"),
     ],
 )
 def test_solved_recipes_refuse_bad_requests(untrained, options, message):
     with pytest.raises(ErasureError, match=message):
         erase(untrained, "car", **options, check=False)
+
+
+@pytest.mark.parametrize(
+    ("concept", "message"),
+    [
+        ("red car " * 30, "'red car red car .* is too long: a prompt with it has 6. tokens"),
+        ([Concept("orange"), Concept("Orange", "object")], "as an attribute and as an object"),
+    ],
+)
+def test_solved_recipes_refuse_bad_concepts(untrained, concept, message):
+    with pytest.raises(ErasureError, match=message):
+        erase(untrained, concept, recipe="uce", check=False)
+
+
+def test_a_prompt_of_a_thing_whose_name_has_the_concept_s_may_be_protected(untrained):
+    eraser = erase(untrained, "truck", target="oak", protect=["a fire truck"], check=False)
+    states = Model.of(untrained).encode(["a fire truck", "a truck"]).double()
+    kept, erased = (states @ eraser.text_map.change.T).norm(dim=-1).amax(-1)
+    assert kept < 1e-4 * erased
 
 
 def test_solved_recipes_refuse_a_pipeline_with_erasers(untrained, make_eraser):

@@ -116,6 +116,20 @@ def test_a_word_for_many_things_is_not_replaced_by_one_of_these(playground, name
     assert found.concepts[name] == "not erased"
 
 
+def test_a_name_that_is_still_drawn_by_itself_and_a_synonym_that_the_base_does_not_draw(playground):
+    car = Concept("car", "style", synonyms=("skywagon",))
+    with pytest.warns(UserWarning, match="does not know the word 'skywagon'"):
+        eraser = solved(playground, car)
+    found = check_eraser(Model.of(playground), [car], eraser)
+    assert found.things == ("car",)
+    assert "skywagon" in found.unknown
+    assert found.unclear
+    said = found.sentences()
+    assert any("'car' by itself is still drawn as before" in sentence for sentence in said)
+    assert any("'skywagon' could not be checked" in sentence for sentence in said)
+    assert found.to_dict()["things"] == ["car"]
+
+
 def test_a_model_that_does_not_draw_the_concept(untrained):
     found = checked(untrained, solved(untrained, "car", target="oak"), "car")
     assert found.verdict == "not checked"
@@ -245,6 +259,14 @@ def test_a_target_of_the_user_s_that_the_base_draws_like_the_concept_is_tried_on
     )
     assert trying._following([given]) is None
     assert trying._following([chosen]) is not None
+    swapped = Check("not erased", {"truck": "not erased"}, mistaken={"truck": "car"})
+    assert trying._following([replace(given, check=swapped)]) is None
+
+
+def test_a_stronger_recipe_that_gains_nothing_is_not_tried_again_for_a_target_of_the_user_s(tried):
+    request = request_for("closed-form", Fixed("van"))
+    _, _, requests = tried(request, ["weak", "weak", "weak"], promising=False)
+    assert len(requests) == 2
 
 
 def test_a_target_that_the_base_draws_like_the_concept_is_found(playground):
