@@ -116,6 +116,11 @@ def verdict(line: dict[str, Any]) -> str:
     return (line["check"] or {}).get("verdict", "")
 
 
+def by_itself(line: dict[str, Any]) -> bool:
+    """Whether a user is told that a concept of another kind is still drawn as a thing."""
+    return bool((line["check"] or {}).get("things"))
+
+
 def told(line: dict[str, Any]) -> bool:
     """Whether a user is told: where nothing could be checked only a warning tells it."""
     return line["announced"] and (verdict(line) != "not checked" or bool(line["warnings"]))
@@ -230,10 +235,10 @@ def calibration(lines: Sequence[dict[str, Any]]) -> str:
         ("found by the check", weak, False),
         ("false alarms", [line for line in judged if line not in weak], True),
     ):
-        announced = [line for line in own if line["announced"]]
+        announced = [line for line in own if line["announced"] or (not wrong and by_itself(line))]
         rows.append(f"{title}: {len(announced)} of {len(own)}")
         for line in own:
-            if line["announced"] == wrong:
+            if (line in announced) == wrong:
                 told = verdict(line) or "nothing"
                 rows.append(
                     f"  {percent(gone(line))} gone, {told}: {line['group']}, {line['name']}"
