@@ -17,6 +17,7 @@ import torch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    from diffusers import AutoencoderKL, UNet2DConditionModel
     from diffusers.utils import logging as diffusers_logging
     from huggingface_hub import constants
     from transformers.utils import logging as transformers_logging
@@ -52,16 +53,25 @@ def untrained_parts(tmp_path_factory):
     torch.manual_seed(0)
     tokenizer = networks.write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
     return {
-        "vae": networks.vae().eval(),
+        "vae": AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8, 8, 16),
+            norm_num_groups=4,
+            sample_size=64,
+            mid_block_add_attention=False,
+        ).eval(),
         "text_encoder": networks.text_encoder(tokenizer).eval(),
         "tokenizer": tokenizer,
-        "unet": networks.unet().eval(),
+        "unet": UNet2DConditionModel.from_config(
+            networks.unet().config, block_out_channels=(16, 32, 32), norm_num_groups=4
+        ).eval(),
     }
 
 
 @pytest.fixture
 def untrained(untrained_parts):
-    """A fresh pipeline of the playground's architecture with random weights."""
+    """A fresh pipeline of random weights: the playground's blocks, of fewer channels."""
     pipe = networks.assemble(**{**untrained_parts, "unet": copy.deepcopy(untrained_parts["unet"])})
     pipe.set_progress_bar_config(disable=True)
     return pipe
