@@ -17,7 +17,7 @@ import torch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL
     from diffusers.utils import logging as diffusers_logging
     from huggingface_hub import constants
     from transformers.utils import logging as transformers_logging
@@ -28,6 +28,7 @@ from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.models.architectures import fingerprint, projections
 from diffusers_erase.playground import load_judge, load_pipeline
 from diffusers_erase.playground.building import networks
+from tests import zoo
 from tests.loopback_hub import Hub
 
 
@@ -63,9 +64,7 @@ def untrained_parts(tmp_path_factory):
         ).eval(),
         "text_encoder": networks.text_encoder(tokenizer).eval(),
         "tokenizer": tokenizer,
-        "unet": UNet2DConditionModel.from_config(
-            networks.unet().config, block_out_channels=(16, 32, 32), norm_num_groups=4
-        ).eval(),
+        "unet": zoo.narrow_unet(),
     }
 
 

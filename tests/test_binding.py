@@ -59,7 +59,10 @@ def test_help_is_light():
     "order",
     [
         "import diffusers_erase; from diffusers import StableDiffusionPipeline as P",
-        "from diffusers import StableDiffusionPipeline as P; import diffusers_erase",
+        pytest.param(  # the order of these tests, in `test_pipelines_have_the_family_of_methods`
+            "from diffusers import StableDiffusionPipeline as P; import diffusers_erase",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_install_does_not_depend_on_the_order_of_imports(order):

@@ -1,9 +1,11 @@
-"""Every example is short, runs on the playground in a process of its own, and keeps its word."""
+"""Every example is short, runs on the playground, and keeps its word."""
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,30 +13,60 @@ import pytest
 from PIL import Image
 
 from diffusers_erase import EraserAdapter
+from diffusers_erase.evaluation import pictures
 from diffusers_erase.evaluation.evidence import Evidence
 from diffusers_erase.playground import OBJECTS
+from diffusers_erase.training.recipes import SURGICAL_AGE
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-@pytest.fixture
-def printed(tmp_path):
-    """`printed(name, *options)`: what the example prints, run with two steps."""
+pytestmark = pytest.mark.filterwarnings("default")  # as in a process of its own
 
-    def run(name, *options):
-        done = subprocess.run(
-            [sys.executable, EXAMPLES / name, "--steps", "2", *options],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout
+
+@pytest.fixture
+def printed(tmp_path, monkeypatch, capsys):
+    """`printed(name, *options)`: what the example prints, run with two steps in this process.
+
+    Its recipe samples few trajectories, and it draws in 8 steps at most.
+    """
+    monkeypatch.chdir(tmp_path)
+    few = replace(SURGICAL_AGE, trajectories=2, sampling_steps=4, pool=4)
+    monkeypatch.setattr(
+        "diffusers_erase.making.choosing.default_recipe",
+        lambda model, vocabulary: few if vocabulary else replace(few, choose="given"),
+    )
+    monkeypatch.setattr("diffusers_erase.evaluation.evidence.DRIFT_PROMPTS", 1)
+    draw = pictures.draw
+
+    def run(name, *options, most=8):
+        def quick(pipe, prompts, steps=25, **others):
+            return draw(pipe, prompts, steps=min(steps, most), **others)
+
+        monkeypatch.setattr(pictures, "draw", quick)
+        path = str(EXAMPLES / name)
+        monkeypatch.setattr(sys, "argv", [path, "--steps", "2", *options])
+        capsys.readouterr()
+        runpy.run_path(path, run_name="__main__")
+        return capsys.readouterr().out
 
     return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_example_runs_in_a_process_of_its_own(name, tmp_path):
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name, "--steps", "1"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout
 
 
 def rows(picture):
@@ -57,8 +89,9 @@ def test_erase_an_object_draws_the_target_in_the_place_of_cars_alone(printed, tm
     assert EraserAdapter.from_pretrained(tmp_path / "out" / "erase-car").config.names[0] == "car"
 
 
+@pytest.mark.slow
 def test_measure_and_publish_puts_what_it_measured_on_the_card(printed, tmp_path):
-    text = printed("measure_and_publish.py", "--pictures", "2")
+    text = printed("measure_and_publish.py", "--steps", "1", "--pictures", "1")
     evidence = Evidence.read(tmp_path / "out" / "measured" / "results.jsonl")
     for row in evidence.summary.rows:
         assert f"{row.name:<12} base {row.base.value:4.0%}  erased {row.erased.value:4.0%}" in text
@@ -78,8 +111,8 @@ def test_stack_and_share_leaves_no_trace_and_shares_one_file(printed, tmp_path):
             assert len(re.findall(rf"car {car}, painter {painter}: \w+", text)) == 1
     assert "bit for bit: True" in text
     assert re.search("differs by [01] of 255", text)
-    pictures, _ = rows(tmp_path / "out" / "stack.png")
-    assert pictures.shape == (64, 256, 3)
+    sheet, _ = rows(tmp_path / "out" / "stack.png")
+    assert sheet.shape == (64, 256, 3)
     both = EraserAdapter.from_pretrained(tmp_path / "out" / "erase-both").config.names
     assert both == ("car", "van gyre")
 
@@ -97,7 +130,7 @@ def test_neighbours_that_nobody_listed_counts_both_edits(printed):
 
 
 def test_your_own_loop_looks_every_so_many_steps_until_the_end(printed):
-    lines = printed("your_own_loop.py", "--every", "1").splitlines()
+    lines = printed("your_own_loop.py", "--every", "1", most=2).splitlines()
     assert [re.match(r"step +(\d+)", line)[1] for line in lines[:-1]] == ["0", "1"]
     assert re.fullmatch(r"14 layers trained, \d+ UNet evaluations\.", lines[-1])
 

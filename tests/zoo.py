@@ -34,6 +34,8 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from diffusers_erase.playground.building import networks
+
 
 WORDS = (
     "a an the of in on at with photo picture image red blue green orange yellow purple pink cyan "
@@ -239,6 +241,15 @@ def unet(width: int, **options: Any) -> UNet2DConditionModel:
         "attention_head_dim": 8,
     }
     return UNet2DConditionModel(**{**usual, **options}).eval()
+
+
+def narrow_unet() -> UNet2DConditionModel:
+    """The playground's UNet with fewer channels."""
+    config = networks.unet().config
+    made = UNet2DConditionModel.from_config(
+        config, block_out_channels=(16, 32, 32), norm_num_groups=4
+    )
+    return made.eval()
 
 
 def load_image_prompt(unet: UNet2DConditionModel) -> None:

@@ -86,6 +86,20 @@ def fetch(folder, *, quick):
     print("same")
 
 
+def settings(hub, home):
+    """The environment of a client that talks to this Hub, with a cache of its own."""
+    told = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(home),
+        "HF_TOKEN": "hf_user",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    return {**os.environ, **told}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="solve for the eraser")
@@ -102,18 +116,9 @@ def main():
 
         with Hub() as hub, tempfile.TemporaryDirectory() as folder:
             for step in ("publish", "fetch"):
-                told = {
-                    "HF_ENDPOINT": hub.url,
-                    "HF_HOME": f"{folder}/{step}",
-                    "HF_TOKEN": "hf_user",
-                    "HF_HUB_OFFLINE": "0",
-                    "HF_HUB_DISABLE_XET": "1",
-                    "HF_HUB_DISABLE_TELEMETRY": "1",
-                    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-                }
                 command = [sys.executable, __file__, "--step", step, "--folder", folder]
                 command += ["--quick"] if options.quick else []
-                subprocess.run(command, env={**os.environ, **told}, check=True)
+                subprocess.run(command, env=settings(hub, f"{folder}/{step}"), check=True)
             print(f"{len(hub.log)} requests; {len(hub.repos[REPO].commits) - 1} commits:")
             for path, content in sorted(hub.files(REPO).items()):
                 print(f"  {len(content):>9,} bytes  {path}")

@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from diffusers_erase.cli.options import asked_concepts, own_words
 from diffusers_erase.concepts import Concept
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.playground import ARTISTS, BACKGROUNDS, COLOURS, OBJECTS
+from diffusers_erase.training.recipes import REPLACE
 
 
 def command(*arguments, folder):
@@ -50,20 +52,11 @@ def test_help_names_the_commands(tmp_path):
 
 
 @pytest.mark.filterwarnings("default")
-def test_train_then_generate(main, tmp_path):
-    trained = command(
-        "train",
-        "--concept",
-        "car",
-        "--target",
-        "truck",
-        "--steps",
-        2,
-        "--no-check",
-        "--output",
-        "eraser",
-        folder=tmp_path,
-    )
+def test_train_then_generate(main, tmp_path, monkeypatch):
+    few = replace(REPLACE, trajectories=2, sampling_steps=4)
+    monkeypatch.setattr("diffusers_erase.making.choosing.default_recipe", lambda *_: few)
+    asked = ("--concept", "car", "--target", "truck", "--steps", 2, "--no-check")
+    trained = main("train", *asked, "--output", "eraser")
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "eraser" / "erasure_config.json").is_file()
     options = ("--steps", 2, "--count", 2)

@@ -6,7 +6,6 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from diffusers_erase.eraser.config import CONFIG_NAME, ErasedConcept
 from diffusers_erase.eraser.lora import Lora
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.storage.hub import find_erasers
+from tests.benchmarks import round_trip
 from tests.loopback_hub import Repo
 
 
@@ -189,14 +189,25 @@ def test_the_card_is_one_that_the_client_reads(hub, untrained, make_eraser):
     assert card.content.count("90.0 % | 10.0 % | -80.0 %") == 1
 
 
-def test_in_a_fresh_process_it_draws_the_same_pixel_for_pixel():
-    """With the client's own settings; plain diffusers and edits of the card as well."""
-    script = Path(__file__).parents[1] / "benchmarks" / "round_trip.py"
+def ran(*options, env=None):
     done = subprocess.run(
-        [sys.executable, script, "--quick"], capture_output=True, text=True, check=False
-    )
+        [sys.executable, round_trip.__file__, *options],
+        capture_output=True, text=True, check=False, env=env,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "\nsame\n" in done.stdout
+    return done.stdout
+
+
+def test_in_a_fresh_process_it_draws_the_same_pixel_for_pixel(hub, tmp_path):
+    """With the client's own settings; plain diffusers and edits of the card as well."""
+    round_trip.publish(tmp_path, quick=True)
+    env = round_trip.settings(hub, tmp_path / "home")
+    assert "\nsame\n" in ran("--step", "fetch", "--folder", str(tmp_path), "--quick", env=env)
+
+
+@pytest.mark.slow
+def test_made_and_pushed_in_one_fresh_process_it_draws_the_same_in_another():
+    assert "\nsame\n" in ran("--quick")
 
 
 # --- on the command line -----------------------------------------------------------------------

@@ -7,7 +7,7 @@ from diffusers_erase.making import choosing
 from diffusers_erase.training.recipes import default_recipe
 
 
-WORDS = Vocabulary(("truck", "oak"))
+WORDS = Vocabulary(("truck", "oak", "cat", "fish"))
 
 
 @pytest.fixture(autouse=True)

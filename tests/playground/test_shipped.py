@@ -55,7 +55,7 @@ def test_the_judge_rejects_what_shows_nothing(judge):
 
 
 def test_the_autoencoder_keeps_24_decibels(shipped, fresh):
-    pictures = to_tensor(fresh[1])
+    pictures = to_tensor(fresh[1][:100])
     with torch.no_grad():
         redrawn = shipped.vae.decode(shipped.vae.encode(pictures).latent_dist.mode()).sample
     error = (redrawn.clamp(-1, 1) - pictures).pow(2).mean()

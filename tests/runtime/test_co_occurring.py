@@ -1,6 +1,7 @@
 """Erasers beside other changes of a model, made before they are loaded or after."""
 
 import copy
+from itertools import product
 
 import pytest
 import torch
@@ -62,12 +63,24 @@ def own(untrained, untrained_parts):
     return untrained
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("mode", ["auto", "hook"])
+COMPILED_BY_DEFAULT = {("hook", True, compiled_in_place), ("hook", False, compiled_around)}
+"""Each way of compiling once; compiling takes long, and a hook is what it could miss."""
+
+
+def cases():
+    for mode, before, change in product(("auto", "hook"), (True, False), CHANGES):
+        compiles = change in (compiled_in_place, compiled_around)
+        slow = compiles and (mode, before, change) not in COMPILED_BY_DEFAULT
+        name = f"{mode}-{'before' if before else 'after'}-{change.__name__}"
+        yield pytest.param(change, before, mode, id=name, marks=[pytest.mark.slow] * slow)
+
+
+@pytest.mark.parametrize(("change", "before", "mode"), [*cases()])
 def test_load_erasure_acts_beside_other_changes_of_the_model(
     own, make_eraser, picture, change, before, mode
 ):
+    if change in (compiled_in_place, compiled_around):
+        own.unet = zoo.unet(128)
     pipe, other = own, copy.deepcopy(own)
     eraser = make_eraser(pipe.unet, parts=("to_q", "to_k", "to_v", "to_out.0"), scale=0.4, seed=1)
     options = {}

@@ -9,6 +9,7 @@ from torch import nn
 from diffusers_erase import ErasureError, Vocabulary, erase
 from diffusers_erase.models.architectures import projections
 from diffusers_erase.runtime import hooking
+from tests import zoo
 
 
 # random erasers interfere, and loading warns of it
@@ -132,6 +133,7 @@ def test_hook_mode_gives_a_copy_of_the_denoiser_hooks_of_its_own(untrained, make
 def test_hook_mode_compiles_a_compiled_model_anew_for_the_first_hook(
     untrained, make_eraser, picture
 ):
+    untrained.unet = zoo.unet(128)
     untrained.unet.compile(backend="eager")
     base = picture(untrained)
     untrained.load_erasure(make_eraser(untrained.unet, scale=0.4), mode="bake")

@@ -1,8 +1,10 @@
-"""A training run in a process of its own: `run_training.py OUT STEPS BATCH [CHECKPOINTS]`."""
+"""A training run for a process of its own."""
 
 import os
-import sys
 import tempfile
+import warnings
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -20,9 +22,20 @@ from diffusers_erase.training.checkpoints import Checkpoints
 from diffusers_erase.training.objectives import Keep, Steer, Sum
 from diffusers_erase.training.targets import TargetContext
 from diffusers_erase.training.trainer import Pace, Renewal, train
+from tests import zoo
 
 
-def main(out: Path, steps: int, batch: int, folder: Path | None) -> None:
+def main(
+    out: Path,
+    steps: int,
+    batch: int,
+    folder: Path | None,
+    environment: Mapping[str, str],
+    says: Connection,
+) -> None:
+    """Train, send the index of each step, and write the factors to `out`."""
+    warnings.simplefilter("ignore")
+    os.environ.update(environment)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
@@ -31,7 +44,7 @@ def main(out: Path, steps: int, batch: int, folder: Path | None) -> None:
         vae=networks.vae(),
         text_encoder=networks.text_encoder(tokenizer),
         tokenizer=tokenizer,
-        unet=networks.unet(),
+        unet=zoo.narrow_unet(),
     )
     accelerator = Accelerator(cpu=True) if "RANK" in os.environ else None
     form = os.environ.get("FORM", "minimax")
@@ -68,11 +81,6 @@ def main(out: Path, steps: int, batch: int, folder: Path | None) -> None:
             checkpoints=Checkpoints(folder, {"batch": batch}, every=1) if folder else None,
         )
         for step in loop:
-            print(step.index, step.loss, flush=True)
+            says.send(step.index)
         tensors = {f"{k}.{h}": v for k, pair in lora.factors().items() for h, v in enumerate(pair)}
     save_file(tensors, out)
-
-
-if __name__ == "__main__":
-    given = sys.argv[1:]
-    main(Path(given[0]), int(given[1]), int(given[2]), Path(given[3]) if given[3:] else None)

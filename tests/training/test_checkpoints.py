@@ -1,11 +1,8 @@
 """Real processes, really killed."""
 
-import os
+import multiprocessing
 import resource
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,25 +10,28 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.training.checkpoints import Checkpoints
+from tests.training import run_training
 
 
-SCRIPT = Path(__file__).parent / "run_training.py"
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Processes begin as copies of one that has imported the libraries and run nothing."""
+PROCESSES.set_forkserver_preload([run_training.__name__])
 
 
 def start(*arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(SCRIPT), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
+    """A training run in a process of its own; `process.said` receives the index of each step."""
+    said, says = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=run_training.main, args=(*arguments, environment, says))
+    process.start()
+    says.close()
+    process.said = said
+    return process
 
 
 def finish(*processes):
     for process in processes:
-        _, complaints = process.communicate(timeout=300)
-        assert process.returncode == 0, complaints
+        process.join(timeout=300)
+        assert process.exitcode == 0
 
 
 @pytest.mark.parametrize(
@@ -40,14 +40,13 @@ def finish(*processes):
 )
 def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, form, refresh):
     how = {"FORM": form, "REFRESH": refresh}
-    whole = start(tmp_path / "whole", 7, 4, **how)
+    whole = start(tmp_path / "whole", 7, 4, None, **how)
     killed = start(tmp_path / "never", 7, 4, tmp_path / "run", **how)
-    for line in killed.stdout:
-        if line.startswith("2 "):
-            killed.send_signal(signal.SIGKILL)
-            break
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
+    while killed.said.recv() < 2:
+        pass
+    killed.kill()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     assert not (tmp_path / "never").exists()
     resumed = start(tmp_path / "resumed", 7, 4, tmp_path / "run", **how)
     finish(whole, resumed)
@@ -59,10 +58,10 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, for
 def test_train_in_two_processes_gives_the_weights_of_one_with_both_batches(tmp_path):
     rendezvous = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29653"}
     ranks = [
-        start(tmp_path / rank, 3, 2, FORM="table", RANK=rank, LOCAL_RANK=rank, **rendezvous)
+        start(tmp_path / rank, 3, 2, None, FORM="table", RANK=rank, LOCAL_RANK=rank, **rendezvous)
         for rank in ("0", "1")
     ]
-    alone = start(tmp_path / "alone", 3, 4, FORM="table")
+    alone = start(tmp_path / "alone", 3, 4, None, FORM="table")
     finish(*ranks, alone)
     zero, one, both = (load_file(tmp_path / name) for name in ("0", "1", "alone"))
     assert all(torch.equal(zero[name], one[name]) for name in zero)
