@@ -213,14 +213,14 @@ def test_made_and_pushed_in_one_fresh_process_it_draws_the_same_in_another():
 # --- on the command line -----------------------------------------------------------------------
 
 
-def test_the_commands_push_pull_find_tell_and_verify(hub, untrained, make_eraser, tmp_path):
+def test_the_commands_push_pull_find_tell_and_verify(hub, shipped, make_eraser, tmp_path):
     def run(*arguments):
         done = CliRunner().invoke(cli.app, [str(a) for a in arguments])
         if done.exception:
             raise done.exception
         return done.output
 
-    eraser = make_eraser(untrained.unet)
+    eraser = make_eraser(shipped.unet)
     shares = {"target": {"base": 1.0, "erased": 0.0, "n": 8}}
     red = {"a red car": Image.new("RGB", (8, 8), "red")}
     folder = eraser.save_pretrained(tmp_path / "erase-car", images=red, results=shares)
