@@ -67,15 +67,18 @@ def _squares(
     texts: Texts, prompts: Sequence[Prompt], names: Sequence[str], words: Sequence[str | None]
 ) -> Tensor:
     """Σ |e(k) - e(c)|^2 over the prompts of each word k and each name c, words x names."""
-    total = torch.zeros(len(words), len(names))
+    total = torch.zeros(len(words), len(names), dtype=torch.float64)
     for prompt in prompts:
         length = texts.compared_length([prompt.about(w) for w in (*names, *words)])
-        E = texts.compared([prompt.about(name) for name in names], length)
+        E = texts.compared([prompt.about(name) for name in names], length).flatten(1).double()
+        mean = E.mean(0)
+        E -= mean
+        sizes = E.square().sum(1)
         for start in range(0, len(words), 64):
             chunk = [prompt.about(word) for word in words[start : start + 64]]
-            states = texts.compared(chunk, length)
-            squares = [(states - own).square().sum((1, 2)) for own in E]
-            total[start : start + 64] += torch.stack(squares, 1)
+            states = texts.compared(chunk, length).flatten(1).double() - mean
+            squares = states.square().sum(1)[:, None] + sizes - 2 * states @ E.T
+            total[start : start + 64] += squares.clamp(min=0)
     return total
 
 
@@ -97,24 +100,29 @@ def specific(
     prompt = Prompt(COLOURED, concept.name)
     sample = list(dict.fromkeys(spread(things, TYPICAL)))
     about = [prompt.about(word) for word in (None, *words, *sample)]
-    states = texts.encode(about).float()
+    states = texts.encode(about).float()  # cut prompts do not tell general words
     says = (states[1:] - states[0]).square().sum((1, 2))
     least = SPECIFIC * says[len(words) :].median()
     return [word for word, size in zip(words, says, strict=False) if size >= least]
 
 
-def general_names(texts: Texts, concept: Concept, words: Sequence[str]) -> list[str]:
+def things_among(words: Sequence[str]) -> list[str]:
+    """The words that name a thing alone."""
+    alike = comparable(Concept("thing", "object"), words)
+    return [word for word in alike if kind_of(word) == "object"]
+
+
+def general_names(texts: Texts, concept: Concept, things: Sequence[str]) -> list[str]:
     """The names of an object that are words for many things; a compound's, if its head is one.
 
-    Compared with the things among the words, the tokenizer's own (see `specific`). Names that the
-    tokenizer does not know as words are not general, nor is a concept with `MEMBERS` synonyms.
+    Compared with things, the tokenizer's own words (see `specific`). Names that the tokenizer does
+    not know as words are not general, nor is a concept with `MEMBERS` synonyms.
     """
     if len({words_of(name) for name in concept.names}) > MEMBERS:
         return []
     if concept.kind == "compound":
         head = Concept(concept.parts[-1], "object")
-        return [concept.name] if general_names(texts, head, words) else []
-    things = [word for word in comparable(concept, words) if kind_of(word) == "object"]
+        return [concept.name] if general_names(texts, head, things) else []
     if concept.kind != "object" or not things:
         return []
     names = [name for name in concept.names if not unknown_words(texts.tokenizer, name)]
@@ -159,9 +167,11 @@ def choose(
         general: the words are the tokenizer's own, some of which mean many things.
         wide: names of concepts that mean many things themselves.
     """
-    choices = []
+    choices, nearest = [], dict[str, float]()
+    for row in measured:
+        nearest.update((w, d) for w, d in row.items() if d < nearest.get(w, float("inf")))
     for k, concept in enumerate(concepts):
-        candidates = list(admissible(k, proposals[k], measured))
+        candidates = list(admissible(0, proposals[k], (measured[k], nearest)))
         if concept.name in wide:  # its nearest words are among the things it stands for
             candidates = candidates[len(candidates) // 2 :]
         if general:

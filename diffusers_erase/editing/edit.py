@@ -9,8 +9,9 @@ from torch import Tensor
 
 from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.concepts.candidates import SYNONYM, comparable, proposed
-from diffusers_erase.editing.choosing import choose, distances, general_names
+from diffusers_erase.editing.choosing import choose, distances, general_names, things_among
 from diffusers_erase.editing.keeping import kept_beside
+from diffusers_erase.editing.naming import Named
 from diffusers_erase.editing.own_prompts import OwnStatistics, own_words
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.shortlist import MANY, shortlisted
@@ -84,10 +85,14 @@ def edit(
             shortlisted(texts, c, kept_words) if c.kind not in ("attribute", "place") else own
             for c in concepts
         ]
-    others = {*Vocabulary(tuple(dict.fromkeys(chain(*near)))).others(concepts)} if own else set()
-    wide = {c.name for c in concepts if general_names(texts, c, own)} if chosen else set[str]()
+    named = Named(concepts)
+    others = {w for w in {*chain(*near)} if not any(c.is_named_by(w) for c in named.near(w))}
+    things = things_among(own) if chosen else []
+    wide = {c.name for c in concepts if general_names(texts, c, things)} if chosen else set[str]()
     proposals = (
-        _proposals(concepts, vocabulary, near, own, wide) if chosen else [[]] * len(concepts)
+        _proposals(concepts, vocabulary, near, own, wide, named)
+        if chosen
+        else [[]] * len(concepts)
     )
     compared = [
         [*(listed if chosen or recipe.near else ()), *(w for w in row if general and w in others)]
@@ -111,7 +116,10 @@ def edit(
         encoder=encoder,
     )
     if chosen:
-        rivals = [[w for w in row if vocabulary is None or w in listed] for row in apart]
+        rivals = [
+            [w for w in row if (w in listed if vocabulary else w in among or len(own) <= MANY)]
+            for row, among in zip(apart, [{*words} for words in near], strict=True)
+        ]
         asked = (texts, concepts, proposals, measured, rivals, recipe, S, Q)
         choices = choose(*asked, general=vocabulary is None, wide=wide)
     else:
@@ -135,11 +143,13 @@ def _proposals(
     near: Sequence[Sequence[str]],
     own: Sequence[str],
     wide: Collection[str],
+    named: Named,
 ) -> list[list[str]]:
     """The words that may replace each concept by name and kind: listed ones, or the tokenizer's.
 
     `near` are the tokenizer's own that are compared with each concept; one that means many things
-    (`wide`) may be replaced by any. Without a vocabulary a person is left out.
+    (`wide`) may be replaced by any. Without a vocabulary a person is left out. No word shares the
+    words of a concept's names.
     """
     some = [own[i] for i in evenly(min(len(own), MANY), len(own))]
     words: Sequence[Sequence[str]] = (
@@ -151,7 +161,11 @@ def _proposals(
         ]
     )
     return [
-        proposed(c, concepts, () if vocabulary is None and c.kind == "person" else each, own)
+        [
+            w
+            for w in proposed(c, (), () if vocabulary is None and c.kind == "person" else each, own)
+            if not any(other.names_overlap(w) for other in named.near(w))
+        ]
         for c, each in zip(concepts, words, strict=True)
     ]
 

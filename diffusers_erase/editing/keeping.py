@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from diffusers_erase.concepts import PROMPTS_PER_WORD, Concept, Kind
+from diffusers_erase.concepts import PROMPTS_PER_WORD, TEMPLATES, Concept, Kind
 from diffusers_erase.concepts.candidates import kept_prompts, kind_beside, parts_kept
+from diffusers_erase.editing.naming import Named
 from diffusers_erase.editing.prior import kept_moments
 from diffusers_erase.editing.texts import Texts
 from diffusers_erase.storage.tensor_cache import KeptTensors, TensorCache
@@ -50,17 +51,34 @@ def kept_beside(
         for word in row
     ]
     count = max(1, min(PROMPTS_PER_WORD, KEPT_PROMPTS // max(1, len(listed))))
-    named = kept_prompts(_of_kinds(listed, concepts, measured), concepts, count)
+    named = Named(concepts)
     return kept_moments(
         texts,
-        [*keep, *([""] if listed else []), *named],
-        kept_prompts(sorted(set(nearest)), concepts),
+        [
+            *keep,
+            *([""] if listed else []),
+            *_kept(_of_kinds(listed, concepts, measured), named, count),
+        ],
+        _kept(sorted(set(nearest)), named),
         beside=sorted(parts_kept(concepts)),
         general=general,
         erased=concepts,
         cache=cache,
         encoder=encoder,
     )
+
+
+def _kept(
+    words: Sequence[tuple[str, Kind]], erased: Named, count: int = PROMPTS_PER_WORD
+) -> list[str]:
+    """`kept_prompts`, with the concepts alone that a word or a template of its kind may name."""
+    return [
+        prompt
+        for word, kind in words
+        for prompt in kept_prompts(
+            [(word, kind)], erased.near(" ".join((word, *TEMPLATES[kind]))), count
+        )
+    ]
 
 
 def _of_kinds(

@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusers_erase.concepts import Concept
 from diffusers_erase.concepts.candidates import is_kept
 from diffusers_erase.concepts.prompts import filled
+from diffusers_erase.editing.naming import Named
 from diffusers_erase.editing.prior import gram, sampling
 from diffusers_erase.editing.texts import Texts
 from diffusers_erase.errors import ErasureError
@@ -90,12 +91,18 @@ class OwnStatistics:
         cannot be subtracted: the padding of most prompts is an estimate (`prior.early`), and its
         difference from that of single prompts can be indefinite.
         """
-        pairs = own_pairs(self.words)
-        kept = [is_kept(filled(template, word), word, erased) for template, word in pairs]
+        pairs, named = own_pairs(self.words), Named(erased)
+        texts_of_pairs = [filled(template, word) for template, word in pairs]
+        kept = [
+            is_kept(text, word, named.near(text))
+            for text, (_, word) in zip(texts_of_pairs, pairs, strict=True)
+        ]
         total = gram(texts, [""])
         for template, triangle in zip(GENERAL, self.grams, strict=True):
             mine = [
-                (filled(t, w), k) for (t, w), k in zip(pairs, kept, strict=True) if t == template
+                (text, k)
+                for text, (t, _), k in zip(texts_of_pairs, pairs, kept, strict=True)
+                if t == template
             ]
             stays = [text for text, k in mine if k]
             if len(stays) == len(mine):

@@ -83,12 +83,14 @@ def early(texts: Texts, prompts: Sequence[str], among: int) -> Iterator[tuple[Te
     whole_ones = min(texts.encode([""]).shape[-1] // 2, among // ONE_IN)
     for end, group in groups.items():
         few = min(len(group), max(LEAST, whole_ones * len(group) // among))
-        whole = texts.encode([group[k] for k in evenly(few, len(group))]).float().cpu()
-        own, padding = whole[:, end - 1], whole[:, end:]
-        u, e = own - own.mean(0), padding - padding.mean(0)
+        own, e = _ends_and_padding(texts, [group[k] for k in evenly(few, len(group))], end)
+        u, mean_padding = own - own.mean(0), e.mean(0)
+        e -= mean_padding
         rho = torch.einsum("ptw,pw->t", e, u) / u.square().sum().clamp(min=1e-12)
-        r = (e - rho[:, None] * u[:, None]).flatten(0, 1)
-        yield (len(group) / max(1, few - 1)) ** 0.5 * r, 0
+        weight = (len(group) / max(1, few - 1)) ** 0.5
+        for some, its_u in zip(e.split(_CHUNK), u.split(_CHUNK), strict=True):
+            yield weight * (some - rho[:, None] * its_u[:, None]).flatten(0, 1), 0
+        del e, some
         all_ends = []
         for start in range(0, len(group), _SUMMED // end):
             chunk = group[start : start + _SUMMED // end]
@@ -98,8 +100,22 @@ def early(texts: Texts, prompts: Sequence[str], among: int) -> Iterator[tuple[Te
         every = torch.cat(all_ends)
         mean = every.mean(0)
         yield rho.norm() * (every - mean), 0
-        a = padding.mean(0) + rho[:, None] * (mean - own.mean(0))
+        a = mean_padding + rho[:, None] * (mean - own.mean(0))
         yield len(group) ** 0.5 * a, len(group) * len(a)
+
+
+def _ends_and_padding(texts: Texts, prompts: Sequence[str], end: int) -> tuple[Tensor, Tensor]:
+    """The last state of the prompts' own tokens, P x width, and the padding's, P x paddings x width.
+
+    All prompts are of one length, `end`.
+    """
+    found = None
+    for start in range(0, len(prompts), _CHUNK):
+        states = texts.encode(prompts[start : start + _CHUNK])[:, end - 1 :].float().cpu()
+        found = states.new_empty(len(prompts), *states.shape[1:]) if found is None else found
+        found[start : start + len(states)] = states
+    assert found is not None
+    return found[:, 0].clone(), found[:, 1:]
 
 
 def thinned(

@@ -1,5 +1,7 @@
 """The linear problems behind all closed-form recipes, and their exact solutions."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ def solve(E: Tensor, V: Tensor, K: Tensor, *, protect: Tensor | None = None) -> 
         ErasureError: a state is not finite, or the system is too ill-conditioned to be solved.
     """
     E, V, K = _finite(E, V, K)
-    return _map_to(E, V, ridge_coefficients(E, K, protect))
+    return _map_through(E, V, Inverse.of(torch.addmm(K, E.T, E), protect))
 
 
 def solve_within(
@@ -48,15 +50,15 @@ def solve_within(
     """
     E, V, K = _finite(E, V, K)
     N = Inverse.of(torch.addmm(K, E.T, E), protect)
-    best, kept = _map_to(E, V, N.half(E)).truncated(rank, enough=enough)
+    best, kept = _map_through(E, V, N.half).truncated(rank, enough=enough)
     return TextMap(best.U, N.whole(best.V.T).T), kept
 
 
-def _map_to(E: Tensor, V: Tensor, A: Tensor) -> TextMap:
-    """I + (V - E)^T A, with min(n, width) columns."""
+def _map_through(E: Tensor, V: Tensor, N: Callable[[Tensor], Tensor]) -> TextMap:
+    """I + (V - E)^T N(E), with min(n, width) columns; N acts on rows, as many as columns."""
     if len(E) <= E.shape[1]:
-        return TextMap((V - E).T, A.T)
-    return TextMap((V - E).T @ A, torch.eye(E.shape[1], dtype=E.dtype))
+        return TextMap((V - E).T, N(E).T)
+    return TextMap(N((V - E).T @ E), torch.eye(E.shape[1], dtype=E.dtype))
 
 
 def _finite(*tensors: Tensor) -> list[Tensor]:

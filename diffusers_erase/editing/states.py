@@ -6,6 +6,8 @@ import torch
 
 from diffusers_erase.concepts import Concept
 from diffusers_erase.concepts.examples import prompts_to_erase
+from diffusers_erase.concepts.prompts import SUBJECTS
+from diffusers_erase.editing.naming import Named
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.solvers import Replace
 from diffusers_erase.editing.texts import Texts
@@ -32,8 +34,10 @@ def states_and_targets(
     generator = torch.Generator().manual_seed(seed)
     whole = (0 if brief else WHOLE) if isinstance(recipe.solver, Replace) else None
 
+    overlapping = Named(concepts).near(" ".join(SUBJECTS))  # few of a thousand do
+
     def rows(concept: Concept, target: str | None) -> Rows:
-        every = prompts_to_erase(concept, recipe.prompts, concepts)
+        every = prompts_to_erase(concept, recipe.prompts, overlapping)
         asked = concept.example_prompts(brief) if brief else every
         prompts = [prompt.text for prompt in asked]
         about = [prompt.about(target) for prompt in asked]

@@ -100,12 +100,21 @@ class Texts:
 
     def aligned(self, prompt: str, answer: str, length: int) -> list[Alignment]:
         """Both prompts' positions, within every segment of states of this length."""
-        found, start = [], 0
+        return self.all_aligned([prompt], [answer], length)[0]
+
+    def all_aligned(
+        self, prompts: Sequence[str], answers: Sequence[str], length: int
+    ) -> list[list[Alignment]]:
+        """`aligned` of each prompt and its answer."""
+        found: list[list[Alignment]] = [[] for _ in prompts]
+        start, texts = 0, [*prompts, *answers]
         for tokenizer, own in self.segments or ((self.tokenizer, None),):
             size = length - start if own is None else own
-            if tokenizer is not None:
-                before, after = (_tokens(tokenizer, text)[:size] for text in (prompt, answer))
-                found.append(aligned(before, after, size).later(start))
+            if tokenizer is not None and texts:
+                tokens = tokenizer(texts, truncation=True).input_ids
+                for k, each in enumerate(found):
+                    before, after = tokens[k][:size], tokens[len(prompts) + k][:size]
+                    each.append(aligned(before, after, size).later(start))
             start += size
         return found
 
@@ -148,7 +157,8 @@ class _Kept:
         for start in range(0, len(missing), at_once):
             chunk = missing[start : start + at_once]
             states = self.model.encode(chunk) if length is None else self.model.first(chunk, length)
-            found |= dict(zip(chunk, states.float().cpu(), strict=True))
+            states = states.float().cpu()
+            found |= {p: each.clone() for p, each in zip(chunk, states, strict=True)}
         for prompt in dict.fromkeys(prompts):
             self._keep(prompt, found[prompt])
         return torch.stack([found[p][:least] for p in prompts])
@@ -164,9 +174,3 @@ class _Kept:
 def evenly(count: int, of: int) -> list[int]:
     """`count` of the numbers below `of`, evenly over all of them."""
     return [i * of // count for i in range(count)]
-
-
-def _tokens(tokenizer: Any, prompt: str) -> list[int]:
-    """The tokens of a prompt up to the end-of-text one, without padding."""
-    found: list[int] = tokenizer(prompt, truncation=True).input_ids
-    return found

@@ -75,8 +75,8 @@ def paired_states(
     )
     rows: list[tuple[int, int, int, bool]] = []
     pads, kept = 0, 0
-    for k, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        for found in texts.aligned(prompt, answer, length):
+    for k, alignments in enumerate(texts.all_aligned(prompts, answers, length)):
+        for found in alignments:
             for i, j in found.pairs(tokens):
                 padding = len(read) < count and i >= ends[k]
                 here = len(states[k]) > i and len(states[count + k]) > j

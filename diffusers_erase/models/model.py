@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -190,13 +190,17 @@ class Model:
         Raises:
             ErasureError: the pipeline cannot encode prompts; the message says what it lacks.
         """
+        return self._states(self.source, prompts)
+
+    def _states(self, source: Any, prompts: Sequence[str]) -> Tensor:
+        """Text states by the pipeline `source`: this one, or a copy that ends prompts early."""
         if self.textless:
             raise ErasureError(
                 f"{self.textless}; pass a pipeline with `encode_prompt` and its text encoders, "
                 "such as StableDiffusionPipeline."
             )
         try:
-            return text_states(self.source, prompts, self.device)
+            return text_states(source, prompts, self.device)
         except (AttributeError, TypeError, ValueError) as error:  # of a part that is not there
             raise ErasureError(
                 f"`encode_prompt` of '{self.kind}' failed ({error}); pass a pipeline with all its "
@@ -244,8 +248,7 @@ class Model:
     @torch.no_grad()
     def first(self, prompts: Sequence[str], length: int) -> Tensor:
         """The first `length` states of prompts that have no more tokens; see `ends_early`."""
-        short = replace(self, source=ending_at(self.source, length))
-        return short.states(prompts)
+        return self._states(ending_at(self.source, length), prompts)
 
     def text_fingerprint(self, prompt: str) -> list[float]:
         """Eight numbers of a prompt's mean state, to recognise a text encoder by."""

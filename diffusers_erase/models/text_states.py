@@ -80,10 +80,7 @@ def unknown_words(tokenizer: Any, phrase: str) -> dict[str, list[str]]:
     A text encoder does not understand a word split into fragments of about two letters; erasing
     such a word erases nothing.
     """
-    known = list(whole_words(tokenizer))
-    unknown = {}
-    for word in phrase.lower().split():
-        pieces = tokenizer.tokenize(word)
-        if len(pieces) > 1 and len(word) < 2.5 * len(pieces):
-            unknown[word] = get_close_matches(word, [k for k in known if len(k) > 2], n=3)
-    return unknown
+    pieces = {word: tokenizer.tokenize(word) for word in phrase.lower().split()}
+    unknown = [w for w, each in pieces.items() if len(each) > 1 and len(w) < 2.5 * len(each)]
+    known = [word for word in whole_words(tokenizer) if len(word) > 2] if unknown else []
+    return {word: get_close_matches(word, known, n=3) for word in unknown}

@@ -6,7 +6,10 @@ Random weights of the real shapes and a tokenizer with CLIP's number of words; n
 downloaded. Of the denoiser there are only the layers that read the text. A full prompt is one of 77
 positions: shorter ones count by their positions. `--work` makes a second eraser, of another
 concept, with the statistics that the first has left in a folder. `--layers 1` leaves most of the
-text encoders out: what is encoded is counted all the same, in a fraction of the time.
+text encoders out: what is encoded is counted all the same, in a fraction of the time. `--way uce`,
+`rece` or `speed` are the library's rows of these papers, with `--keep` words and given targets;
+`--way "uce, per layer"` is UCE's released loop (arXiv 2308.14761) in matrix products: one prompt of
+each concept, target and kept word, and an inverse for every layer, float32.
 """
 
 import argparse
@@ -28,16 +31,24 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from diffusers_erase.editing import edit
+from diffusers_erase.editing import edit, own_prompts
 from diffusers_erase.making import api, by_algebra
 from diffusers_erase.models.architectures import text_layers
+from diffusers_erase.models.text_states import encode
 from diffusers_erase.playground import OBJECTS
 from diffusers_erase.playground.building import networks
 
 
 VOCABULARY, TOKENS = 49408, 77
 
+WAYS = ("closed-form", "uce", "rece", "speed", "uce, per layer")
+
 STAGES = {
+    "general prompts": (own_prompts.OwnStatistics, "of"),
+    "of these, kept": (own_prompts.OwnStatistics, "without"),
+    "shortlist": (edit, "shortlisted"),
+    "general names": (edit, "general_names"),
+    "proposals": (edit, "_proposals"),
     "distances": (edit, "distances"),
     "what is kept": (edit, "kept_beside"),
     "target": (edit, "choose"),
@@ -66,13 +77,13 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS)
 
 
-def big_text_encoder(words: CLIPTokenizer) -> CLIPTextModelWithProjection:
-    """OpenCLIP ViT-bigG/14's text model."""
+def big_text_encoder(words: CLIPTokenizer, layers: int = 32) -> CLIPTextModelWithProjection:
+    """OpenCLIP ViT-bigG/14's text model, with fewer layers if asked for."""
     config = CLIPTextConfig(
         vocab_size=VOCABULARY,
         hidden_size=1280,
         intermediate_size=5120,
-        num_hidden_layers=32,
+        num_hidden_layers=layers,
         num_attention_heads=20,
         projection_dim=1280,
         hidden_act="gelu",
@@ -93,21 +104,15 @@ def reading_only(**config: Any) -> UNet2DConditionModel:
     return unet
 
 
-def shortened(encoder: Any, layers: int | None) -> Any:
-    """The text encoder with its first layers only."""
-    inner = getattr(encoder, "text_model", encoder).encoder
-    inner.layers = inner.layers[:layers]
-    return encoder.eval()
-
-
 def pipeline(model: str, words: CLIPTokenizer, layers: int | None = None) -> Any:
     """A pipeline with random weights; `layers` of each text encoder, all by default."""
     torch.manual_seed(0)
-    small = shortened(real_size.text_encoder(words), layers)
+    some = {} if layers is None else {"layers": layers}
+    small = real_size.text_encoder(words, **some).eval()
     if model == "sd15":
         unet = reading_only(sample_size=64, cross_attention_dim=768)
         return networks.assemble(vae=networks.vae(), text_encoder=small, tokenizer=words, unet=unet)
-    big = shortened(big_text_encoder(words), layers)
+    big = big_text_encoder(words, **some).eval()
     unet = reading_only(
         sample_size=128,
         block_out_channels=(320, 640, 1280),
@@ -143,29 +148,36 @@ class Encoded:
 
     def reset(self) -> None:
         self.calls = self.prompts = self.positions = 0
-        self.seconds = 0.0
+        self.seconds = self.work = 0.0
 
     def _before(self, _: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         ids = given[0] if given else named["input_ids"]
         self.calls, self.prompts = self.calls + 1, self.prompts + len(ids)
         self.positions += ids.numel()
-        self.started = time.perf_counter()
+        self.started = time.perf_counter(), time.process_time()
 
     def _after(self, *_: Any) -> None:
-        self.seconds += time.perf_counter() - self.started
+        self.seconds += time.perf_counter() - self.started[0]
+        self.work += time.process_time() - self.started[1]
 
 
 @contextmanager
-def timed(seconds: Callable[[], float], found: dict[str, list[float]]) -> Iterator[None]:
-    """While this lasts each stage adds its seconds, whole and of the text encoders."""
+def timed(
+    encoded: Callable[[], tuple[float, float]], found: dict[str, list[float]]
+) -> Iterator[None]:
+    """While this lasts each stage adds its full prompts, and processor seconds besides encoding.
+
+    `encoded` returns the prompts and the seconds until now.
+    """
     originals = {}
 
     def around(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **options: Any) -> Any:
-            start, encoding = time.perf_counter(), seconds()
+            start, (prompts, encoding) = time.process_time(), encoded()
             result = call(*args, **options)
-            found[name][0] += time.perf_counter() - start
-            found[name][1] += seconds() - encoding
+            now = encoded()
+            found[name][0] += now[0] - prompts
+            found[name][1] += time.process_time() - start - (now[1] - encoding)
             return result
 
         return run
@@ -180,34 +192,73 @@ def timed(seconds: Callable[[], float], found: dict[str, list[float]]) -> Iterat
             setattr(module, name, originals[stage])
 
 
-def measured(pipe: Any, concepts: list[str], work: Path | None) -> None:
+@torch.no_grad()
+def per_layer(pipe: Any, concepts: list[str], targets: list[str], keep: list[str]) -> None:
+    """UCE's weights of every layer: W (Σ v c^T + Σ k k^T + λ I) (Σ c c^T + Σ k k^T + λ I)^-1."""
+    last = [len(pipe.tokenizer(text).input_ids) - 2 for text in (*concepts, *targets, *keep)]
+    states = torch.cat([encode(pipe, [text]) for text in (*concepts, *targets, *keep)])
+    rows = torch.stack([each[k] for each, k in zip(states, last, strict=True)])
+    c, v, k = rows.split([len(concepts), len(targets), len(keep)])
+    edited = {}
+    for path, layer in text_layers(pipe.unet).items():
+        values, own = torch.cat((v, k)) @ layer.weight.T, torch.cat((c, k))
+        two = own.T @ own + 0.5 * torch.eye(own.shape[1])
+        edited[path] = (values.T @ own + 0.5 * layer.weight) @ torch.inverse(two)
+
+
+def measured(
+    pipe: Any, concepts: list[str], work: Path | None, way: str = "closed-form", keep: int = 100
+) -> None:
     """Make one eraser, and print what it cost."""
     encoders = [e for e in (pipe.text_encoder, getattr(pipe, "text_encoder_2", None)) if e]
     counted = [Encoded(encoder) for encoder in encoders]
     stages: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    start = time.perf_counter()
-    with timed(lambda: sum(each.seconds for each in counted), stages):
-        eraser = api.erase(
-            pipe, concepts, recipe="closed-form", check=False, progress=False, work=work
-        )
-    whole = time.perf_counter() - start
-    encoding, first = sum(each.seconds for each in counted), counted[0]
-    names = ", ".join(f"{c.name} as {c.target}" for c in eraser.config.concepts[:3])
+
+    def encoded() -> tuple[float, float]:
+        return counted[0].positions / TOKENS, sum(each.work for each in counted)
+
+    start, work_before = time.perf_counter(), time.process_time()
+    with timed(encoded, stages):
+        chosen = made(pipe, concepts, work, way, keep)
+    whole, spent = time.perf_counter() - start, time.process_time() - work_before
+    encoding, (full, in_encoder), first = sum(e.seconds for e in counted), encoded(), counted[0]
+    names = ", ".join(f"{name} as {target}" for name, target in chosen[:3])
     print(f"{len(concepts)} concepts ({names} ...)" if len(concepts) > 3 else names)
     print(
-        f"  {whole:.1f} s, of which encoding {encoding:.1f} s; {first.prompts:,} prompts in "
-        f"{first.calls:,} calls, as {first.positions / TOKENS:,.0f} of {TOKENS} positions"
+        f"  {full:,.0f} full prompts ({first.prompts:,} prompts in {first.calls:,} calls); "
+        f"{whole - encoding:.2f} s besides encoding ({spent - in_encoder:.2f} s of processors), "
+        f"{encoding:.1f} s of encoding"
     )
-    parts = (f"{name} {a:.2f} ({b:.2f})" for name, (a, b) in stages.items())
-    print("  seconds by stage (of which encoding):", ", ".join(parts))
+    parts = (f"{name} {a:,.0f} ({b:.2f} s)" for name, (a, b) in stages.items())
+    print("  full prompts by stage (processor seconds besides encoding):", ", ".join(parts))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"  {peak:.1f} GiB at most, since the start", flush=True)
+    print(f"  {peak:.2f} GiB at most, since the start", flush=True)
+
+
+def made(
+    pipe: Any, concepts: list[str], work: Path | None, way: str, keep: int
+) -> list[tuple[str, str | None]]:
+    """Make one eraser; its concepts and targets."""
+    how: dict[str, Any] = {"recipe": way, "check": False, "progress": False, "work": work}
+    if way != "closed-form":
+        targets = [f"{a} {b}" for a in OBJECTS[::-1] for b in OBJECTS][: len(concepts)]
+        kept = [f"{a} {b}" for a in OBJECTS for b in OBJECTS[::-1]][-keep:]
+        if way == "uce, per layer":
+            per_layer(pipe, concepts, targets, kept)
+            return list(zip(concepts, targets, strict=True))
+        how |= {"target": tuple(targets), "vocabulary": kept}
+    eraser = api.erase(pipe, concepts, **how)
+    return [(c.name, c.target) for c in eraser.config.concepts]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=("sd15", "sdxl"), default="sd15")
     parser.add_argument("--concepts", type=int, default=1)
+    parser.add_argument(
+        "--way", choices=WAYS, default=WAYS[0]
+    )
+    parser.add_argument("--keep", type=int, default=100, help="words; none by the closed form")
     parser.add_argument("--work", action="store_true", help="once more with the statistics found")
     parser.add_argument("--layers", type=int, help="of each text encoder; all by default")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -218,13 +269,13 @@ def main() -> None:
         words = tokenizer(Path(scratch))
     pipe = pipeline(options.model, words, options.layers)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{options.model}: {torch.get_num_threads()} threads, {peak:.1f} GiB before")
-    listed = [*OBJECTS, *(f"{a} {b}" for a in OBJECTS[:10] for b in OBJECTS[20:30])]
+    print(f"{options.model}: {torch.get_num_threads()} threads, {peak:.2f} GiB before")
+    listed = [*OBJECTS, *(f"{a} {b}" for a in OBJECTS for b in OBJECTS if a != b)]
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch) if options.work else None
-        measured(pipe, listed[: options.concepts], work)
+        measured(pipe, listed[: options.concepts], work, options.way, options.keep)
         if options.work:
-            measured(pipe, listed[-options.concepts :], work)
+            measured(pipe, listed[-options.concepts :], work, options.way, options.keep)
 
 
 if __name__ == "__main__":

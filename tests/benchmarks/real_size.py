@@ -28,14 +28,14 @@ def unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
 
 
-def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """CLIP ViT-L/14's text model."""
+def text_encoder(tokenizer: CLIPTokenizer, layers: int = 12) -> CLIPTextModel:
+    """CLIP ViT-L/14's text model, with fewer layers if asked for."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=49408,
             hidden_size=768,
             intermediate_size=3072,
-            num_hidden_layers=12,
+            num_hidden_layers=layers,
             num_attention_heads=12,
             max_position_embeddings=77,
             projection_dim=768,

@@ -5,6 +5,8 @@ import pytest
 
 from diffusers_erase.concepts import Concept, Vocabulary, kind_of
 from diffusers_erase.concepts.candidates import SYNONYM, is_thing
+from diffusers_erase.editing import choosing, shortlist
+from diffusers_erase.editing import edit as edit_module
 from diffusers_erase.editing.choosing import distances, specific
 from diffusers_erase.editing.edit import edit
 from diffusers_erase.editing.recipes import CLOSED_FORM, EDITS, UCE, Edit
@@ -266,3 +268,20 @@ def test_choose_nearest_takes_the_nearest_word(texts):
     assert (choice.choice, choice.best) == ("nearest", "lowest")
     (other,) = edit(texts, [CAR], CLOSED_FORM, vocabulary=WORDS).choices
     assert choice.scores != other.scores
+
+
+def test_rivals_of_a_target_are_near_the_concept_itself(playground, monkeypatch):
+    """Of many own words only the concept's shortlist, whatever is erased beside it."""
+    for module in (edit_module, shortlist):
+        monkeypatch.setattr(module, "MANY", 16)
+    monkeypatch.setattr(shortlist, "SHORT", 12)
+    rivals, original = {}, choosing._least_damage
+
+    def least_damage(texts, concept, near, *others):
+        rivals[concept.name] = {*near}
+        return original(texts, concept, near, *others)
+
+    monkeypatch.setattr(choosing, "_least_damage", least_damage)
+    edit(texts_of(playground), [Concept("truck"), Concept("oak"), Concept("cat")], CLOSED_FORM)
+    assert [*rivals] == ["truck", "oak", "cat"]
+    assert all(0 < len(words) <= 12 for words in rivals.values())

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,3 +99,18 @@ def test_an_edit_encodes_no_prompt_twice(untrained, encoded, monkeypatch, early)
     positions = sum(n * len(ids) for ids, n in encoded.items())
     assert positions < (0.6 if early else 1.01) * 24 * sum(encoded.values())
     assert sum(encoded.values()) < 1000
+
+
+def test_alignments_of_many_prompts_tokenize_them_together(untrained, monkeypatch):
+    texts = texts_of(untrained)
+    answers = ["a van", "a photo of a red", "a truck"]
+    each = [texts.aligned(p, a, 24) for p, a in zip(PROMPTS, answers, strict=True)]
+    calls = []
+
+    def tokenizer(*args, **options):
+        calls.append(args)
+        return untrained.tokenizer(*args, **options)
+
+    counting = replace(texts, tokenizer=tokenizer, segments=())
+    assert counting.all_aligned(PROMPTS, answers, 24) == each
+    assert len(calls) == 1
