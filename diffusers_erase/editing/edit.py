@@ -90,9 +90,7 @@ def edit(
     things = things_among(own) if chosen else []
     wide = {c.name for c in concepts if general_names(texts, c, things)} if chosen else set[str]()
     proposals = (
-        _proposals(concepts, vocabulary, near, own, wide, named)
-        if chosen
-        else [[]] * len(concepts)
+        _proposals(concepts, vocabulary, near, own, wide, named) if chosen else [[]] * len(concepts)
     )
     compared = [
         [*(listed if chosen or recipe.near else ()), *(w for w in row if general and w in others)]

@@ -255,9 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=("sd15", "sdxl"), default="sd15")
     parser.add_argument("--concepts", type=int, default=1)
-    parser.add_argument(
-        "--way", choices=WAYS, default=WAYS[0]
-    )
+    parser.add_argument("--way", choices=WAYS, default=WAYS[0])
     parser.add_argument("--keep", type=int, default=100, help="words; none by the closed form")
     parser.add_argument("--work", action="store_true", help="once more with the statistics found")
     parser.add_argument("--layers", type=int, help="of each text encoder; all by default")
