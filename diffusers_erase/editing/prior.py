@@ -105,7 +105,7 @@ def early(texts: Texts, prompts: Sequence[str], among: int) -> Iterator[tuple[Te
 
 
 def _ends_and_padding(texts: Texts, prompts: Sequence[str], end: int) -> tuple[Tensor, Tensor]:
-    """States of the ends of the prompts' own tokens, P x width, and of their padding, P x n x width.
+    """States of the ends of the prompts' own words, P x width, and of the padding, P x n x width.
 
     All prompts are of one length, `end`.
     """
