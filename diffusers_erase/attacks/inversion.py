@@ -1,10 +1,9 @@
 """Concept inversion: a token embedding learnt from pictures of the concept."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from PIL import Image
@@ -23,9 +22,8 @@ from diffusers_erase.evaluation.attack import Access, Attempt, concept_of
 from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.models.denoising_loss import denoising_loss, encode_pictures
-from diffusers_erase.models.embedding_hooks import embedding_hook
+from diffusers_erase.models.embedding_hooks import placeholder_word, word_states
 from diffusers_erase.models.model import Model, Pipeline
-from diffusers_erase.models.text_states import whole_words
 from diffusers_erase.storage.tensor_cache import digest
 
 
@@ -43,7 +41,9 @@ class LearntWord:
     @torch.no_grad()
     def states(self, pipe: Pipeline, templates: Sequence[str]) -> Tensor:
         """Text states of the templates with the word for `{}`, P x tokens x width."""
-        return _states(pipe, templates, self.vector, _placeholder(pipe.tokenizer, templates))
+        return word_states(
+            pipe, templates, self.vector, placeholder_word(pipe.tokenizer, templates)
+        )
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def invert(
     spread = (embeddings - embeddings.mean(0)).square().mean().sqrt().item()
     optimiser = torch.optim.Adam([vector], learning_rate * spread)
     generator = torch.Generator().manual_seed(seed)
-    placeholder = _placeholder(pipe.tokenizer, templates)
+    placeholder = placeholder_word(pipe.tokenizer, templates)
     losses = []
     for step in range(steps):
         rows = torch.randint(len(clean), (batch,), generator=generator)
@@ -167,37 +167,9 @@ def invert(
         turns = rows.tolist() if paired else range(step * batch, (step + 1) * batch)
         prompts = [templates[turn % len(templates)] for turn in turns]
         with torch.enable_grad():
-            states = _states(pipe, prompts, vector, placeholder)
+            states = word_states(pipe, prompts, vector, placeholder)
             loss = denoising_loss(denoiser, clean[rows], states, t, noise).mean()
             (vector.grad,) = torch.autograd.grad(loss, [vector])
         optimiser.step()
         losses.append(loss.item())
     return LearntWord(vector.detach(), tuple(losses), denoiser.cost)
-
-
-def token_embedding(encoder: Any, token: int, vector: Tensor) -> AbstractContextManager[None]:
-    """Context manager: the text encoder's embedding of this token is `vector`, with gradients."""
-
-    def replace_embedding(_: Any, ids: tuple[Tensor, ...], embeddings: Tensor) -> Tensor:
-        return torch.where((ids[0] == token)[..., None], vector.to(embeddings), embeddings)
-
-    return embedding_hook(encoder, replace_embedding)
-
-
-def _states(
-    pipe: Pipeline, templates: Sequence[str], vector: Tensor, placeholder: tuple[str, int]
-) -> Tensor:
-    """Text states of the templates with a word of this token embedding for `{}`."""
-    word, token = placeholder
-    with token_embedding(pipe.text_encoder, token, vector):
-        return Model.of(pipe).states([template.replace("{}", word) for template in templates])
-
-
-def _placeholder(tokenizer: Any, templates: Sequence[str]) -> tuple[str, int]:
-    """A word of one token that is in no template, and the token's id."""
-    used = {token for template in templates for token in tokenizer(template).input_ids}
-    for word in whole_words(tokenizer):
-        tokens = tokenizer(word, add_special_tokens=False).input_ids
-        if word.isalpha() and len(tokens) == 1 and tokens[0] not in used:
-            return word, tokens[0]
-    raise ErasureError("The tokenizer has no word of one token that the templates do not use.")

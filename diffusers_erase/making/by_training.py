@@ -123,6 +123,7 @@ def _loop(
         trajectories["concept"],
         resampled=recipe.refresh > 0,
         known=own_words(model.tokenizer),
+        pipeline=model.pipeline,
     )
     edit = _StartingEdit(model, request, lora, context, statistics)
     context = replace(context, apply_edit=edit)

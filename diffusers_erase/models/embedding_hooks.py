@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.models.model import Pipeline
+from diffusers_erase.models.model import Model, Pipeline
+from diffusers_erase.models.text_states import whole_words
 from diffusers_erase.storage.tensor_cache import digest
 
 
@@ -94,3 +95,34 @@ def describe_ids(pipe: Pipeline, ids: Tensor) -> str:
     text = pipe.tokenizer.decode(ordinary, clean_up_tokenization_spaces=False)
     kind = "prompt" if torch.equal(token_ids(pipe, [text])[0], ids.cpu()) else "ids only"
     return f"{kind} {digest(ids)}"
+
+
+def token_embedding(encoder: Any, token: int, vector: Tensor) -> AbstractContextManager[None]:
+    """Context manager: the text encoder's embedding of this token is `vector`, with gradients.
+
+    The vector is `width`, or P x 1 x width for one in each prompt.
+    """
+
+    def replace_embedding(_: Any, ids: tuple[Tensor, ...], embeddings: Tensor) -> Tensor:
+        return torch.where((ids[0] == token)[..., None], vector.to(embeddings), embeddings)
+
+    return embedding_hook(encoder, replace_embedding)
+
+
+def word_states(
+    pipe: Pipeline, templates: Sequence[str], vector: Tensor, placeholder: tuple[str, int]
+) -> Tensor:
+    """Text states of the templates with a word of this token embedding for `{}`."""
+    word, token = placeholder
+    with token_embedding(pipe.text_encoder, token, vector):
+        return Model.of(pipe).states([template.replace("{}", word) for template in templates])
+
+
+def placeholder_word(tokenizer: Any, templates: Sequence[str]) -> tuple[str, int]:
+    """A word of one token that is in no template, and the token's id."""
+    used = {token for template in templates for token in tokenizer(template).input_ids}
+    for word in whole_words(tokenizer):
+        tokens = tokenizer(word, add_special_tokens=False).input_ids
+        if word.isalpha() and len(tokens) == 1 and tokens[0] not in used:
+            return word, tokens[0]
+    raise ErasureError("The tokenizer has no word of one token that the templates do not use.")

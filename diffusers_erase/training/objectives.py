@@ -55,21 +55,28 @@ class Steer:
     The concept's score becomes the target's, and `eta` times further away from its own. With τ the
     prompt without the concept this is ESD's loss in context (arXiv 2303.07345, whose τ is the empty
     prompt and η = 1); with a given target it is the erase term of AGE (arXiv 2501.18950; published
-    with η = 0, released with η = 1).
+    with η = 0, released with η = 1). The student's score may be that of another role: an
+    `adversary` that stands for the concept.
     """
 
     eta: float = 0.0
     space: Space = "prediction"
-    roles: ClassVar[Roles] = _roles("concept", "concept", "target")
+    role: str = "concept"
+    """Of the student's score."""
 
     def __post_init__(self) -> None:
         require_choice("`space`", self.space, get_args(Space))
+
+    @property
+    def roles(self) -> Roles:
+        """The roles it reads."""
+        return _roles("concept", "concept", "target", self.role)
 
     def __call__(self, views: Views) -> Tensor:
         view = views["concept"]
         target = view.teacher("target")
         away = view.teacher("concept") - target
-        return error(view, view.student("concept"), target - self.eta * away, self.space)
+        return error(view, view.student(self.role), target - self.eta * away, self.space)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from diffusers_erase.training.trial import Trial
 Choose = Literal["given", "nearest", "trial", "table", "minimax"]
 """Ways to choose a target: see `Recipe.target`."""
 
-VIEWS = {"concept": ("concept", "target", "null"), "kept": ("concept", "null")}
-"""View -> roles in it, as far as a recipe samples them."""
+VIEWS = {"concept": ("concept", "target", "null", "adversary"), "kept": ("concept", "null")}
+"""View -> roles in it, as far as a recipe samples them; `adversary` is one of `adversaries`."""
 
 REAL_WIDTH = 768
 """Text width of Stable Diffusion 1, the smallest of the models that are not toys."""
@@ -88,6 +88,11 @@ class Recipe:
         for view, role in self.loss(keeps=True).roles:
             require_choice("view in a recipe", view, VIEWS)
             require_choice(f"role in the view `{view}`", role, VIEWS[view])
+            if role == "adversary" and not self.adversaries:
+                raise ErasureError(
+                    "A term of the recipe has the role `adversary`, and there is none; name one in "
+                    "`adversaries`, such as LearntWords()."
+                )
         if not self.parts or set(self.parts) - set(PARTS):
             raise ErasureError(f"`parts` are some of {', '.join(PARTS)}; got {self.parts!r}.")
         if self.protect_null and set(self.parts) - set(TEXT_PARTS):

@@ -44,6 +44,8 @@ class TargetContext:
     """The latents will be sampled anew, so that scores at these are not kept."""
     known: tuple[str, ...] = ()
     """The words that the tokenizer has a token for; any word if empty."""
+    pipeline: Any = None
+    """The base, whose text encoder an adversary learns words of."""
     known_distances: dict[tuple[str | None, int], Tensor] = field(default_factory=dict)
     """Distances computed so far, by word and number of latents."""
 

@@ -8,12 +8,12 @@ from diffusers_erase.attacks.inversion import (
     LearntWord,
     invert,
     template_of,
-    token_embedding,
 )
 from diffusers_erase.concepts import Concept
 from diffusers_erase.evaluation.attack import run_attack
 from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
 from diffusers_erase.making.api import erase
+from diffusers_erase.models.embedding_hooks import token_embedding
 from diffusers_erase.models.text_states import encode
 
 

@@ -1,0 +1,145 @@
+"""An adversary of the eraser in training: words learnt to bring the concept back."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusers_erase.eraser.config import ErasedConcept
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.models.embedding_hooks import placeholder_word, word_states
+from diffusers_erase.models.trajectories import View
+from diffusers_erase.training.inner_loop import Loss, Views
+from diffusers_erase.training.targets import TargetContext
+
+
+@dataclass(frozen=True)
+class LearntWords:
+    """Words v with which the eraser in training draws the concept c all the same.
+
+    argmin_v  E | eps(z, t, c(v)) - eps*(z, t, c) |^2
+
+    Textual inversion (arXiv 2208.01618) towards the base's own scores, without a picture. c(v) is a
+    prompt with a word of the token embedding v in the concept's place. Every so many steps a word
+    is learnt from scratch against the student as it is then; the view `concept` gets the role
+    `adversary`, in which the newest word and those found before take turns. STEREO (arXiv
+    2408.16807) searches in this way too, and erases what it found once in the end.
+    """
+
+    every: int = 20
+    """Steps between two searches; the first is before the first step."""
+    updates: int = 30
+    """Of a word in a search."""
+    batch: int = 8
+    """Latents per update."""
+    memory: int = 16
+    """Number of words that are remembered, the newest ones."""
+    learning_rate: float = 0.1
+    """Of a search, in standard deviations of the text encoder's embeddings."""
+    spread: float = 0.5
+    """Of a word's first embedding around the mean of all, in standard deviations of these."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "updates", "batch", "memory"):
+            if getattr(self, name) < 1:
+                raise ErasureError(f"`{name}` must be 1 or more; got {getattr(self, name)}.")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ErasureError(f"`learning_rate` must be positive; got {self.learning_rate}.")
+        if not 0 <= self.spread < float("inf"):
+            raise ErasureError(f"`spread` must not be negative; got {self.spread}.")
+
+    def begin(self, context: TargetContext, *, seed: int) -> "LearntWordsState":
+        """No word is known yet.
+
+        Raises:
+            ErasureError: the pipeline has no single text encoder whose words can be learnt.
+        """
+        return LearntWordsState(self, context, seed)
+
+
+class LearntWordsState:
+    """The words found so far, one for each concept and search."""
+
+    def __init__(self, settings: LearntWords, context: TargetContext, seed: int) -> None:
+        self.settings, self.seed = settings, seed
+        self._context = context
+        encoder = getattr(context.pipeline, "text_encoder", None)
+        if encoder is None or getattr(context.pipeline, "text_encoder_2", None) is not None:
+            raise ErasureError(
+                "An adversary learns words of a pipeline's one text encoder; leave it out for "
+                f"'{type(context.pipeline).__name__}'."
+            )
+        self._templates = [prompt.about("{}") for prompt in context.prompts]
+        self._placeholder = placeholder_word(context.pipeline.tokenizer, self._templates)
+        embeddings = encoder.get_input_embeddings().weight.detach().float()
+        self._mean = embeddings.mean(0)
+        self._deviation = (embeddings - self._mean).square().mean().sqrt().item()
+        self.words = torch.empty(0, len(context.concepts), len(self._mean))
+        """Token embeddings, searches x concepts x width, the newest last."""
+        self.losses: tuple[float, ...] = ()
+        """Of the last search: one per update, in units of the guidance of the concept."""
+        self._searched = -1
+
+    def __call__(self, step: int, views: Views) -> Views:
+        """The view `concept` with the role `adversary`: its prompts with a word that was found."""
+        if step % self.settings.every == 0 and step != self._searched:
+            found = self._search(step)[None]
+            self.words = torch.cat([self.words, found])[-self.settings.memory :]
+            self._searched = step
+        view = views["concept"]
+        chosen = len(self.words) - 1
+        if step % 2:
+            chosen = int(torch.randint(len(self.words), (1,), generator=self._chance(step)))
+        with torch.no_grad():
+            states = self._states(self.words[chosen], view)
+        return {**views, "concept": view.with_role("adversary", states)}
+
+    def learn(self, views: Views, loss: Loss, mean: Callable[[Tensor], Tensor]) -> None:
+        """Nothing: words are learnt before the steps."""
+
+    def choices(self) -> tuple[ErasedConcept, ...]:
+        """Empty: it chooses no targets."""
+        return ()
+
+    def state(self) -> dict[str, Tensor]:
+        """The words; a search is repeated if the run stopped before the end of its step."""
+        return {"words": self.words}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        self.words = state["words"]
+
+    def _search(self, step: int) -> Tensor:
+        """A new word for each concept, concepts x width."""
+        context, settings, chance = self._context, self.settings, self._chance(step)
+        noise = torch.randn(self.words.shape[1:], generator=chance).to(self._mean)
+        words = (self._mean + settings.spread * self._deviation * noise).requires_grad_()
+        optimiser = torch.optim.Adam([words], settings.learning_rate * self._deviation)
+        losses = []
+        for _ in range(settings.updates):
+            view = context.trajectories.draw(context.denoiser, settings.batch, chance)
+            wanted = view.teacher("concept")
+            with torch.enable_grad():
+                student = view.with_role("adversary", self._states(words, view)).student(
+                    "adversary"
+                )
+                loss = (student - wanted).square().mean()
+                (words.grad,) = torch.autograd.grad(loss, [words])
+            optimiser.step()
+            guidance = (wanted - view.teacher("null")).square().mean()
+            losses.append((loss.detach() / guidance).item())
+        self.losses = tuple(losses)
+        found: Tensor = words.detach()
+        return found
+
+    def _states(self, words: Tensor, view: View) -> Tensor:
+        """Text states of the prompts of a view's latents with these words, B x tokens x width."""
+        context = self._context
+        rows = context.trajectories.prompt[view.rows].tolist()
+        owners = context.concept_of[rows]
+        texts = [self._templates[row] for row in rows]
+        return word_states(context.pipeline, texts, words[owners][:, None], self._placeholder)
+
+    def _chance(self, step: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + step + 500_009)

@@ -1,0 +1,173 @@
+"""Words learnt against the eraser in training."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from diffusers_erase import ErasureError, erase
+from diffusers_erase.attacks.inversion import LearntWord
+from diffusers_erase.concepts import Concept, Prompt
+from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
+from diffusers_erase.models.embedding_hooks import placeholder_word
+from diffusers_erase.models.lora import attached
+from diffusers_erase.models.text_states import encode
+from diffusers_erase.models.trajectories import sample_trajectories
+from diffusers_erase.training.adversary import LearntWords
+from diffusers_erase.training.objectives import Keep, Steer
+from diffusers_erase.training.recipes import Recipe
+from diffusers_erase.training.targets import TargetContext
+from diffusers_erase.training.trainer import Pace, train
+
+
+@pytest.fixture
+def context(untrained):
+    """A car and an oak, on a denoiser with a student that is the base."""
+    prompts = (Prompt("a red {}", "car"), Prompt("{a} at night", "car"), Prompt("{a}", "oak"))
+    texts = [prompt.text for prompt in prompts]
+    with attached(untrained.unet, parts=("to_k", "to_v"), rank=2, seed=0) as lora:
+        schedule = NoiseSchedule.of(untrained.scheduler)
+        denoiser = Denoiser(untrained.unet, schedule, lora.adapter_disabled)
+        states = encode(untrained, texts), encode(untrained, [""])
+        kept = sample_trajectories(denoiser, untrained.scheduler, *states, steps=3)
+        kept = kept.remember(denoiser, "target", encode(untrained, ["a cat"] * 3))
+        found = TargetContext(
+            denoiser,
+            lambda texts: encode(untrained, texts),
+            (Concept("car"), Concept("oak")),
+            prompts,
+            torch.tensor([0, 0, 1]),
+            kept,
+            pipeline=untrained,
+        )
+        yield SimpleNamespace(context=found, lora=lora, pipe=untrained)
+
+
+def test_a_search_lowers_its_loss_and_a_round_of_defence_raises_it(context):
+    """The eraser learns the target for the word found, which then draws the concept less."""
+    settings = LearntWords(every=100, updates=12, batch=6)
+    found = settings.begin(context.context, seed=0)
+    view = context.context.trajectories.at(context.context.denoiser, torch.arange(9))
+    found(0, {"concept": view})
+    first, *_, last = found.losses
+    assert last < 0.7 * first
+
+    def missed():
+        states = found(0, {"concept": view})["concept"]
+        with torch.no_grad():
+            score = states.student("adversary")
+        return (score - view.teacher("concept")).square().mean().item()
+
+    before = missed()
+    runs = {"concept": context.context.trajectories}
+    loop = train(
+        context.context.denoiser,
+        context.lora.parameters,
+        runs,
+        Steer(role="adversary"),
+        pace=Pace(steps=12, batch=6, learning_rate=1e-2),
+        inner=(found,),
+    )
+    *_, _ = loop
+    assert missed() > 1.5 * before
+
+
+def test_each_concept_has_its_own_word_in_its_own_prompts(context):
+    found = LearntWords(updates=1).begin(context.context, seed=0)
+    view = context.context.trajectories.at(context.context.denoiser, torch.arange(9))
+    states = found(0, {"concept": view})["concept"].states["adversary"]
+    assert found.words.shape[:2] == (1, 2)
+    templates = ["a red {}", "a {} at night", "a {}"]
+    placeholder = placeholder_word(context.pipe.tokenizer, templates)
+    assert placeholder[0] not in {"a", "red", "at", "night"}
+    for row, prompt in enumerate(context.context.trajectories.prompt.tolist()):
+        word = LearntWord(found.words[0, prompt // 2], (), 0)
+        wanted = word.states(context.pipe, [templates[prompt]])
+        assert torch.allclose(states[row], wanted[0], atol=1e-5)
+
+
+def test_words_are_searched_every_so_many_steps_and_the_newest_are_remembered(context):
+    found = LearntWords(every=2, updates=1, memory=2).begin(context.context, seed=0)
+    view = context.context.trajectories.at(context.context.denoiser, torch.arange(3))
+    sizes, newest = [], []
+    for step in range(7):
+        for _ in range(2):  # two minibatches of one step
+            found(step, {"concept": view})
+        sizes.append(len(found.words))
+        newest.append(found.words[-1])
+    assert sizes == [1, 1, 2, 2, 2, 2, 2]
+    assert torch.equal(newest[0], newest[1])
+    assert not torch.equal(newest[1], newest[2])
+    assert torch.equal(found.words[0], newest[4])
+
+
+def test_a_run_that_is_resumed_between_two_searches_goes_on_with_the_same_words(context):
+    settings, step = LearntWords(every=2, updates=2), 3
+    view = context.context.trajectories.at(context.context.denoiser, torch.arange(3))
+    whole, resumed = (settings.begin(context.context, seed=4) for _ in range(2))
+    for i in range(step):
+        whole(i, {"concept": view})
+    resumed.restore(whole.state())
+    for i in range(step, 6):
+        one, other = (loop(i, {"concept": view})["concept"] for loop in (whole, resumed))
+        assert torch.equal(one.states["adversary"], other.states["adversary"])
+    assert torch.equal(whole.words, resumed.words)
+
+
+QUICK = Recipe("quick", trajectories=2, sampling_steps=2, steps=3, batch=2, rank=2)
+
+
+def test_an_eraser_is_trained_against_the_words_and_the_card_says_so(untrained):
+    against = replace(
+        QUICK,
+        keep=((1.0, Steer(role="adversary")), (1.0, Keep("null", at="concept"))),
+        adversaries=(LearntWords(every=2, updates=2, batch=2),),
+        parts=("to_q", "to_k", "to_v", "to_out.0"),
+    )
+
+    def factors(recipe):
+        options = {"target": "truck", "progress": False, "check": False}
+        eraser = erase(untrained, "car", recipe=recipe, **options)
+        return eraser, torch.cat([f.flatten() for pair in eraser.factors.values() for f in pair])
+
+    eraser, one = factors(against)
+    assert torch.equal(one, factors(against)[1])
+    assert not torch.equal(one, factors(replace(against, keep=against.keep[1:]))[1])
+    assert eraser.config.parameters["adversaries"][0].startswith("LearntWords(every=2")
+    assert "role='adversary'" in eraser.config.parameters["keep"][0][1]
+
+
+def test_an_adversary_that_no_term_faces_changes_nothing(untrained):
+    def factors(*adversaries):
+        recipe = replace(QUICK, adversaries=adversaries)
+        options = {"target": "truck", "progress": False, "check": False}
+        found = erase(untrained, "car", recipe=recipe, **options).factors
+        return torch.cat([f.flatten() for pair in found.values() for f in pair])
+
+    assert torch.equal(factors(), factors(LearntWords(updates=1)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"updates": 0}, "`updates` must be 1 or more; got 0"),
+        ({"memory": 0}, "`memory` must be 1 or more"),
+        ({"learning_rate": 0}, "`learning_rate` must be positive"),
+        ({"spread": -1}, "`spread` must not be negative"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ErasureError, match=message):
+        LearntWords(**settings)
+
+
+def test_a_term_for_an_adversary_needs_one():
+    with pytest.raises(ErasureError, match="has the role `adversary`, and there is none"):
+        Recipe("x", keep=((1.0, Steer(role="adversary")),))
+
+
+def test_a_pipeline_without_one_text_encoder_is_refused(context):
+    bare = replace(context.context, pipeline=None)
+    with pytest.raises(ErasureError, match="one text encoder"):
+        LearntWords().begin(bare, seed=0)
