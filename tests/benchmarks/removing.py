@@ -1,0 +1,129 @@
+"""Erasers trained against learnt words: what is left, what is kept, and what inversion regains.
+
+python tests/benchmarks/removing.py --concepts truck --rounds 12 --out build/removing.jsonl
+
+`--rounds 0` is `surgical-age`. Each round learns a word in 30 updates and answers it in 20 steps.
+Inversion is `attacks.inversion.invert`, 300 updates from 16 pictures of the base, in float32. One
+line of JSON for each eraser.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from json_lines import append_lines
+
+from diffusers_erase.attacks.inversion import invert
+from diffusers_erase.concepts import with_article
+from diffusers_erase.evaluation.pictures import draw
+from diffusers_erase.making.api import erase
+from diffusers_erase.models.denoiser import counted
+from diffusers_erase.models.text_states import encode
+from diffusers_erase.playground import COLOURS, FAMILIES, OBJECTS, load_judge, load_pipeline
+from diffusers_erase.training.adversary import LearntWords
+from diffusers_erase.training.objectives import Keep, Steer
+from diffusers_erase.training.recipes import SURGICAL_AGE, Recipe
+
+
+STEPS, LEARNT_FROM, DRAWN = 10, 16, 24
+PARTS = {"kv": ("to_k", "to_v"), "all": ("to_q", "to_k", "to_v", "to_out.0")}
+
+
+def recipe_of(asked: argparse.Namespace) -> Recipe:
+    """`surgical-age`, and terms that face an adversary in so many rounds."""
+    if not asked.rounds:
+        return SURGICAL_AGE
+    null = ((asked.null, Keep("null", at="concept")),) if asked.parts == "all" else ()
+    return replace(
+        SURGICAL_AGE,
+        name="against-words",
+        keep=((1.0, Steer(role="adversary")), *null),
+        keep_weight=asked.keep,
+        protect_null=asked.parts == "kv",
+        adversaries=(LearntWords(asked.defence, asked.updates, memory=asked.memory),),
+        pool=asked.pool,
+        parts=PARTS[asked.parts],
+        rank=asked.rank,
+        trajectories=24,
+        sampling_steps=10,
+        steps=asked.rounds * asked.defence,
+    )
+
+
+def shown(judge: Any, pictures: Sequence[Any], wanted: Sequence[str]) -> list[int]:
+    """Number of pictures that show what each is to show, and of all."""
+    pairs = zip(judge(pictures), wanted, strict=True)
+    return [sum(name in verdict.objects for verdict, name in pairs), len(wanted)]
+
+
+def coloured(names: Sequence[str]) -> list[str]:
+    pairs = ((COLOURS[i % len(COLOURS)], name) for i, name in enumerate(names))
+    return [f"a photo of {with_article(f'{colour} {name}')}" for colour, name in pairs]
+
+
+def measured(pipe: Any, judge: Any, name: str, seed: int) -> dict[str, Any]:
+    """Pictures of the pipeline as it is, and those of a word learnt on it."""
+    near = [word for family in FAMILIES.values() if name in family for word in family]
+    near = [word for word in dict.fromkeys(near) if word in OBJECTS and word != name]
+    found: dict[str, Any] = {}
+    for title, names, first in (
+        ("left", [name] * DRAWN, 910_000),
+        ("near", near * 10, 920_000),
+        ("others", [word for word in OBJECTS if word != name and word not in near], 930_000),
+    ):
+        pictures = draw(pipe, coloured(names), steps=STEPS, seed=first)
+        found[title] = shown(judge, pictures, names)
+    templates = [text.replace(name, "{}") for text in coloured([name] * LEARNT_FROM)]
+    given = draw(load_pipeline(), coloured([name] * LEARNT_FROM), steps=STEPS, seed=940_000)
+    word = invert(pipe, given, templates, steps=300, seed=seed, paired=True)
+    asked = [templates[i % len(templates)] for i in range(DRAWN)]
+    drawn = pipe(
+        prompt_embeds=word.states(pipe, asked),
+        negative_prompt_embeds=encode(pipe, [""] * DRAWN),
+        guidance_scale=5.0,
+        num_inference_steps=STEPS,
+        generator=[torch.Generator().manual_seed(950_000 + i) for i in range(DRAWN)],
+    ).images
+    found["inversion"] = shown(judge, drawn, [name] * DRAWN)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--concepts", nargs="+", default=["truck"])
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--updates", type=int, default=30, help="of a word in a round")
+    parser.add_argument("--defence", type=int, default=20, help="steps of a round")
+    parser.add_argument("--memory", type=int, default=16)
+    parser.add_argument("--parts", choices=PARTS, default="all")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--pool", type=int, default=64)
+    parser.add_argument("--keep", type=float, default=8.0, help="weight of the pool")
+    parser.add_argument("--null", type=float, default=2.0, help="weight of the empty prompt")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("build/removing.jsonl"))
+    asked = parser.parse_args()
+    judge = load_judge()
+    for name in asked.concepts:
+        pipe, started = load_pipeline(), time.perf_counter()
+        pipe.set_progress_bar_config(disable=True)
+        with counted(pipe.unet) as cost:
+            options = {"vocabulary": OBJECTS, "recipe": recipe_of(asked), "seed": asked.seed}
+            eraser = erase(pipe, name, **options, progress=False, check=False)
+            evaluations = cost()
+        seconds = time.perf_counter() - started
+        pipe.load_erasure(eraser)
+        settings = {k: v for k, v in vars(asked).items() if k not in ("concepts", "out")}
+        line = {"concept": name, **settings, "evaluations": evaluations, "seconds": seconds}
+        line |= {"target": eraser.config.concepts[0].target}
+        line |= measured(pipe, judge, name, asked.seed)
+        append_lines(asked.out, line)
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
