@@ -51,6 +51,7 @@ def recipe_of(asked: argparse.Namespace) -> Recipe:
         trajectories=24,
         sampling_steps=10,
         steps=asked.rounds * asked.defence,
+        learning_rate=asked.rate,
     )
 
 
@@ -103,7 +104,9 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--pool", type=int, default=64)
     parser.add_argument("--keep", type=float, default=8.0, help="weight of the pool")
-    parser.add_argument("--null", type=float, default=2.0, help="weight of the empty prompt")
+    parser.add_argument("--null", type=float, default=16.0, help="weight of the empty prompt")
+    parser.add_argument("--rate", type=float, default=2e-3, help="of learning, of the first step")
+    parser.add_argument("--target", default=None, help="chosen by the recipe if omitted")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("build/removing.jsonl"))
     asked = parser.parse_args()
@@ -113,6 +116,7 @@ def main() -> None:
         pipe.set_progress_bar_config(disable=True)
         with counted(pipe.unet) as cost:
             options = {"vocabulary": OBJECTS, "recipe": recipe_of(asked), "seed": asked.seed}
+            options["target"] = asked.target
             eraser = erase(pipe, name, **options, progress=False, check=False)
             evaluations = cost()
         seconds = time.perf_counter() - started
