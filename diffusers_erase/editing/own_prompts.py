@@ -97,7 +97,7 @@ class OwnStatistics:
             is_kept(text, word, named.near(text))
             for text, (_, word) in zip(texts_of_pairs, pairs, strict=True)
         ]
-        total = gram(texts, [""])
+        total, whole = gram(texts, [""]), torch.zeros(self.grams.shape[1], dtype=torch.float64)
         for template, triangle in zip(GENERAL, self.grams, strict=True):
             mine = [
                 (text, k)
@@ -106,12 +106,12 @@ class OwnStatistics:
             ]
             stays = [text for text, k in mine if k]
             if len(stays) == len(mine):
-                total.add_(unpacked(triangle), alpha=len(mine))
+                whole.add_(triangle, alpha=len(mine))
             elif stays:
                 total.add_(gram(texts, stays, among=len(pairs)), alpha=len(stays))
         rows = self.endings if all(kept) else self.endings[torch.tensor(kept)]
         found = [pair for pair, k in zip(pairs, kept, strict=True) if k]
-        return KeptStatistics(found, total.div_(len(found) + 1), rows)
+        return KeptStatistics(found, total.add_(unpacked(whole)).div_(len(found) + 1), rows)
 
 
 def settings() -> dict[str, Any]:

@@ -55,14 +55,14 @@ def gram(texts: Texts, prompts: Sequence[str], among: int = 0) -> Tensor:
         every = max(1, among // SEEN)
         chunks = range(0, len(prompts), _CHUNK)
         parts = (thinned(texts, prompts[i : i + _CHUNK], every, first=i) for i in chunks)
-    total, count = torch.zeros((), dtype=torch.float64), 0
+    total, count = None, 0
     waiting: list[Tensor] = []
     for rows, counted in parts:
         waiting, count = [*waiting, rows], count + counted
         if sum(map(len, waiting)) >= _SUMMED:
-            total, waiting = total + lower_gram(torch.cat(waiting)), []
-    if waiting:
-        total = total + lower_gram(torch.cat(waiting))
+            total, waiting = lower_gram(torch.cat(waiting), total), []
+    if waiting or total is None:
+        total = lower_gram(torch.cat(waiting), total)
     return mirrored(total.div_(count))
 
 

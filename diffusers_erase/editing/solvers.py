@@ -202,6 +202,9 @@ def drift(T: TextMap, K: Tensor) -> float:
 
 def weights_gram(weights: Mapping[str, Tensor]) -> Tensor:
     """G = Σ_l W_l^T W_l, width x width, float64; float32 sums but for float64 weights."""
-    each = (W.detach().cpu() for W in weights.values())
-    lower = (lower_gram(W if W.dtype == torch.float64 else W.float()) for W in each)
-    return mirrored(sum(lower, torch.zeros(())))
+    total = None
+    for weight in weights.values():
+        W = weight.detach().cpu()
+        total = lower_gram(W if W.dtype == torch.float64 else W.float(), total)
+    assert total is not None
+    return mirrored(total)

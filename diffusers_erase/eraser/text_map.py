@@ -120,7 +120,7 @@ class TextMap:
         return best, float(energy[:rank].sum() / energy.sum()) if energy.any() else 1.0
 
     def factors(self, weights: Mapping[str, Tensor]) -> dict[str, Factors]:
-        """The LoRA of every layer: W T = W + B A with A = V^T and B = W U, float32 on the CPU.
+        """The LoRA of every layer: W T = W + B A with A = V^T and B = W U, in float32 on the CPU.
 
         `weights` is path -> weight, out x width, of layers that read the text.
 
@@ -133,11 +133,8 @@ class TextMap:
                     f"The text map is for states of width {self.width}; '{path}' reads "
                     f"{W.shape[1]}: it was made for another text encoder."
                 )
-        A = self.V.T.float()
-        return {
-            path: (A.clone(), (W.detach().double().cpu() @ self.U).float())
-            for path, W in weights.items()
-        }
+        A, U = self.V.T.float(), self.U.float()
+        return {path: (A.clone(), W.detach().cpu().float() @ U) for path, W in weights.items()}
 
     def gram(self, weights: Iterable[Tensor]) -> Tensor:
         """Σ U^T W^T W U, rank x rank, float64: |change of W e|^2 = (V^T e)^T gram (V^T e)."""

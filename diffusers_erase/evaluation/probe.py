@@ -13,12 +13,13 @@ from diffusers_erase.linalg.gram import lower_gram, mirrored
 from diffusers_erase.linalg.inverse import EditedLayers
 from diffusers_erase.models.architectures import text_layers
 from diffusers_erase.models.model import Model
+from diffusers_erase.storage.tensor_cache import TensorCache, digest
 
 
 OUTPUTS = 16
 """Number of outputs of the layers that are read at least, relative to the width of the text."""
 
-_SUMMED = 4096
+_SUMMED = 8192
 """Outputs that are summed in float32 before they are added in float64."""
 
 ROUNDING = 1e-9
@@ -44,7 +45,12 @@ class Probe:
 
 @torch.no_grad()
 def probe(
-    pipe: Any, eraser: EraserAdapter, prompts: Sequence[str], *, bound: float = 1e-3
+    pipe: Any,
+    eraser: EraserAdapter,
+    prompts: Sequence[str],
+    *,
+    bound: float = 1e-3,
+    cache: TensorCache | None = None,
 ) -> Probe:
     """argmin_c'  Σ_l |W_l' c' - W_l c|^2 + λ |c'|^2   over the layers that read text (RECE).
 
@@ -54,13 +60,14 @@ def probe(
 
     Of encoders that can end prompts early, the states are those of the prompts' own tokens. Of
     large models every k-th output of the layers is read, `OUTPUTS` times the width of the text.
-    The pipeline has no erasers; λ is `bound` times the mean of the diagonal of Σ W^T W.
+    The pipeline has no erasers; λ is `bound` times the mean of the diagonal of Σ W^T W, which does
+    not depend on the eraser and is found in `cache` once it was computed with it.
     """
     if not prompts:
         raise ErasureError("No prompts to probe with; give some about the concept.")
     model = Model.of(pipe)
     eraser.check(model.denoiser)
-    reading = _reading(model.denoiser, eraser)
+    reading = _reading(model.denoiser, eraser, cache)
     states = model.first(prompts, model.longest(prompts)) if model.ends_early else None
     c = (model.encode(prompts) if states is None else states).flatten(0, 1).double().cpu()
     best = reading.regained(c, bound)
@@ -69,34 +76,44 @@ def probe(
     )
 
 
-def _reading(denoiser: nn.Module, eraser: EraserAdapter) -> EditedLayers:
+def _reading(denoiser: nn.Module, eraser: EraserAdapter, cache: TensorCache | None) -> EditedLayers:
     """Gram matrices of the layers that read text, before and after the erasure, over some outputs.
 
-    A text map changes them all alike, and needs only those before.
+    A text map changes them all alike. Of a LoRA only products with its factors are computed.
     """
     layers, T = text_layers(denoiser), eraser.text_map
-    reached = set(eraser.paths(denoiser))
     some = next(iter(layers.values()))
-    every = max(
-        1, sum(each.out_features for each in layers.values()) // some.in_features // OUTPUTS
-    )
-    before, after, across = (torch.zeros((), dtype=torch.float64) for _ in range(3))
-    rows: list[Tensor] = []
-    edited: list[Tensor] = []
-    for index, (path, layer) in enumerate(layers.items()):
-        rows.append(layer.weight.detach()[index % every :: every].cpu().float())
-        if T is None:
-            edited.append(rows[-1])
-            if path in reached:
-                A, B = eraser.pair(path, layer.weight.detach())
-                edited[-1] = rows[-1] + (B[index % every :: every] @ A).cpu().float()
-        if sum(map(len, rows)) > _SUMMED or index == len(layers) - 1:
-            W = torch.cat(rows)
-            before = before + lower_gram(W)
-            if T is None:
-                changed = torch.cat(edited)
-                after, across = after + lower_gram(changed), across + (changed.T @ W).double()
-            rows, edited = [], []
+    outputs = sum(each.out_features for each in layers.values())
+    every = max(1, outputs // some.in_features // OUTPUTS)
+    rows = {
+        path: layer.weight.detach()[index % every :: every].cpu().float()
+        for index, (path, layer) in enumerate(layers.items())
+    }
+    G = _gram([*rows.values()], cache)
     if T is not None:
-        return EditedLayers.mapped(mirrored(before), T.U, T.V)
-    return EditedLayers(mirrored(before), mirrored(after), across)
+        return EditedLayers.mapped(G, T.U, T.V)
+    reached, parts = {*eraser.paths(denoiser)}, [G.new_zeros(3, 0, G.shape[1])]
+    for index, (path, layer) in enumerate(layers.items()):
+        if path in reached:
+            A, B = (x.cpu().float() for x in eraser.pair(path, layer.weight.detach()))
+            B = B[index % every :: every]
+            parts.append(torch.stack((A, B.T @ rows[path], B.T @ B @ A)).double())
+    return EditedLayers.changed(G, *torch.cat(parts, 1))
+
+
+def _gram(rows: Sequence[Tensor], cache: TensorCache | None) -> Tensor:
+    """Σ W^T W over rows W, width x width, float64; products with a vector name it in the cache."""
+
+    def made() -> dict[str, Tensor]:
+        total, waiting = None, list[Tensor]()
+        for index, each in enumerate(rows, 1):
+            waiting.append(each)
+            if sum(map(len, waiting)) > _SUMMED or index == len(rows):
+                total, waiting = lower_gram(torch.cat(waiting), total), []
+        assert total is not None
+        return {"gram": mirrored(total)}
+
+    if cache is None:
+        return made()["gram"]
+    x = torch.randn(rows[0].shape[1], generator=torch.Generator().manual_seed(0))
+    return cache.get({"read by": digest(*(W @ x for W in rows))}, made)["gram"]

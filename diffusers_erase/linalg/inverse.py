@@ -81,12 +81,21 @@ class EditedLayers:
 
     @classmethod
     def mapped(cls, G: Tensor, U: Tensor, V: Tensor) -> "EditedLayers":
-        """Layers with Gram matrix G before the edit, and W' = W (I + U V^T) after it.
+        """Layers with Gram matrix G before the edit, and W' = W (I + U V^T) after it."""
+        read = U.T @ G
+        return cls.changed(G, V.T, read, read @ U @ V.T)
 
-        M^T G and M^T G M differ from G by as many rank-one terms as U has columns.
+    @classmethod
+    def changed(cls, G: Tensor, A: Tensor, read: Tensor, added: Tensor) -> "EditedLayers":
+        """Layers with Gram matrix G before the edit, and W' = W + B A after it.
+
+        Σ W'^T W = G + A^T B^T W,   Σ W'^T W' = Σ W'^T W + (W + B A)^T B A
+
+        Each of A, `read` (B^T W) and `added` (B^T B A) has the rows of all layers, n x width: both
+        matrices differ from G by n terms of rank one.
         """
-        across = torch.addmm(G, V, U.T @ G)
-        return cls(G, torch.addmm(across, across @ U, V.T), across)
+        across = torch.addmm(G, A.T, read)
+        return cls(G, torch.addmm(across, (read + added).T, A), across)
 
     def regained(self, E: Tensor, bound: float) -> Tensor:
         """Text embeddings that make the edited layers output what they did before (RECE).
@@ -97,7 +106,8 @@ class EditedLayers:
         a larger one gives smaller states.
         """
         ridge = bound * self.before.diagonal().mean()
-        M = self.after + ridge * torch.eye(len(self.after), dtype=self.after.dtype)
+        M = self.after.clone()
+        M.diagonal().add_(ridge)
         states: Tensor = torch.linalg.solve(M, self.across @ E.T).T
         return states
 

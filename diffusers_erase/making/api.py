@@ -29,6 +29,7 @@ from diffusers_erase.making.request import (
 from diffusers_erase.making.statistics import Statistics
 from diffusers_erase.making.trying import make_checked
 from diffusers_erase.models.model import Model
+from diffusers_erase.storage.tensor_cache import TensorCache
 from diffusers_erase.training.recipes import Recipe
 from diffusers_erase.training.targets import Fixed, Target, as_target
 from diffusers_erase.training.trainer import Step
@@ -127,11 +128,11 @@ def erase(
             return solve_eraser(model, request, statistics=statistics)
         return train_eraser(model, request, statistics=statistics, **trained)
 
-    if not check:
-        return _probed(model, request, make(request))
-    return _probed(
-        model, request, make_checked(make, model, request, allow_weak=allow_weak, say=say)
-    )
+    if check:
+        made = make_checked(make, model, request, allow_weak=allow_weak, say=say)
+    else:
+        made = make(request)
+    return _probed(model, request, made, TensorCache(folder / "cache") if folder else None)
 
 
 def _trained_for(recipe: Recipe | Edit, steps: int | None, given: Sequence[str]) -> Recipe | Edit:
@@ -147,13 +148,15 @@ def _trained_for(recipe: Recipe | Edit, steps: int | None, given: Sequence[str])
     return recipe
 
 
-def _probed(model: Model, request: Request, eraser: EraserAdapter) -> EraserAdapter:
+def _probed(
+    model: Model, request: Request, eraser: EraserAdapter, cache: TensorCache | None
+) -> EraserAdapter:
     """The eraser with the result of `probe` among its results, for its card."""
     if not eraser.factors:  # there are no weights to probe
         return eraser
     each = max(1, 8 // len(request.concepts))
     prompts = [p.text for concept in request.concepts for p in concept.example_prompts(each)]
-    found = probe(model, eraser, prompts)
+    found = probe(model, eraser, prompts, cache=cache)
     results = {
         "regained by other text states": round(found.regained, 3),
         "size of those states": round(found.size, 2),

@@ -1,7 +1,7 @@
 """Table of architectures (where text enters a denoiser), and the fingerprint of a model."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -172,8 +172,19 @@ def reads_text(path: str) -> bool:
 
 def _layers(denoiser: nn.Module, pattern: str) -> dict[str, nn.Linear]:
     whole = re.compile(pattern)
-    paths = (path for path, _ in denoiser.named_modules() if whole.fullmatch(path))
-    return {path: linear(denoiser, path) for path in paths}
+    return {path: linear(denoiser, path) for path in _paths(denoiser) if whole.fullmatch(path)}
+
+
+def _paths(network: nn.Module) -> Iterator[str]:
+    """The paths of `named_modules()`, without a generator for every level of each."""
+    seen, waiting = set[nn.Module](), [("", network)]
+    while waiting:
+        path, module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            yield path
+            prefix = f"{path}." if path else ""
+            waiting += reversed([(prefix + name, each) for name, each in module.named_children()])
 
 
 def linear(unet: nn.Module, path: str) -> nn.Linear:

@@ -1,10 +1,13 @@
 import pytest
+import torch
 
 from diffusers_erase import EraserAdapter, ErasureError, erase
 from diffusers_erase.eraser.lora import Lora
+from diffusers_erase.evaluation import probe as probing
 from diffusers_erase.evaluation.probe import probe
 from diffusers_erase.models.architectures import TEXT_PARTS, projections
 from diffusers_erase.models.text_states import encode
+from diffusers_erase.storage.tensor_cache import TensorCache
 
 
 PROMPTS = ["a photo of a car", "a red car"]
@@ -58,3 +61,32 @@ def test_probe_refuses_no_prompts(untrained, make_eraser):
 def test_probe_regains_nothing_where_keys_and_values_are_unchanged(untrained, make_eraser):
     found = probe(untrained, make_eraser(untrained.unet, parts=("to_q",)), ["a car"])
     assert found.regained == 0
+
+
+def test_probe_takes_the_gram_matrix_of_the_same_weights_from_the_cache(
+    untrained, make_eraser, tmp_path, monkeypatch
+):
+    summed = []
+
+    def counted(rows, onto=None):
+        summed.append(len(rows))
+        return original(rows, onto)
+
+    original = probing.lower_gram
+    monkeypatch.setattr(probing, "lower_gram", counted)
+    cache = TensorCache(tmp_path)
+    small, large = (make_eraser(untrained.unet, scale=scale) for scale in (0.1, 0.3))
+    plain = probe(untrained, large, PROMPTS)
+    probe(untrained, small, PROMPTS, cache=cache)
+    once = len(summed)
+    assert probe(untrained, large, PROMPTS, cache=cache) == plain
+    assert len(summed) == once
+    layer = next(iter(projections(untrained.unet, TEXT_PARTS).values()))
+    with torch.no_grad():
+        layer.weight[0, 0] += 0.5
+    try:
+        assert probe(untrained, large, PROMPTS, cache=cache) != plain
+    finally:
+        with torch.no_grad():
+            layer.weight[0, 0] -= 0.5
+    assert len(summed) > once

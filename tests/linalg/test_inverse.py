@@ -31,3 +31,15 @@ def test_regained_states_are_a_ridge_solution():
 def test_a_smaller_bound_regains_more():
     far, near = (READING.relative_error(E, READING.regained(E, bound)) for bound in (1e-6, 1.0))
     assert far < near
+
+
+def test_layers_changed_by_factors_have_the_gram_matrices_of_their_weights():
+    first, second = rows(7, 4), rows(8, 5)
+    A, B = (rows(2, 6), rows(3, 7)), (rows(7, 8)[:, :2], rows(8, 9)[:, :3])
+    edited = torch.cat((first + B[0] @ A[0], second + B[1] @ A[1]))
+    before = torch.cat((first, second))
+    read = torch.cat((B[0].T @ first, B[1].T @ second))
+    added = torch.cat([b.T @ b @ a for a, b in zip(A, B, strict=True)])
+    found = EditedLayers.changed(before.T @ before, torch.cat(A), read, added)
+    assert torch.allclose(found.after, edited.T @ edited, atol=1e-10)
+    assert torch.allclose(found.across, edited.T @ before, atol=1e-10)
