@@ -3,9 +3,11 @@ import copy
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
+from torch import nn
 
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.architectures import (
+    _paths,
     PARTS,
     fingerprint,
     linear,
@@ -117,3 +119,12 @@ def test_the_fingerprint_tells_architectures_apart(untrained):
     assert fingerprint(untrained.unet) == fingerprint(copy.deepcopy(untrained.unet))
     assert fingerprint(untrained.unet) != fingerprint(other)
     assert fingerprint(untrained.unet)["text_width"] == 128
+
+
+def test_paths_are_those_of_named_modules(untrained):
+    shared = nn.Linear(2, 2)
+    odd = nn.ModuleDict({"a": nn.ModuleList([]), "b": nn.ModuleList([shared, nn.ReLU()])})
+    odd["c"] = shared
+    odd.register_module("none", None)
+    for network in (odd, untrained.unet):
+        assert [*_paths(network)] == [path for path, _ in network.named_modules()]
