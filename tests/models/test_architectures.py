@@ -7,8 +7,8 @@ from torch import nn
 
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.architectures import (
-    _paths,
     PARTS,
+    _paths,
     fingerprint,
     linear,
     projections,
