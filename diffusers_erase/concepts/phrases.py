@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from diffusers_erase.concepts.concept import Concept
-from diffusers_erase.concepts.kinds import PREPOSITION, Kind, kind_of, placed, split
+from diffusers_erase.concepts.kinds import PREPOSITION, Kind, kind_of, placed
 from diffusers_erase.concepts.words import words_of
 from diffusers_erase.errors import ErasureError
 
@@ -41,7 +41,6 @@ _PICTURES = (
 _ENDS_OPEN = r"\b(?:of|by|in|at|on)$"
 _OTHER_SIDES = r"(?:under|near|inside|outside|behind)\s"
 _COUNTS = r"\d+|two|three|four|five|six|seven|eight|nine|ten"
-_WHERE = r"\s+(?:in\s+the\s+(?:style|manner)\s+of|on|in|at|under|by|with|beside|near)\s+"
 _FULL_NAME = r"portraits?\s+of\s+(?:[A-Z]\S*\s+)+[A-Z]\S*$"
 _SCENE = (
     r"(?P<name>.+?)\s+(?:scenes?|scenery|landscapes?|views?|backgrounds?|backdrops?|settings?|time"
@@ -140,20 +139,6 @@ def single(text: str) -> str:
     return text
 
 
-def things_named(text: str) -> list[str]:
-    """The names in a prompt: `a red car on the beach` names a red car, red, a car and a beach.
-
-    Those that commas, `and`, prepositions and frames separate, with the parts of compounds; not the
-    words within a name such as `fire truck`.
-    """
-    found: list[str] = []
-    for part in names_in(text):
-        for piece in re.split(_WHERE, part):
-            name = piece if re.search(_ENDS_OPEN, piece, re.IGNORECASE) else unframed(piece)[0]
-            found += [name, *split(name)]
-    return [name for name in dict.fromkeys(found) if name]
-
-
 def concept_of(text: str, kind: Kind | None = None, *, among: Kind | None = None) -> Concept:
     """The concept that a user means by a text.
 
@@ -217,8 +202,9 @@ def _plain(text: str) -> str:
 def _bare(name: str) -> str:
     """The name without punctuation around it, and without an article, `all` or `two` before it."""
     name = re.sub(r"^(?:an?|the)\s+(?=\S)", "", _plain(name), flags=re.IGNORECASE)
-    every = rf"^(?:all|any|every|each|some|many|several|{_COUNTS})\s+(?:the\s+)?(?=[^\sA-Z])"
-    return re.sub(every, "", name)
+    every = r"^(?i:any|every|each|some)\s+(?:the\s+)?(?=[^\sA-Z])"
+    several = rf"^(?i:all|many|several|{_COUNTS})\s+(?:the\s+)?(?=[^\sA-Z].*s$)"
+    return re.sub(several, "", re.sub(every, "", name))
 
 
 def _place(text: str) -> str | None:

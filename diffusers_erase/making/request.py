@@ -1,5 +1,6 @@
 """A checked request to `erase()`, and checks of the pipeline."""
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +12,9 @@ from tqdm.auto import tqdm
 
 from diffusers_erase.concepts import Concept, Kind, Vocabulary, with_article
 from diffusers_erase.concepts.kinds import PLACES, placed
-from diffusers_erase.concepts.phrases import concept_of, kind_among, merged, single, things_named
+from diffusers_erase.concepts.phrases import concept_of, kind_among, merged, single
 from diffusers_erase.concepts.words import singulars, words_of
+from diffusers_erase.editing.naming import Named
 from diffusers_erase.editing.recipes import EDITS, Edit
 from diffusers_erase.eraser.config import ErasedConcept, EraserConfig, versions
 from diffusers_erase.eraser.schema import problem_of
@@ -55,19 +57,33 @@ class Request:
                 raise ErasureError(f"An eraser with {what} could not be saved: {problem}.")
         kinds: dict[tuple[str, ...], Kind] = {}
         for concept in self.concepts:
-            if (kind := kinds.setdefault(words_of(concept.name), concept.kind)) != concept.kind:
+            words = words_of(concept.name) or (concept.name,)
+            if (kind := kinds.setdefault(words, concept.kind)) != concept.kind:
                 raise ErasureError(
                     f"{concept.name!r} is to be erased as {with_article(kind)} and as "
                     f"{with_article(concept.kind)}; make an eraser of each, and load both."
                 )
-            erased = {prompt.text for prompt in concept.example_prompts()}
-            for prompt in (*self.keep, *self.protect):
-                named = any(map(concept.is_named_by, (prompt, *things_named(prompt))))
-                if named or prompt in erased:
+        self._check_kept()
+
+    def _check_kept(self) -> None:
+        """Raise if a prompt that is to be kept names a concept, beside longer listed words."""
+        kept = (*self.keep, *self.protect)
+        near = Named(self.concepts) if kept else None
+        for prompt in kept:
+            for concept in near.near(prompt) if near else ():
+                if concept.is_named_in(self._without_longer_words(concept, prompt)):
                     raise ErasureError(
-                        f"{prompt!r} is to be kept, and '{concept.name}' is to be erased; leave "
-                        "one of them out."
+                        f"{prompt!r} is to be kept and names '{concept.name}', which is to be "
+                        "erased; leave one of them out, or list a longer word that is a thing of "
+                        "its own ('fire truck', for 'truck') in the vocabulary."
                     )
+
+    def _without_longer_words(self, concept: Concept, prompt: str) -> str:
+        """The prompt without the vocabulary's words in which the concept is named."""
+        for word in self.vocabulary.words if self.vocabulary else ():
+            if concept.is_named_in(word) and not concept.is_named_by(word):
+                prompt = re.sub(rf"\b{re.escape(word)}", "", prompt, flags=re.IGNORECASE)
+        return prompt
 
     @property
     def rank(self) -> int:

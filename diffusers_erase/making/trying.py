@@ -136,7 +136,9 @@ def _following(tries: list[_Try]) -> Request | None:
     ways = [_stronger(best), _retargeted(tries)]
     if best.check.verdict == "not erased" or _in_vain(tries):
         ways.reverse()
-    found = next((way for way in ways if way is not None), None)
+    done = [(each.request.recipe, each.request.target) for each in tries]
+    left = (way for way in ways if way is not None and (way.recipe, way.target) not in done)
+    found = next(left, None)
     return found and replace(found, attempt=len(tries))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusers_erase.concepts import Prompt
 from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.embedding_hooks import placeholder_word, word_states
@@ -42,8 +43,11 @@ class LearntWords:
 
     def __post_init__(self) -> None:
         for name in ("every", "updates", "batch", "memory"):
-            if getattr(self, name) < 1:
-                raise ErasureError(f"`{name}` must be 1 or more; got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ErasureError(
+                    f"`{name}` is a number of 1 or more, without a fraction; got {value!r}."
+                )
         if not 0 < self.learning_rate < float("inf"):
             raise ErasureError(f"`learning_rate` must be positive; got {self.learning_rate}.")
         if not 0 <= self.spread < float("inf"):
@@ -70,12 +74,19 @@ class LearntWordsState:
                 "An adversary learns words of a pipeline's one text encoder; leave it out for "
                 f"'{type(context.pipeline).__name__}'."
             )
-        self._templates = [prompt.about("{}") for prompt in context.prompts]
-        self._placeholder = placeholder_word(context.pipeline.tokenizer, self._templates)
+        self._templates = [_template(prompt) for prompt in context.prompts]
+        tokenizer = context.pipeline.tokenizer
+        word, token = self._placeholder = placeholder_word(tokenizer, self._templates)
+        for template in self._templates:
+            if token not in tokenizer(template.replace("{}", word), truncation=True).input_ids:
+                raise ErasureError(
+                    f"No word can stand for '{{}}' in the prompt {template!r}: it is not a word by "
+                    "itself there, or the prompt is too long. Change the concept's prompts."
+                )
         embeddings = encoder.get_input_embeddings().weight.detach().float()
         self._mean = embeddings.mean(0)
         self._deviation = (embeddings - self._mean).square().mean().sqrt().item()
-        self.words = torch.empty(0, len(context.concepts), len(self._mean))
+        self.words = self._mean.new_empty(0, len(context.concepts), len(self._mean))
         """Token embeddings, searches x concepts x width, the newest last."""
         self.losses: tuple[float, ...] = ()
         """Of the last search: one per update, in units of the guidance of the concept."""
@@ -108,7 +119,7 @@ class LearntWordsState:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
-        self.words = state["words"]
+        self.words = state["words"].to(self._mean)
 
     def _search(self, step: int) -> Tensor:
         """A new word for each concept, concepts x width."""
@@ -143,3 +154,10 @@ class LearntWordsState:
 
     def _chance(self, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + step + 500_009)
+
+
+def _template(prompt: Prompt) -> str:
+    """The prompt with `{}` for the name; a place keeps its own preposition."""
+    if prompt.kind == "place" and prompt.name in prompt.text:
+        return prompt.text.replace(prompt.name, "{}", 1)
+    return prompt.about("{}")

@@ -191,11 +191,15 @@ def test_config_of_a_solved_eraser_records_how_it_was_made(untrained, tmp_path):
         ({"recipe": "uce", "target": ("van", "oak")}, "one for each of 'car'"),
         (
             {"recipe": "uce", "keep": ["a photo of a car"]},
-            "is to be kept, and 'car' is to be erased",
+            "is to be kept and names 'car', which is to be erased",
         ),
-        ({"protect": ["car"]}, "is to be kept, and 'car' is to be erased"),
-        ({"protect": ["a red car on the beach"]}, "is to be kept, and 'car' is to be erased"),
-        ({"keep": ["a house and a car"]}, "is to be kept, and 'car' is to be erased"),
+        ({"protect": ["car"]}, "is to be kept and names 'car'"),
+        ({"protect": ["A RED CAR ON THE BEACH"]}, "is to be kept and names 'car'"),
+        ({"keep": ["a house next to my cars"]}, "is to be kept and names 'car'"),
+        (
+            {"keep": ["a car beside a race car"], "vocabulary": ["race car"], "recipe": "uce"},
+            "is to be kept and names 'car'",
+        ),
         ({"target": "an" + 40 * " old" + " van"}, "is too long: a prompt with it has 128 tokens"),
         ({"target": "a\nvan"}, "with this target could not be saved"),
     ],
@@ -218,7 +222,11 @@ def test_solved_recipes_refuse_bad_concepts(untrained, concept, message):
 
 
 def test_a_prompt_of_a_thing_whose_name_has_the_concept_s_may_be_protected(untrained):
-    eraser = erase(untrained, "truck", target="oak", protect=["a fire truck"], check=False)
+    options = {"recipe": "closed-form", "target": "oak", "check": False}
+    protect = {"protect": ["a fire truck"], "keep": ["Fire trucks at night"]}
+    with pytest.raises(ErasureError, match="list a longer word"):
+        erase(untrained, "truck", **options, **protect)
+    eraser = erase(untrained, "truck", **options, **protect, vocabulary=["fire truck", "oak"])
     states = Model.of(untrained).encode(["a fire truck", "a truck"]).double()
     kept, erased = (states @ eraser.text_map.change.T).norm(dim=-1).amax(-1)
     assert kept < 1e-4 * erased

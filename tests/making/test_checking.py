@@ -263,6 +263,13 @@ def test_a_target_of_the_user_s_that_the_base_draws_like_the_concept_is_tried_on
     assert trying._following([replace(given, check=swapped)]) is None
 
 
+def test_no_try_is_made_twice(tried):
+    verdicts = ["not erased", "weak", "not erased", "not erased"]
+    _, _, requests = tried(request_for("closed-form", Fixed("van")), verdicts)
+    made = [(each.recipe, str(each.target)) for each in requests]
+    assert len(made) == len(set(made))
+
+
 def test_a_stronger_recipe_that_gains_nothing_is_not_tried_again_for_a_target_of_the_user_s(tried):
     request = request_for("closed-form", Fixed("van"))
     _, _, requests = tried(request, ["weak", "weak", "weak"], promising=False)

@@ -14,6 +14,7 @@ from diffusers_erase.models.embedding_hooks import placeholder_word
 from diffusers_erase.models.lora import attached
 from diffusers_erase.models.text_states import encode
 from diffusers_erase.models.trajectories import sample_trajectories
+from diffusers_erase.training import adversary
 from diffusers_erase.training.adversary import LearntWords
 from diffusers_erase.training.objectives import Keep, Steer
 from diffusers_erase.training.recipes import Recipe
@@ -151,8 +152,8 @@ def test_an_adversary_that_no_term_faces_changes_nothing(untrained):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"updates": 0}, "`updates` must be 1 or more; got 0"),
-        ({"memory": 0}, "`memory` must be 1 or more"),
+        ({"updates": 0}, "`updates` is a number of 1 or more, without a fraction; got 0"),
+        ({"memory": 1.5}, "`memory` is a number of 1 or more"),
         ({"learning_rate": 0}, "`learning_rate` must be positive"),
         ({"spread": -1}, "`spread` must not be negative"),
     ],
@@ -160,6 +161,19 @@ def test_an_adversary_that_no_term_faces_changes_nothing(untrained):
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ErasureError, match=message):
         LearntWords(**settings)
+
+
+def test_prompts_in_which_no_word_can_be_learnt_are_refused(context):
+    prompts = (Prompt("many {}s at night", "car"), *context.context.prompts[1:])
+    with pytest.raises(ErasureError, match=r"No word can stand for .* in the prompt 'many"):
+        LearntWords().begin(replace(context.context, prompts=prompts), seed=0)
+
+
+def test_a_place_keeps_its_preposition():
+    beach = Prompt("a photo of a house {in}", "beach", "place")
+    stars = Prompt("a photo of a house {in}", "under the stars", "place")
+    assert adversary._template(beach) == "a photo of a house on the {}"
+    assert adversary._template(stars) == "a photo of a house {}"
 
 
 def test_a_term_for_an_adversary_needs_one():
