@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusers_erase.concepts import Concept
-from diffusers_erase.editing.choosing import general_names
+from diffusers_erase.editing.choosing import general_names, things_among
 from diffusers_erase.editing.own_prompts import own_words
 from diffusers_erase.editing.texts import texts_of
 from diffusers_erase.eraser.adapter import EraserAdapter
@@ -177,8 +177,8 @@ def check_eraser(model: Model, concepts: Sequence[Concept], eraser: EraserAdapte
         denoiser = model.noise_predictor()
     except ErasureError as error:
         return Check("not checked", reason=str(error))
-    texts, words = texts_of(model), own_words(model.tokenizer)
-    wide = {concept.name: general_names(texts, concept, words) for concept in concepts}
+    texts, things = texts_of(model), things_among(own_words(model.tokenizer))
+    wide = {concept.name: general_names(texts, concept, things) for concept in concepts}
     general = tuple(names[0] for names in wide.values() if names)
     looks = [_look(model, denoiser, concepts, eraser, first=0, wide=wide)]
     severity, worst = _judged(concepts, looks, wide).badness

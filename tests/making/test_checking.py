@@ -7,7 +7,7 @@ import torch
 
 from diffusers_erase import Concept, NotErasedError, erase
 from diffusers_erase.concepts.phrases import concept_of
-from diffusers_erase.editing.choosing import general_names
+from diffusers_erase.editing.choosing import general_names, things_among
 from diffusers_erase.editing.own_prompts import own_words
 from diffusers_erase.editing.texts import texts_of
 from diffusers_erase.eraser.stacking import scaled
@@ -86,7 +86,7 @@ def test_harm_to_the_nearest_words(playground, truck):
 
 def test_words_for_many_things_are_found_and_no_others(shipped):
     texts = texts_of(shipped)
-    words = own_words(texts.tokenizer)
+    words = things_among(own_words(texts.tokenizer))
     asked = [Concept(name) for name in (*FAMILIES, *OBJECTS[::4], "fir", "penguin")]
     assert [c.name for c in asked if general_names(texts, c, words)] == [*FAMILIES]
     car = Concept("car", synonyms=("vehicle",))
