@@ -166,7 +166,7 @@ def text_weights(denoiser: nn.Module) -> dict[str, Tensor]:
 
 
 def reads_text(path: str) -> bool:
-    """Whether a layer with this path reads the text in any architecture."""
+    """True if a layer with this path reads the text in any architecture."""
     return any(re.fullmatch(known.text, path) for known in ARCHITECTURES.values())
 
 
