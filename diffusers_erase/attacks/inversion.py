@@ -22,28 +22,33 @@ from diffusers_erase.evaluation.attack import Access, Attempt, concept_of
 from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.models.denoising_loss import denoising_loss, encode_pictures
-from diffusers_erase.models.embedding_hooks import placeholder_word, word_states
+from diffusers_erase.models.embedding_hooks import placeholder_words, word_states
 from diffusers_erase.models.model import Model, Pipeline
 from diffusers_erase.storage.tensor_cache import digest
 
 
 @dataclass(frozen=True)
 class LearntWord:
-    """A new word as its token embedding; no tokenizer has it."""
+    """A new word as its token embeddings; no tokenizer has it."""
 
-    vector: Tensor
-    """Token embedding, width."""
+    vectors: Tensor
+    """Token embeddings, k x width."""
     losses: tuple[float, ...]
     """One per update."""
     evaluations: int
     """Denoiser evaluations of the training: a forward pass counts one, a backward pass two."""
 
+    @property
+    def loss(self) -> float:
+        """Mean loss of the last tenth of the updates."""
+        last = self.losses[-max(1, len(self.losses) // 10) :]
+        return sum(last) / len(last)
+
     @torch.no_grad()
     def states(self, pipe: Pipeline, templates: Sequence[str]) -> Tensor:
         """Text states of the templates with the word for `{}`, P x tokens x width."""
-        return word_states(
-            pipe, templates, self.vector, placeholder_word(pipe.tokenizer, templates)
-        )
+        placeholder = placeholder_words(pipe.tokenizer, templates, len(self.vectors))
+        return word_states(pipe, templates, self.vectors, placeholder)
 
 
 @dataclass(frozen=True)
@@ -64,17 +69,22 @@ class Inversion:
     pictures: int = 16
     """Pictures of the base model to learn from; prompts take turns."""
     learning_rate: float = 0.05
+    vectors: int = 1
+    """Token embeddings of the word."""
+    starts: int = 1
+    """Words learnt, of which the one with the lowest loss is used; the first starts at the mean
+    of all embeddings, the others around it."""
     seed: int = 0
 
     name: ClassVar[str] = "inversion"
     access: ClassVar[Access] = "white box"
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch, self.pictures) < 1:
-            raise ErasureError(
-                "Concept inversion needs `steps`, `batch` and `pictures` of 1 or more; got "
-                f"{self.steps}, {self.batch} and {self.pictures}."
-            )
+        for name in ("steps", "batch", "pictures", "vectors", "starts"):
+            if getattr(self, name) < 1:
+                raise ErasureError(
+                    f"Concept inversion needs `{name}` of 1 or more; got {getattr(self, name)}."
+                )
 
     def __call__(self, sampler: PipelineSampler, cases: Sequence[PromptCase]) -> list[Attempt]:
         """One picture per case, with the word in its prompt."""
@@ -84,22 +94,34 @@ class Inversion:
             templates = [template_of(case.prompt, concept) for case in cases]
             given = base_pictures(sampler, self._training_cases(cases))
             with run.charged_to(run.rows):
-                word = invert(
-                    sampler.pipe,
-                    given,
-                    templates,
-                    steps=self.steps,
-                    batch=self.batch,
-                    learning_rate=self.learning_rate,
-                    seed=self.seed,
-                    precision=sampler.sampling.autocast,
-                    paired=True,
-                )
+                words = [self._learnt(sampler, given, templates, k) for k in range(self.starts)]
+                word = min(words, key=lambda each: each.loss)
             states = word.states(sampler.pipe, templates)
             draw = partial(draw_from_states, sampler, states, [case.seed for case in cases])
             for row, hit in enumerate(run.attempt(run.rows, draw)):
-                run.attempts[row].artefact = f"embedding {digest(word.vector)}" if hit else ""
+                run.attempts[row].artefact = f"embedding {digest(word.vectors)}" if hit else ""
             return run.attempts
+
+    def _learnt(
+        self,
+        sampler: PipelineSampler,
+        pictures: Sequence[Image.Image],
+        templates: Sequence[str],
+        start: int,
+    ) -> LearntWord:
+        return invert(
+            sampler.pipe,
+            pictures,
+            templates,
+            steps=self.steps,
+            batch=self.batch,
+            learning_rate=self.learning_rate,
+            vectors=self.vectors,
+            spread=0.5 if start else 0.0,
+            seed=nth_seed(self.seed, start),
+            precision=sampler.sampling.autocast,
+            paired=True,
+        )
 
     def _training_cases(self, cases: Sequence[PromptCase]) -> list[PromptCase]:
         """Cases of the pictures to learn from, with other seeds than those under attack."""
@@ -128,6 +150,8 @@ def invert(
     steps: int = 300,
     batch: int = 8,
     learning_rate: float = 0.05,
+    vectors: int = 1,
+    spread: float = 0.0,
     seed: int = 0,
     precision: torch.dtype | None = None,
     paired: bool = False,
@@ -135,13 +159,14 @@ def invert(
     """argmin_v  E | eps(z_t, t, c(v)) - n |^2,   z_t = √ᾱ_t x_0 + √(1-ᾱ_t) n
 
     Circumventing Concept Erasure (arXiv 2308.01508) by textual inversion (arXiv 2208.01618): the
-    model and its erasers stay as they are, and one token embedding v is learnt with which it
-    denoises pictures of the concept. A model that never knew the concept can learn some likeness
+    model and its erasers stay as they are, and token embeddings v are learnt with which it denoises
+    pictures of the concept. A model that never knew the concept can learn some likeness
     of it too: compare the result with a control.
 
-    The templates (`{}` for the name) take turns; the learning rate is in units of the standard
-    deviation of the text encoder's embeddings. With `paired` picture i shows template i (modulo
-    their number); else templates and pictures are combined at random.
+    The templates (`{}` for the name) take turns. The word is `vectors` token embeddings, which
+    start at the mean of all, with noise of `spread`; learning rate and spread are in units of the
+    standard deviation of the text encoder's embeddings. With `paired` picture i shows template i
+    (modulo their number); else templates and pictures are combined at random.
 
     Raises:
         ErasureError: no pictures, a template without `{}`, or another kind of pipeline.
@@ -154,11 +179,15 @@ def invert(
     denoiser = Model.of(pipe).noise_predictor(precision=precision)
     clean = encode_pictures(pipe, pictures)
     embeddings = pipe.text_encoder.get_input_embeddings().weight.detach().float()
-    vector = embeddings.mean(0).clone().requires_grad_()
-    spread = (embeddings - embeddings.mean(0)).square().mean().sqrt().item()
-    optimiser = torch.optim.Adam([vector], learning_rate * spread)
+    mean = embeddings.mean(0)
+    deviation = (embeddings - mean).square().mean().sqrt().item()
     generator = torch.Generator().manual_seed(seed)
-    placeholder = placeholder_word(pipe.tokenizer, templates)
+    word = mean.expand(vectors, -1).clone()
+    if spread:
+        word += spread * deviation * torch.randn(word.shape, generator=generator).to(word)
+    word.requires_grad_()
+    optimiser = torch.optim.Adam([word], learning_rate * deviation)
+    placeholder = placeholder_words(pipe.tokenizer, templates, vectors)
     losses = []
     for step in range(steps):
         rows = torch.randint(len(clean), (batch,), generator=generator)
@@ -167,9 +196,9 @@ def invert(
         turns = rows.tolist() if paired else range(step * batch, (step + 1) * batch)
         prompts = [templates[turn % len(templates)] for turn in turns]
         with torch.enable_grad():
-            states = word_states(pipe, prompts, vector, placeholder)
+            states = word_states(pipe, prompts, word, placeholder)
             loss = denoising_loss(denoiser, clean[rows], states, t, noise).mean()
-            (vector.grad,) = torch.autograd.grad(loss, [vector])
+            (word.grad,) = torch.autograd.grad(loss, [word])
         optimiser.step()
         losses.append(loss.item())
-    return LearntWord(vector.detach(), tuple(losses), denoiser.cost)
+    return LearntWord(word.detach(), tuple(losses), denoiser.cost)

@@ -97,32 +97,44 @@ def describe_ids(pipe: Pipeline, ids: Tensor) -> str:
     return f"{kind} {digest(ids)}"
 
 
-def token_embedding(encoder: Any, token: int, vector: Tensor) -> AbstractContextManager[None]:
-    """Context manager: the text encoder's embedding of this token is `vector`, with gradients.
+def token_embeddings(
+    encoder: Any, tokens: Sequence[int], vectors: Tensor
+) -> AbstractContextManager[None]:
+    """Context manager: the text encoder embeds these k tokens as `vectors`, with gradients.
 
-    The vector is `width`, or P x 1 x width for one in each prompt.
+    The vectors are k x width, or P x k x width for those of each prompt.
     """
 
-    def replace_embedding(_: Any, ids: tuple[Tensor, ...], embeddings: Tensor) -> Tensor:
-        return torch.where((ids[0] == token)[..., None], vector.to(embeddings), embeddings)
+    def replace_embeddings(_: Any, ids: tuple[Tensor, ...], embeddings: Tensor) -> Tensor:
+        for i, token in enumerate(tokens):
+            vector = vectors[..., i : i + 1, :].to(embeddings)
+            embeddings = torch.where((ids[0] == token)[..., None], vector, embeddings)
+        return embeddings
 
-    return embedding_hook(encoder, replace_embedding)
+    return embedding_hook(encoder, replace_embeddings)
 
 
 def word_states(
-    pipe: Pipeline, templates: Sequence[str], vector: Tensor, placeholder: tuple[str, int]
+    pipe: Pipeline, templates: Sequence[str], vectors: Tensor, placeholder: tuple[str, list[int]]
 ) -> Tensor:
-    """Text states of the templates with a word of this token embedding for `{}`."""
-    word, token = placeholder
-    with token_embedding(pipe.text_encoder, token, vector):
-        return Model.of(pipe).states([template.replace("{}", word) for template in templates])
+    """Text states of the templates with words of these token embeddings for `{}`."""
+    words, tokens = placeholder
+    with token_embeddings(pipe.text_encoder, tokens, vectors):
+        return Model.of(pipe).states([template.replace("{}", words) for template in templates])
 
 
-def placeholder_word(tokenizer: Any, templates: Sequence[str]) -> tuple[str, int]:
-    """A word of one token that is in no template, and the token's id."""
+def placeholder_words(
+    tokenizer: Any, templates: Sequence[str], count: int = 1
+) -> tuple[str, list[int]]:
+    """So many words of one token each that are in no template, as a text, and their tokens' ids."""
     used = {token for template in templates for token in tokenizer(template).input_ids}
+    found: dict[int, str] = {}
     for word in whole_words(tokenizer):
         tokens = tokenizer(word, add_special_tokens=False).input_ids
         if word.isalpha() and len(tokens) == 1 and tokens[0] not in used:
-            return word, tokens[0]
-    raise ErasureError("The tokenizer has no word of one token that the templates do not use.")
+            found.setdefault(tokens[0], word)
+        if len(found) == count:
+            return " ".join(found.values()), list(found)
+    raise ErasureError(
+        f"The tokenizer has fewer than {count} words of one token that the templates do not use."
+    )

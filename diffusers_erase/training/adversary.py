@@ -9,7 +9,7 @@ from torch import Tensor
 from diffusers_erase.concepts import Prompt
 from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.models.embedding_hooks import placeholder_word, word_states
+from diffusers_erase.models.embedding_hooks import placeholder_words, word_states
 from diffusers_erase.models.trajectories import View
 from diffusers_erase.training.inner_loop import Loss, Views
 from diffusers_erase.training.targets import TargetContext
@@ -76,9 +76,9 @@ class LearntWordsState:
             )
         self._templates = [_template(prompt) for prompt in context.prompts]
         tokenizer = context.pipeline.tokenizer
-        word, token = self._placeholder = placeholder_word(tokenizer, self._templates)
+        word, tokens = self._placeholder = placeholder_words(tokenizer, self._templates)
         for template in self._templates:
-            if token not in tokenizer(template.replace("{}", word), truncation=True).input_ids:
+            if tokens[0] not in tokenizer(template.replace("{}", word), truncation=True).input_ids:
                 raise ErasureError(
                     f"No word can stand for '{{}}' in the prompt {template!r}: it is not a word by "
                     "itself there, or the prompt is too long. Change the concept's prompts."

@@ -13,7 +13,7 @@ from diffusers_erase.concepts import Concept
 from diffusers_erase.evaluation.attack import run_attack
 from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
 from diffusers_erase.making.api import erase
-from diffusers_erase.models.embedding_hooks import token_embedding
+from diffusers_erase.models.embedding_hooks import token_embeddings
 from diffusers_erase.models.text_states import encode
 
 
@@ -43,10 +43,19 @@ def test_template_of_replaces_the_first_name_of_the_concept(prompt, template):
 
 def test_learnt_word_with_the_embedding_of_a_token_has_the_text_states_of_that_token(untrained):
     tokens = untrained.tokenizer("car", add_special_tokens=False).input_ids
-    vector = untrained.text_encoder.get_input_embeddings().weight[tokens[0]].detach()
-    found = LearntWord(vector, (), 0).states(untrained, TEMPLATES)
+    vectors = untrained.text_encoder.get_input_embeddings().weight[tokens].detach()
+    found = LearntWord(vectors, (), 0).states(untrained, TEMPLATES)
     assert len(tokens) == 1
     assert torch.equal(found, encode(untrained, ["a photo of a car", "a red car at night"]))
+
+
+def test_learnt_word_of_several_embeddings_has_the_text_states_of_several_tokens(untrained):
+    text = "old red car"
+    tokens = untrained.tokenizer(text, add_special_tokens=False).input_ids
+    vectors = untrained.text_encoder.get_input_embeddings().weight[tokens].detach()
+    found = LearntWord(vectors, (), 0).states(untrained, TEMPLATES)
+    assert len(tokens) > 1
+    assert torch.equal(found, encode(untrained, [each.format(text) for each in TEMPLATES]))
 
 
 def test_invert_lowers_the_loss_and_leaves_the_model_unchanged(untrained, pictures):
@@ -62,16 +71,16 @@ def test_invert_lowers_the_loss_and_leaves_the_model_unchanged(untrained, pictur
         assert all(torch.equal(value, known[name]) for name, value in part.state_dict().items())
         assert all(p.grad is None for p in part.parameters())
     again = invert(untrained, pictures, TEMPLATES, **options)
-    assert torch.equal(found.vector, again.vector)
+    assert torch.equal(found.vectors, again.vectors)
 
 
-def test_token_embedding_ends_with_its_block_also_after_an_error(untrained):
+def test_token_embeddings_end_with_its_block_also_after_an_error(untrained):
     encoder = untrained.text_encoder
     before = encode(untrained, ["a car"])
     (car,) = untrained.tokenizer("car", add_special_tokens=False).input_ids
-    with token_embedding(encoder, car, torch.zeros(1)):
+    with token_embeddings(encoder, [car], torch.zeros(1, 1)):
         assert not torch.equal(encode(untrained, ["a car"]), before)
-    with pytest.raises(RuntimeError), token_embedding(encoder, car, torch.zeros(1)):
+    with pytest.raises(RuntimeError), token_embeddings(encoder, [car], torch.zeros(1, 1)):
         raise RuntimeError
     assert not encoder.get_input_embeddings()._forward_hooks
     assert torch.equal(encode(untrained, ["a car"]), before)
@@ -92,9 +101,33 @@ def test_invert_refuses_no_pictures_no_templates_and_templates_without_a_place(
         invert(untrained, pictures if any_pictures else [], templates)
 
 
-def test_inversion_refuses_no_updates():
-    with pytest.raises(ErasureError, match="`steps`, `batch` and `pictures` of 1 or more"):
-        Inversion(steps=0)
+@pytest.mark.parametrize("name", ["steps", "batch", "pictures", "vectors", "starts"])
+def test_inversion_refuses_less_than_one(name):
+    with pytest.raises(ErasureError, match=f"`{name}` of 1 or more; got 0"):
+        Inversion(**{name: 0})
+
+
+def test_inversion_uses_the_word_of_the_lowest_loss_and_counts_all_starts(
+    untrained, judge, cases, monkeypatch
+):
+    sampler, learnt = PipelineSampler(untrained, judge, Sampling(steps=2)), []
+
+    def recorded(*args, **options):
+        learnt.append(invert(*args, **options))
+        return learnt[-1]
+
+    monkeypatch.setattr("diffusers_erase.attacks.inversion.invert", recorded)
+    used = []
+    states = LearntWord.states
+    monkeypatch.setattr(
+        LearntWord, "states", lambda word, *args: used.append(word) or states(word, *args)
+    )
+    attack = Inversion(steps=2, batch=2, pictures=2, vectors=2, starts=3)
+    evaluations = run_attack(attack, sampler, cases).evaluations
+    assert [len(word.vectors) for word in learnt] == [2, 2, 2]
+    assert len({word.loss for word in learnt}) == 3
+    assert used == [min(learnt, key=lambda word: word.loss)]
+    assert sum(word.evaluations for word in learnt) == 3 * (3 * 2 * 2) < evaluations
 
 
 @pytest.mark.slow

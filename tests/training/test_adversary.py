@@ -10,7 +10,7 @@ from diffusers_erase import ErasureError, erase
 from diffusers_erase.attacks.inversion import LearntWord
 from diffusers_erase.concepts import Concept, Prompt
 from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
-from diffusers_erase.models.embedding_hooks import placeholder_word
+from diffusers_erase.models.embedding_hooks import placeholder_words
 from diffusers_erase.models.lora import attached
 from diffusers_erase.models.text_states import encode
 from diffusers_erase.models.trajectories import sample_trajectories
@@ -80,10 +80,10 @@ def test_each_concept_has_its_own_word_in_its_own_prompts(context):
     states = found(0, {"concept": view})["concept"].states["adversary"]
     assert found.words.shape[:2] == (1, 2)
     templates = ["a red {}", "a {} at night", "a {}"]
-    placeholder = placeholder_word(context.pipe.tokenizer, templates)
+    placeholder = placeholder_words(context.pipe.tokenizer, templates)
     assert placeholder[0] not in {"a", "red", "at", "night"}
     for row, prompt in enumerate(context.context.trajectories.prompt.tolist()):
-        word = LearntWord(found.words[0, prompt // 2], (), 0)
+        word = LearntWord(found.words[0, prompt // 2][None], (), 0)
         wanted = word.states(context.pipe, [templates[prompt]])
         assert torch.allclose(states[row], wanted[0], atol=1e-5)
 
