@@ -42,6 +42,7 @@ ATTACKS: Mapping[str, Attack] = {
         EmbeddingShift(),
         ImageToImage(),
         DDIMInversion(),
+        DDIMInversion(iterations=10, text=False),
         TokenSearch(),
         TokenSearch(reference="base"),
         Inversion(),

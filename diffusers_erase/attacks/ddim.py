@@ -101,11 +101,16 @@ def sample_ddim(
 
 
 @torch.no_grad()
-def invert_ddim(sampler: PipelineSampler, pictures: Sequence[Image.Image]) -> Tensor:
+def invert_ddim(
+    sampler: PipelineSampler, pictures: Sequence[Image.Image], iterations: int = 0
+) -> Tensor:
     """Latents from which DDIM without guidance would draw these pictures, N x C x h x w.
 
-    DDIM backwards (arXiv 2010.02502), one evaluation per step. As in diffusers, the noise of a step
-    is predicted from the latents where it begins, at the time where it ends.
+    DDIM backwards (arXiv 2010.02502). As in diffusers, the noise of a step is predicted from the
+    latents where it begins, at the time where it ends. Each iteration predicts it again, from the
+    latents where the step ended, z <- step(z_0, eps(z)): at the fixed point DDIM returns to z_0
+    (arXiv 2312.12540). They converge if the network changes little over a step: with too few steps
+    more iterations can be worse. 1 + `iterations` evaluations per step and latent.
     """
     settings, model = sampler.sampling, sampler.model
     denoiser, null = model.noise_predictor(precision=settings.autocast), model.encode([""])
@@ -113,10 +118,29 @@ def invert_ddim(sampler: PipelineSampler, pictures: Sequence[Image.Image]) -> Te
     for batch in batches(sampler, pictures):
         z = encode_pictures(sampler.pipe, batch)
         for step in reversed(ddim_steps(sampler.pipe.scheduler, settings.steps)):
-            eps, _ = _guided(denoiser, z, step, null.expand(len(z), -1, -1), null, 1.0)
-            z = ddim_step(z, eps, step.to, step.alpha)
+            begin = z
+            for _ in range(1 + iterations):
+                eps, _ = _guided(denoiser, z, step, null.expand(len(z), -1, -1), null, 1.0)
+                z = ddim_step(begin, eps, step.to, step.alpha)
         latents.append(z)
     return torch.cat(latents)
+
+
+@torch.no_grad()
+def draw_without_text(sampler: PipelineSampler, latents: Tensor) -> list[Image.Image]:
+    """Pictures of DDIM with the empty prompt and no guidance from latents, N x C x h x w.
+
+    The inverse of `invert_ddim`.
+    """
+    pipe, settings, model = sampler.pipe, sampler.sampling, sampler.model
+    denoiser, null = model.noise_predictor(precision=settings.autocast), model.encode([""])
+    pictures: list[Image.Image] = []
+    for z in latents.split(settings.batch):
+        for step in ddim_steps(pipe.scheduler, settings.steps):
+            eps, clean = _guided(denoiser, z, step, null.expand(len(z), -1, -1), null, 1.0)
+            z = ddim_step(z, eps, step.alpha, step.to, clean=clean)
+        pictures += _decode(pipe, z)
+    return pictures
 
 
 def _guided(

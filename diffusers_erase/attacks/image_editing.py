@@ -14,7 +14,7 @@ from diffusers_erase.attacks.attack_run import (
     base_pictures,
     draw_cases,
 )
-from diffusers_erase.attacks.ddim import invert_ddim
+from diffusers_erase.attacks.ddim import draw_without_text, invert_ddim
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.attack import Access, Attempt
 from diffusers_erase.evaluation.sampler import PipelineSampler
@@ -70,11 +70,26 @@ class DDIMInversion:
     """The base's picture inverted to its noise, from which the erased model draws.
 
     DDIM inversion (arXiv 2010.02502) uses the erased model's noise predictions for the empty
-    prompt; the pipeline draws with the prompt and guidance.
+    prompt; the pipeline draws with the prompt and guidance. Without text DDIM draws with the empty
+    prompt: TINA (arXiv 2603.17828), text-free inversion. The more exact the inversion, the more
+    of the picture any model returns, also one that never knew the concept: compare with such a one.
     """
 
-    name: ClassVar[str] = "ddim-inversion"
+    iterations: int = 0
+    """Fixed-point iterations of each step of the inversion, of one evaluation each."""
+    text: bool = True
+    """Draw with the prompt; else with the empty one."""
+
     access: ClassVar[Access] = "sampler"
+
+    def __post_init__(self) -> None:
+        if self.iterations < 0:
+            raise ErasureError(f"Inversion needs 0 `iterations` or more; got {self.iterations}.")
+
+    @property
+    def name(self) -> str:
+        """`ddim-inversion`, or `tina` without text."""
+        return "ddim-inversion" if self.text else "tina"
 
     def __call__(self, sampler: PipelineSampler, cases: Sequence[PromptCase]) -> list[Attempt]:
         """One picture per case; the curve has a control without erasers."""
@@ -82,8 +97,12 @@ class DDIMInversion:
             given = base_pictures(sampler, cases)
 
             def redraw() -> list[Image.Image]:
-                latents = invert_ddim(sampler, given).to(sampler.pipe.unet.dtype)
-                return draw_cases(sampler, cases, each={"latents": latents})
+                latents = invert_ddim(sampler, given, self.iterations)
+                if not self.text:
+                    return draw_without_text(sampler, latents)
+                return draw_cases(
+                    sampler, cases, each={"latents": latents.to(sampler.pipe.unet.dtype)}
+                )
 
             run.attempt(run.rows, redraw, "inverted")
             with base_model(sampler.pipe):

@@ -32,6 +32,7 @@ SMALL = {
     "embedding-shift": (EmbeddingShift((1.0,)), PICTURE),
     "image-to-image": (ImageToImage((0.5, 1.0)), PICTURE // 2 + PICTURE),
     "ddim-inversion": (DDIMInversion(), 2 + PICTURE),
+    "tina": (DDIMInversion(iterations=3, text=False), 2 * (1 + 3) + PICTURE // 2),
     "token-search": (TokenSearch(k=2, iterations=3, timesteps=2), 2 * (3 * 3 + PICTURE)),
     "p4d": (TokenSearch(2, 3, 2, reference="base"), 2 * (3 * (3 + 1) + PICTURE)),
     "inversion": (Inversion(steps=2, batch=3, pictures=2), 2 * 3 * 3 // 3 + PICTURE),

@@ -3,10 +3,18 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from diffusers_erase.attacks import ddim
 from diffusers_erase.attacks.attack_run import base_pictures, draw_cases
-from diffusers_erase.attacks.ddim import ddim_step, ddim_steps, invert_ddim, sample_ddim
+from diffusers_erase.attacks.ddim import (
+    ddim_step,
+    ddim_steps,
+    draw_without_text,
+    invert_ddim,
+    sample_ddim,
+)
 from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
 from diffusers_erase.evaluation.suites import PromptCase
+from diffusers_erase.models.denoising_loss import encode_pictures
 from diffusers_erase.playground.building import networks
 
 
@@ -91,3 +99,56 @@ def test_invert_ddim_gives_latents_from_which_the_picture_is_drawn(playground, j
         return np.abs(np.asarray(one, float) - np.asarray(picture, float)).mean()
 
     assert error(again) < 10 < error(other)
+
+
+@pytest.fixture
+def recorded_latents(monkeypatch):
+    """Latents that are decoded."""
+    found = []
+    decode = ddim._decode
+    monkeypatch.setattr(ddim, "_decode", lambda pipe, z: found.extend(z) or decode(pipe, z))
+    return found
+
+
+def test_invert_ddim_without_iterations_predicts_noise_where_each_step_begins(sampler, cases):
+    """The formula written out, in batches of two."""
+    pictures = base_pictures(sampler, cases)
+    denoiser, null = sampler.model.noise_predictor(), sampler.model.encode([""])
+    found = []
+    for batch in (pictures[:2], pictures[2:]):
+        z = encode_pictures(sampler.pipe, batch)
+        for step in reversed(ddim_steps(sampler.pipe.scheduler, 2)):
+            t = torch.full((len(z),), step.t)
+            with torch.no_grad():
+                eps = denoiser.student(z, t, null.expand(len(z), -1, -1))
+            clean = (z - (1 - step.to) ** 0.5 * eps) / step.to**0.5
+            z = step.alpha**0.5 * clean + (1 - step.alpha) ** 0.5 * eps
+        found.append(z)
+    assert torch.equal(invert_ddim(sampler, pictures), torch.cat(found))
+    assert torch.equal(invert_ddim(sampler, pictures, 0), torch.cat(found))
+
+
+def test_invert_ddim_with_more_iterations_is_nearer_to_the_inverse_of_ddim(
+    untrained, fickle, cases, recorded_latents
+):
+    """In a model that never knew any concept, damped so that the steps are contractions."""
+    untrained.unet.conv_out.weight.data *= 0.03  # the fixture's own
+    sampler = PipelineSampler(untrained, fickle, Sampling(steps=3))
+    pictures = base_pictures(sampler, cases)
+    clean = encode_pictures(sampler.pipe, pictures)
+    errors = []
+    for iterations in (0, 1, 3, 6):
+        recorded_latents.clear()
+        draw_without_text(sampler, invert_ddim(sampler, pictures, iterations))
+        errors.append((torch.stack(recorded_latents) - clean).square().mean().sqrt().item())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0] / 100
+
+
+def test_draw_without_text_draws_the_pipelines_pictures_of_the_empty_prompt(untrained, fickle):
+    sampler = PipelineSampler(untrained, fickle, Sampling(steps=3, batch=2, guidance=1.0))
+    latents = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    empty = [PromptCase("null", "", (), seed) for seed in range(3)]
+    theirs = draw_cases(sampler, empty, each={"latents": latents})
+    ours = draw_without_text(sampler, latents)
+    assert [p.tobytes() for p in ours] == [p.tobytes() for p in theirs]

@@ -10,7 +10,9 @@ from diffusers_erase.making.api import erase
 from tests import zoo
 
 
-@pytest.mark.parametrize("attack", [ImageToImage((0.5, 1.0)), DDIMInversion()])
+@pytest.mark.parametrize(
+    "attack", [ImageToImage((0.5, 1.0)), DDIMInversion(), DDIMInversion(2, text=False)]
+)
 def test_image_attack_on_an_eraser_of_strength_zero_equals_its_control(
     sampler, untrained, make_eraser, cases, attack
 ):
@@ -42,6 +44,11 @@ def test_image_to_image_refuses_strengths_that_leave_no_step(sampler, cases):
         ImageToImage((0.3,))(sampler, cases)
     with pytest.raises(ErasureError, match="shares above 0"):
         ImageToImage((0.0,))
+
+
+def test_ddim_inversion_refuses_a_negative_number_of_iterations():
+    with pytest.raises(ErasureError, match="0 `iterations` or more; got -1"):
+        DDIMInversion(iterations=-1)
 
 
 def test_image_to_image_refuses_a_pipeline_with_two_text_encoders(untrained_parts):
