@@ -305,5 +305,11 @@ def _check(model: Model, request: Request, way: Target, accelerator: Any) -> Any
     if accelerator is not None:
         require_choice("mixed precision", accelerator.mixed_precision, PRECISIONS)
     way.check(request.concepts, request.vocabulary)
+    recipe = _recipe(request)
+    if recipe.steers_null and not all(prompt.strip() for prompt in request.protect):
+        raise ErasureError(
+            f"Recipe '{recipe.name}' changes the score of the empty prompt, which is in `protect`; "
+            "leave it out there, or choose another recipe."
+        )
     NoiseSchedule.of(model.pipeline.scheduler)
     return unet

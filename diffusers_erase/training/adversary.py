@@ -24,8 +24,10 @@ class LearntWords:
     Textual inversion (arXiv 2208.01618) towards the base's own scores, without a picture. c(v) is a
     prompt with a word of the token embedding v in the concept's place. Every so many steps a word
     is learnt from scratch against the student as it is then; the view `concept` gets the role
-    `adversary`, in which the newest word and those found before take turns. STEREO (arXiv
-    2408.16807) searches in this way too, and erases what it found once in the end.
+    `adversary`, in which the newest word and those found before take turns.
+
+    With `rounds` it is the search of STEREO (arXiv 2408.16807): after the last one the student
+    begins anew and unlearns all words, each as often as the others.
     """
 
     every: int = 20
@@ -40,6 +42,8 @@ class LearntWords:
     """Of a search, in standard deviations of the text encoder's embeddings."""
     spread: float = 0.5
     """Of a word's first embedding around the mean of all, in standard deviations of these."""
+    rounds: int = 0
+    """Searches in all, after which the student begins anew; 0 for searches to the end."""
 
     def __post_init__(self) -> None:
         for name in ("every", "updates", "batch", "memory"):
@@ -48,10 +52,20 @@ class LearntWords:
                 raise ErasureError(
                     f"`{name}` is a number of 1 or more, without a fraction; got {value!r}."
                 )
+        if not isinstance(self.rounds, int) or self.rounds < 0 or self.rounds == 1:
+            raise ErasureError(
+                "`rounds` is a number of 2 or more searches, or 0 for searches to the end; got "
+                f"{self.rounds!r}."
+            )
         if not 0 < self.learning_rate < float("inf"):
             raise ErasureError(f"`learning_rate` must be positive; got {self.learning_rate}.")
         if not 0 <= self.spread < float("inf"):
             raise ErasureError(f"`spread` must not be negative; got {self.spread}.")
+
+    @property
+    def restart(self) -> int:
+        """The step of the last search, at which the student begins anew; 0 for never."""
+        return max(0, self.rounds - 1) * self.every
 
     def begin(self, context: TargetContext, *, seed: int) -> "LearntWordsState":
         """No word is known yet.
@@ -94,13 +108,15 @@ class LearntWordsState:
 
     def __call__(self, step: int, views: Views) -> Views:
         """The view `concept` with the role `adversary`: its prompts with a word that was found."""
-        if step % self.settings.every == 0 and step != self._searched:
+        restart = self.settings.restart
+        due = step % self.settings.every == 0 and not 0 < restart < step
+        if due and step != self._searched:
             found = self._search(step)[None]
             self.words = torch.cat([self.words, found])[-self.settings.memory :]
             self._searched = step
         view = views["concept"]
         chosen = len(self.words) - 1
-        if step % 2:
+        if step % 2 or 0 < restart <= step:
             chosen = int(torch.randint(len(self.words), (1,), generator=self._chance(step)))
         with torch.no_grad():
             states = self._states(self.words[chosen], view)

@@ -23,7 +23,10 @@ def _roles(view: str, *roles: str) -> Roles:
 
 
 class Objective(Protocol):
-    """A scalar loss over the views of one minibatch."""
+    """A scalar loss over the views of one minibatch.
+
+    It may name the `roles` that it reads, and those that it `steers`: whose scores shall change.
+    """
 
     def __call__(self, views: Views) -> Tensor:
         """The loss, with gradients for the student, and for inner loops that learn."""
@@ -72,11 +75,52 @@ class Steer:
         """The roles it reads."""
         return _roles("concept", "concept", "target", self.role)
 
+    @property
+    def steers(self) -> Roles:
+        """The role whose score it changes."""
+        return _roles("concept", self.role)
+
     def __call__(self, views: Views) -> Tensor:
         view = views["concept"]
         target = view.teacher("target")
         away = view.teacher("concept") - target
         return error(view, view.student(self.role), target - self.eta * away, self.space)
+
+
+@dataclass(frozen=True)
+class Compose:
+    """|| eps(z,p) - ( eps*(z,"") + Σ_j a_j g*(j) ) ||^2
+
+    With g*(j) = eps*(z,j) - eps*(z,""): a score is composed of the guidances of roles j. With
+    p = "", a = 3 for the concept and -3 for an anchor it is the unconditional term of anti-editing
+    (arXiv 2501.01633); with a concept and the words found for it, STEREO's compositional objective
+    (arXiv 2408.16807).
+    """
+
+    weights: tuple[tuple[str, float], ...]
+    """Roles j and their a_j."""
+    role: str = "concept"
+    """p, whose student's score it is."""
+    space: Space = "prediction"
+
+    def __post_init__(self) -> None:
+        require_choice("`space`", self.space, get_args(Space))
+
+    @property
+    def roles(self) -> Roles:
+        """The roles it reads."""
+        return _roles("concept", "null", self.role, *(role for role, _ in self.weights))
+
+    @property
+    def steers(self) -> Roles:
+        """The role whose score it changes."""
+        return _roles("concept", self.role)
+
+    def __call__(self, views: Views) -> Tensor:
+        view = views["concept"]
+        null = view.teacher("null")
+        guidances = (a * (view.teacher(role) - null) for role, a in self.weights)
+        return error(view, view.student(self.role), sum(guidances, start=null), self.space)
 
 
 @dataclass(frozen=True)
@@ -93,6 +137,7 @@ class SteerGuidance:
     eta: float = 1.0
     space: Space = "prediction"
     roles: ClassVar[Roles] = _roles("concept", "concept", "target", "null")
+    steers: ClassVar[Roles] = _roles("concept", "concept")
 
     def __post_init__(self) -> None:
         require_choice("`space`", self.space, get_args(Space))
@@ -119,6 +164,7 @@ class ShiftGuidance:
     plus: float = 1.0
     space: Space = "prediction"
     roles: ClassVar[Roles] = _roles("concept", "concept", "null", "bare", "bare target")
+    steers: ClassVar[Roles] = _roles("concept", "concept")
 
     def __post_init__(self) -> None:
         require_choice("`space`", self.space, get_args(Space))
@@ -168,6 +214,11 @@ class Sum:
     def roles(self) -> Roles:
         """The roles that its terms read, as far as these name them."""
         return frozenset().union(*(getattr(term, "roles", ()) for _, term in self.terms))
+
+    @property
+    def steers(self) -> Roles:
+        """The roles whose scores its terms change, as far as these name them."""
+        return frozenset().union(*(getattr(term, "steers", ()) for _, term in self.terms))
 
     def __call__(self, views: Views) -> Tensor:
         first, *rest = (weight * term(views) for weight, term in self.terms)

@@ -10,7 +10,8 @@ from diffusers_erase.models.architectures import PARTS, TEXT_PARTS
 from diffusers_erase.models.model import Model
 from diffusers_erase.models.trajectories import Sampler
 from diffusers_erase.training.adaptive import Adaptive
-from diffusers_erase.training.objectives import Keep, Objective, Steer, SteerGuidance, Sum
+from diffusers_erase.training.adversary import LearntWords
+from diffusers_erase.training.objectives import Compose, Keep, Objective, Steer, SteerGuidance, Sum
 from diffusers_erase.training.targets import Adversary, Fixed, Nearest, Target
 from diffusers_erase.training.trainer import Pace
 from diffusers_erase.training.trial import Trial
@@ -83,6 +84,11 @@ class Recipe:
                 raise ErasureError(f"`{name}` must not be negative; got {getattr(self, name)}.")
         if self.refresh < 0:
             raise ErasureError(f"`refresh` is a number of steps, or 0; got {self.refresh}.")
+        if self.restart >= self.steps:
+            raise ErasureError(
+                f"`steps` must be more than the {self.restart} of an adversary's search, after "
+                f"which the student begins anew; got {self.steps}."
+            )
         require_choice("`choose`", self.choose, get_args(Choose))
         require_choice("`sampler`", self.sampler, get_args(Sampler))
         for view, role in self.loss(keeps=True).roles:
@@ -95,6 +101,11 @@ class Recipe:
                 )
         if not self.parts or set(self.parts) - set(PARTS):
             raise ErasureError(f"`parts` are some of {', '.join(PARTS)}; got {self.parts!r}.")
+        if self.protect_null and self.steers_null:
+            raise ErasureError(
+                "`protect_null` holds the score of the empty prompt, and a term of the recipe is "
+                "to change it; leave one of them out."
+            )
         if self.protect_null and set(self.parts) - set(TEXT_PARTS):
             raise ErasureError(
                 f"`protect_null` needs that only {' and '.join(TEXT_PARTS)} are trained; got "
@@ -104,7 +115,18 @@ class Recipe:
     @property
     def pace(self) -> Pace:
         """Steps, batch and learning rate, for the loop."""
-        return Pace(self.steps, self.batch, self.learning_rate, self.clip, self.accumulate)
+        numbers = (self.steps, self.batch, self.learning_rate, self.clip, self.accumulate)
+        return Pace(*numbers, restart=self.restart)
+
+    @property
+    def restart(self) -> int:
+        """Step at which the student begins anew, after the search of an adversary; 0 for never."""
+        return max((getattr(each, "restart", 0) for each in self.adversaries), default=0)
+
+    @property
+    def steers_null(self) -> bool:
+        """True if a term shall change the score of the empty prompt."""
+        return any(role == "null" for _, role in self.loss(keeps=False).steers)
 
     def loss(self, *, keeps: bool) -> Sum:
         """All terms; with `keeps` also the one on the view `kept`."""
@@ -153,6 +175,34 @@ ALL_BUT_ONE = Recipe(
 )
 """All-but-One (arXiv 2312.12807, reconstructed): guidance changes, a term keeps the null score."""
 
+ANTI_EDITING = Recipe(
+    "anti-editing",
+    erase=Sum(
+        (
+            (0.198, Compose((("concept", 3.0), ("target", -3.0)), role="null")),
+            (0.002, Steer(eta=3.0)),
+        )
+    ),
+    keep=((0.8, Keep("target", at="concept")),),
+    keep_weight=0.8,
+    guidance=3.0,
+)
+"""Anti-editing (arXiv 2501.01633): the empty prompt's score gets the concept's guidance, which
+guidance then subtracts from every picture, also from edits whose prompts do not name it."""
+
+_FOUND = (("target", 2.0), ("concept", -0.5), ("adversary", -0.5))
+
+STEREO = Recipe(
+    "stereo",
+    erase=Compose(_FOUND),
+    keep=((1.0, Compose(_FOUND, role="adversary")),),
+    adversaries=(LearntWords(every=20, rounds=5),),
+    guidance=3.0,
+    steps=170,
+)
+"""STEREO (arXiv 2408.16807): words are searched against 80 steps of erasure, which are then taken
+back; the concept and all words are erased once, in 90 steps."""
+
 AGE = Recipe(
     "age", erase=Steer(eta=0.0), keep=((1.0, Keep("target", at="concept")),), choose="minimax"
 )
@@ -195,7 +245,17 @@ guidance, more and smaller steps. SDXL's erasers are not made here yet."""
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
-    for recipe in (SURGICAL_AGE, SURGICAL_AGE_SD, AGE, AGE_TABLE, ALL_BUT_ONE, ESD, REPLACE)
+    for recipe in (
+        SURGICAL_AGE,
+        SURGICAL_AGE_SD,
+        AGE,
+        AGE_TABLE,
+        ALL_BUT_ONE,
+        ANTI_EDITING,
+        ESD,
+        REPLACE,
+        STEREO,
+    )
 }
 
 

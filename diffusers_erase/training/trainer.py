@@ -30,10 +30,14 @@ class Pace:
     """Largest norm of the gradient; a longer gradient is scaled down to it."""
     accumulate: int = 1
     """Minibatches per step, one after the other, where memory is short."""
+    restart: int = 0
+    """Step at which parameters, optimiser and learning rate begin anew, after the inner loops have
+    met the student of the step before; 0 for never."""
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        fall = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        begun, end = (0, self.restart) if step < self.restart else (self.restart, self.steps)
+        fall = 0.5 * (1 + math.cos(math.pi * (step - begun) / (end - begun)))
         return self.learning_rate * (0.1 + 0.9 * fall)
 
 
@@ -95,6 +99,7 @@ def train(
         reduced: Tensor = accelerator.reduce(gradient, "mean") if world > 1 else gradient
         return reduced
 
+    first = [p.detach().clone() for p in parameters] if pace.restart else []
     found = checkpoints.latest() if checkpoints else None
     if found:
         run.restore(found[1])
@@ -104,13 +109,15 @@ def train(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
         run.optimiser.zero_grad()
         total = 0.0
-        for _ in range(pace.accumulate):
+        for minibatch in range(pace.accumulate):
             views: Views = {
                 name: runs.draw(denoiser, pace.batch * world, generator, share)
                 for name, runs in run.trajectories.items()
             }
             for loop in inner:
                 views = loop(index, views)
+            if first and index == pace.restart and not minibatch:
+                run.begin_anew(first)
             loss = objective(views) / pace.accumulate
             total += _finite(loss, index)
             run.scaler.scale(loss).backward()
@@ -138,6 +145,12 @@ class _Run:
     def renew(self, concept: Trajectories) -> None:
         """Train on these trajectories of the concept from now on."""
         self.trajectories["concept"], self.renewed = concept, True
+
+    def begin_anew(self, first: Sequence[Tensor]) -> None:
+        """Set the parameters to their first values, and forget the moments of their gradients."""
+        for p, value in zip(self.parameters, first, strict=True):
+            p.data.copy_(value)
+        self.optimiser.state.clear()
 
     def descend(self, rate: float, clip: float) -> None:
         """One step of the optimiser; none if half precision overflowed."""

@@ -238,7 +238,12 @@ WORDS = ["car", "truck", "oak", "cat", "fish", "fire truck"]
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_trained_recipe_makes_an_eraser_and_records_its_choice(untrained, name):
     numbers = {"sampling_steps": 2, "steps": 3, "batch": 4, "trajectories": 2}
-    recipe = replace(RECIPES[name], **numbers)
+    recipe = RECIPES[name]
+    quick = {"every": 1, "updates": 1, "batch": 2}
+    numbers["adversaries"] = tuple(
+        replace(each, **quick, rounds=min(each.rounds, 2)) for each in recipe.adversaries
+    )
+    recipe = replace(recipe, **numbers)
     eraser = erase(untrained, "oak", vocabulary=WORDS, recipe=recipe, progress=False, check=False)
     assert any(eraser.delta(path).abs().max() > 0 for path in eraser.factors)
     (oak,) = eraser.config.concepts
@@ -363,6 +368,7 @@ def test_refresh_lets_the_student_sample_the_latents_anew(untrained):
         ({"recipe": "age-tabel"}, "Did you mean 'age-table'"),
         ({"vocabulary": "truck"}, "sequence of strings"),
         ({"protect": "truck"}, "sequence of strings"),
+        ({"recipe": "anti-editing", "protect": ["", "oak"]}, "changes the score of the empty"),
         ({"target": ("truck", "oak")}, r"one for each of .car. .*; got 2"),
         (
             {"protect": ["an oak"], "recipe": replace(QUICK, parts=("to_q",))},

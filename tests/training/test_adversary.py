@@ -103,6 +103,21 @@ def test_words_are_searched_every_so_many_steps_and_the_newest_are_remembered(co
     assert torch.equal(found.words[0], newest[4])
 
 
+def test_after_the_last_round_no_word_is_searched_and_all_take_turns(context):
+    found = LearntWords(every=2, updates=1, rounds=3).begin(context.context, seed=0)
+    view = context.context.trajectories.at(context.context.denoiser, torch.arange(3))
+    sizes, met = [], []
+    for step in range(40):
+        states = found(step, {"concept": view})["concept"].states["adversary"]
+        sizes.append(len(found.words))
+        met.append(states.sum().item())
+    assert sizes == [1, 1, 2, 2] + [3] * 36
+    counts = [met[4:].count(value) for value in set(met[4:])]
+    assert len(counts) == 3
+    assert min(counts) > 5
+    assert (found.settings.restart, LearntWords().restart) == (4, 0)
+
+
 def test_a_run_that_is_resumed_between_two_searches_goes_on_with_the_same_words(context):
     settings, step = LearntWords(every=2, updates=2), 3
     view = context.context.trajectories.at(context.context.denoiser, torch.arange(3))
@@ -114,6 +129,29 @@ def test_a_run_that_is_resumed_between_two_searches_goes_on_with_the_same_words(
         one, other = (loop(i, {"concept": view})["concept"] for loop in (whole, resumed))
         assert torch.equal(one.states["adversary"], other.states["adversary"])
     assert torch.equal(whole.words, resumed.words)
+
+
+def test_the_last_search_is_against_the_student_before_it_begins_anew(context, monkeypatch):
+    met = []
+    search = adversary.LearntWordsState._search
+
+    def watched(self, step):
+        met.append(max(B.abs().max().item() for _, B in context.lora.factors().values()))
+        return search(self, step)
+
+    monkeypatch.setattr(adversary.LearntWordsState, "_search", watched)
+    settings = LearntWords(every=2, updates=1, batch=2, rounds=3)
+    loop = train(
+        context.context.denoiser,
+        context.lora.parameters,
+        {"concept": context.context.trajectories},
+        Steer(role="adversary"),
+        pace=Pace(steps=6, batch=2, learning_rate=1e-2, restart=settings.restart),
+        inner=(settings.begin(context.context, seed=0),),
+    )
+    sizes = [max(B.abs().max().item() for _, B in context.lora.factors().values()) for _ in loop]
+    assert met == [0, sizes[1], sizes[3]]
+    assert sizes[4] == pytest.approx(1e-2, rel=1e-3)  # Adam's first step, from B = 0
 
 
 QUICK = Recipe("quick", trajectories=2, sampling_steps=2, steps=3, batch=2, rank=2)
@@ -156,6 +194,7 @@ def test_an_adversary_that_no_term_faces_changes_nothing(untrained):
         ({"memory": 1.5}, "`memory` is a number of 1 or more"),
         ({"learning_rate": 0}, "`learning_rate` must be positive"),
         ({"spread": -1}, "`spread` must not be negative"),
+        ({"rounds": 1}, "`rounds` is a number of 2 or more searches, or 0 .* got 1"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from diffusers_erase.models.lora import attached
 from diffusers_erase.models.text_states import encode
 from diffusers_erase.models.trajectories import View
 from diffusers_erase.training.objectives import (
+    Compose,
     Keep,
     ShiftGuidance,
     Steer,
@@ -18,6 +20,7 @@ from diffusers_erase.training.objectives import (
     Sum,
     error,
 )
+from diffusers_erase.training.recipes import ANTI_EDITING, STEREO
 
 
 @pytest.fixture
@@ -80,6 +83,75 @@ def test_objectives_have_gradients_for_the_eraser_alone(view):
     ours = {id(p) for p in view.lora.parameters}
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in view.lora.parameters)
     assert all(p.grad is None for p in view.unet.parameters() if id(p) not in ours)
+
+
+def test_compose_equals_its_formula_written_out(view):
+    v = view.view
+    concept, target, null = (v.teacher(role) for role in ("concept", "target", "null"))
+    wanted = null + 3 * (concept - null) - 2 * (target - null)
+    loss = Compose((("concept", 3.0), ("target", -2.0)), role="null")({"concept": v})
+    assert torch.allclose(loss, mse_loss(v.student("null"), wanted), rtol=1e-5)
+
+
+def test_compose_is_steer_with_weights_of_its_own(view):
+    views = {"concept": view.view}
+    composed = Compose((("target", 2.5), ("concept", -1.5)))(views)
+    assert torch.allclose(composed, Steer(1.5)(views), rtol=1e-4)
+
+
+def test_anti_editing_begins_at_the_errors_that_its_equations_have_for_the_base(view):
+    """Without an anchor's guidance: 9 g² of the empty prompt, (1+3)² g² of the concept, 0 kept."""
+    v = view.view.with_role("target", view.view.states["null"])
+    guidance = (v.teacher("concept") - v.teacher("null")).square().mean()
+    (first, null), (second, concept) = ANTI_EDITING.erase.terms
+    ((third, anchor),) = ANTI_EDITING.keep
+    assert (first, second, third) == (0.198, 0.002, 0.8)
+    with view.lora.adapter_disabled():
+        views = {"concept": v}
+        assert torch.allclose(null(views), 9 * guidance, rtol=1e-4)
+        assert torch.allclose(concept(views), 16 * guidance, rtol=1e-4)
+        assert anchor(views) == 0
+        total = ANTI_EDITING.loss(keeps=False)(views)
+    assert torch.allclose(total, (0.198 * 9 + 0.002 * 16) * guidance, rtol=1e-4)
+
+
+def test_anti_editing_spares_the_anchor(view):
+    """What the anchor shares with the concept stays in the empty prompt's score."""
+    v = view.view.with_role("target", view.view.states["concept"])
+    (_, null), _ = ANTI_EDITING.erase.terms
+    with view.lora.adapter_disabled():
+        assert null({"concept": v}) < 1e-8
+        assert null({"concept": view.view}) > 1e-4
+
+
+def test_the_empty_prompt_has_no_gradient_where_it_is_protected(untrained):
+    null = encode(untrained, [""])
+    states = {"concept": encode(untrained, ["a car"]), "target": encode(untrained, ["a truck"])}
+    schedule, sizes = NoiseSchedule.of(untrained.scheduler), []
+    z, t = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([90])
+    for protect in (None, null):
+        with attached(
+            untrained.unet, parts=("to_k", "to_v"), rank=2, seed=0, protect=protect
+        ) as lora:
+            denoiser = Denoiser(untrained.unet, schedule, lora.adapter_disabled)
+            view = View(denoiser, z, t, {**states, "null": null}, {}, torch.arange(1))
+            (_, term), _ = ANTI_EDITING.erase.terms
+            gradients = torch.autograd.grad(term({"concept": view}), lora.parameters)
+            sizes.append(max(g.abs().max().item() for g in gradients))
+    free, held = sizes
+    assert held < 1e-4 * free
+
+
+def test_stereo_goes_from_the_target_away_from_the_mean_of_all_that_was_found(view):
+    v = view.view.with_role("adversary", view.view.states["null"] * 2)
+    concept, target, word = (v.teacher(role) for role in ("concept", "target", "adversary"))
+    wanted = target - ((concept + word) / 2 - target)
+    ((weight, answer),) = STEREO.keep
+    for term, role in ((STEREO.erase, "concept"), (answer, "adversary")):
+        assert torch.allclose(term({"concept": v}), mse_loss(v.student(role), wanted), rtol=1e-4)
+    same = v.with_role("adversary", v.states["concept"])
+    assert weight == 1
+    assert torch.allclose(STEREO.erase({"concept": same}), Steer(1.0)({"concept": v}), rtol=1e-4)
 
 
 def test_steer_guidance_equals_its_formula_written_out(view):
@@ -194,7 +266,9 @@ def test_error_in_x0_and_min_snr_does_not_depend_on_the_prediction_type(view):
             assert found.item() == pytest.approx(wanted, rel=1e-3)
 
 
-@pytest.mark.parametrize("objective", [Steer, SteerGuidance, ShiftGuidance, Keep])
+@pytest.mark.parametrize(
+    "objective", [Steer, SteerGuidance, ShiftGuidance, Keep, partial(Compose, ())]
+)
 def test_objectives_refuse_unknown_spaces(objective):
     with pytest.raises(ErasureError, match=r"No `space` .eps.\. Known: prediction, x0, min-snr"):
         objective(space="eps")

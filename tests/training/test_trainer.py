@@ -12,9 +12,16 @@ from diffusers_erase.models.lora import attached
 from diffusers_erase.models.model import Model
 from diffusers_erase.models.text_states import encode
 from diffusers_erase.models.trajectories import sample_trajectories
+from diffusers_erase.training.adversary import LearntWords
 from diffusers_erase.training.checkpoints import Checkpoints
-from diffusers_erase.training.objectives import Keep, ShiftGuidance, Steer, Sum
-from diffusers_erase.training.recipes import ESD, RECIPES, Recipe, default_recipe
+from diffusers_erase.training.objectives import Compose, Keep, ShiftGuidance, Steer, Sum
+from diffusers_erase.training.recipes import (
+    ANTI_EDITING,
+    ESD,
+    RECIPES,
+    Recipe,
+    default_recipe,
+)
 from diffusers_erase.training.trainer import Pace, Renewal, train
 
 
@@ -124,11 +131,24 @@ def test_recipes_are_listed_by_their_names():
         ({"erase": ShiftGuidance()}, "No role in the view `concept` 'bare"),
         ({"keep": ((1.0, Keep("nul", at="concept")),)}, r"'nul'\. Did you mean 'null'"),
         ({"keep": ((1.0, Sum(((1.0, Keep(at="keep")),))),)}, "No view in a recipe 'keep'"),
+        ({"erase": Compose((("concpet", 1.0),))}, r"'concpet'\. Did you mean 'concept'"),
+        ({"erase": ANTI_EDITING.erase, "protect_null": True}, "the empty prompt, and a term of"),
+        ({"keep": ((0.1, Steer(role="null")),), "protect_null": True}, "is to change it; leave"),
+        (
+            {"adversaries": (LearntWords(every=30, rounds=4),), "steps": 90},
+            "`steps` must be more than the 90 of an adversary's search",
+        ),
     ],
 )
 def test_recipes_refuse_what_cannot_be_trained(changes, message):
     with pytest.raises(ErasureError, match=message):
         Recipe("mine", **changes)
+
+
+def test_recipes_that_leave_the_empty_prompt_alone_may_protect_it():
+    changing = {name for name, recipe in RECIPES.items() if recipe.steers_null}
+    assert changing == {"anti-editing"}
+    assert replace(ESD, protect_null=True).protect_null
 
 
 @pytest.mark.parametrize(
@@ -197,6 +217,66 @@ def test_inner_loops_change_the_views_learn_and_are_resumed(setting, tmp_path):
     assert again.calls == [2, 2, 3, 3]
     assert torch.equal(again.shift, first.shift)
     assert torch.equal(resumed, whole)
+
+
+class Watch:
+    """An inner loop that sees the student's parameters before each step."""
+
+    def __init__(self, parameters):
+        self.parameters, self.seen = parameters, []
+
+    def __call__(self, step, views):
+        self.seen.append(torch.cat([p.detach().flatten() for p in self.parameters]))
+        return views
+
+    def learn(self, views, loss, mean):
+        pass
+
+    def choices(self):
+        return ()
+
+    def state(self):
+        return {}
+
+    def restore(self, state):
+        pass
+
+
+def test_the_student_begins_anew_at_the_restart_and_is_resumed(setting, tmp_path):
+    denoiser, lora, trajectories = setting
+    start = [p.detach().clone() for p in lora.parameters]
+    pace = Pace(6, batch=4, learning_rate=3e-3, accumulate=2, restart=3)
+
+    def run(folder, stop=None):
+        for p, value in zip(lora.parameters, start, strict=True):
+            p.data.copy_(value)
+        watch, after = Watch(lora.parameters), []
+        loop = train(
+            denoiser, lora.parameters, trajectories, Steer(), pace=pace, inner=(watch,),
+            checkpoints=Checkpoints(folder, {}, every=1),
+        )  # fmt: skip
+        for _ in islice(loop, stop):
+            after.append(torch.cat([p.detach().flatten() for p in lora.parameters]))
+        return watch.seen[::2], after
+
+    first = torch.cat([p.flatten() for p in start])
+    seen, after = run(tmp_path / "whole")
+    assert torch.equal(seen[3], after[2])  # the student of the step before
+    moved = [(each - first).abs().max().item() for each in after]
+    for step in (0, 3):  # Adam's first step moves a parameter by the learning rate
+        assert moved[step] == pytest.approx(3e-3, rel=1e-3)
+    assert moved[2] > moved[0]
+    for stop in (2, 3, 4):
+        folder = tmp_path / str(stop)
+        run(folder, stop)
+        assert torch.equal(run(folder)[1][-1], after[-1])
+
+
+def test_the_learning_rate_falls_before_the_restart_and_again_after_it():
+    pace = Pace(9, 1, 1.0, restart=4)
+    rates = [pace.rate(step) for step in range(9)]
+    assert rates[0] == rates[4] == 1
+    assert all(one > two for part in (rates[:4], rates[4:]) for one, two in pairwise(part))
 
 
 def test_train_in_half_precision_resumes_with_the_scale_of_its_gradients(setting, tmp_path):
