@@ -67,8 +67,8 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="surgical-age (the default), surgical-age-sd, age, age-table, all-but-one, esd "
-            "or replace."
+            help="surgical-age (the default), surgical-age-sd, age, age-table, all-but-one, "
+            "anti-editing, esd, stereo or replace."
         ),
     ] = None,
     steps: Annotated[
