@@ -68,7 +68,7 @@ def train(
         str | None,
         typer.Option(
             help="surgical-age (the default), surgical-age-sd, age, age-table, all-but-one, "
-            "anti-editing, esd, stereo or replace."
+            "anti-editing, esd, receler, stereo or replace."
         ),
     ] = None,
     steps: Annotated[

@@ -22,12 +22,13 @@ class LearntWords:
     argmin_v  E | eps(z, t, c(v)) - eps*(z, t, c) |^2
 
     Textual inversion (arXiv 2208.01618) towards the base's own scores, without a picture. c(v) is a
-    prompt with a word of the token embedding v in the concept's place. Every so many steps a word
+    prompt with a word of the token embeddings v in the concept's place. Every so many steps a word
     is learnt from scratch against the student as it is then; the view `concept` gets the role
     `adversary`, in which the newest word and those found before take turns.
 
     With `rounds` it is the search of STEREO (arXiv 2408.16807): after the last one the student
-    begins anew and unlearns all words, each as often as the others.
+    begins anew and unlearns all words, each as often as the others. With `beside` they are the soft
+    tokens of Receler (arXiv 2311.17717).
     """
 
     every: int = 20
@@ -44,9 +45,13 @@ class LearntWords:
     """Of a word's first embedding around the mean of all, in standard deviations of these."""
     rounds: int = 0
     """Searches in all, after which the student begins anew; 0 for searches to the end."""
+    tokens: int = 1
+    """Token embeddings of a word."""
+    beside: bool = False
+    """The word stands after the whole prompt instead of in the concept's place."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "updates", "batch", "memory"):
+        for name in ("every", "updates", "batch", "memory", "tokens"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ErasureError(
@@ -88,11 +93,13 @@ class LearntWordsState:
                 "An adversary learns words of a pipeline's one text encoder; leave it out for "
                 f"'{type(context.pipeline).__name__}'."
             )
-        self._templates = [_template(prompt) for prompt in context.prompts]
+        self._templates = [_template(prompt, beside=settings.beside) for prompt in context.prompts]
         tokenizer = context.pipeline.tokenizer
-        word, tokens = self._placeholder = placeholder_words(tokenizer, self._templates)
+        self._placeholder = placeholder_words(tokenizer, self._templates, settings.tokens)
+        word, tokens = self._placeholder
         for template in self._templates:
-            if tokens[0] not in tokenizer(template.replace("{}", word), truncation=True).input_ids:
+            ids = tokenizer(template.replace("{}", word), truncation=True).input_ids
+            if not set(tokens) <= set(ids):
                 raise ErasureError(
                     f"No word can stand for '{{}}' in the prompt {template!r}: it is not a word by "
                     "itself there, or the prompt is too long. Change the concept's prompts."
@@ -100,8 +107,9 @@ class LearntWordsState:
         embeddings = encoder.get_input_embeddings().weight.detach().float()
         self._mean = embeddings.mean(0)
         self._deviation = (embeddings - self._mean).square().mean().sqrt().item()
-        self.words = self._mean.new_empty(0, len(context.concepts), len(self._mean))
-        """Token embeddings, searches x concepts x width, the newest last."""
+        shape = (0, len(context.concepts), settings.tokens, len(self._mean))
+        self.words = self._mean.new_empty(shape)
+        """Token embeddings, searches x concepts x tokens x width, the newest last."""
         self.losses: tuple[float, ...] = ()
         """Of the last search: one per update, in units of the guidance of the concept."""
         self._searched = -1
@@ -138,7 +146,7 @@ class LearntWordsState:
         self.words = state["words"].to(self._mean)
 
     def _search(self, step: int) -> Tensor:
-        """A new word for each concept, concepts x width."""
+        """A new word for each concept, concepts x tokens x width."""
         context, settings, chance = self._context, self.settings, self._chance(step)
         noise = torch.randn(self.words.shape[1:], generator=chance).to(self._mean)
         words = (self._mean + settings.spread * self._deviation * noise).requires_grad_()
@@ -166,14 +174,16 @@ class LearntWordsState:
         rows = context.trajectories.prompt[view.rows].tolist()
         owners = context.concept_of[rows]
         texts = [self._templates[row] for row in rows]
-        return word_states(context.pipeline, texts, words[owners][:, None], self._placeholder)
+        return word_states(context.pipeline, texts, words[owners], self._placeholder)
 
     def _chance(self, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + step + 500_009)
 
 
-def _template(prompt: Prompt) -> str:
-    """The prompt with `{}` for the name; a place keeps its own preposition."""
+def _template(prompt: Prompt, *, beside: bool = False) -> str:
+    """The prompt with `{}` for the name, or after it; a place keeps its own preposition."""
+    if beside:
+        return f"{prompt.text} {{}}"
     if prompt.kind == "place" and prompt.name in prompt.text:
         return prompt.text.replace(prompt.name, "{}", 1)
     return prompt.about("{}")

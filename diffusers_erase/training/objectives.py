@@ -5,8 +5,10 @@ from typing import ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_max_pool2d
 
-from diffusers_erase.errors import require_choice
+from diffusers_erase.errors import ErasureError, require_choice
+from diffusers_erase.models.attention_changes import attention_changes
 from diffusers_erase.models.trajectories import View
 from diffusers_erase.training.inner_loop import Views
 
@@ -202,6 +204,48 @@ class Keep:
     def __call__(self, views: Views) -> Tensor:
         view = views[self.at]
         return error(view, view.student(self.role), view.teacher(self.role), self.space)
+
+
+@dataclass(frozen=True)
+class KeepOutside:
+    """mean over layers of Σ_p (1-M_p) mean_channels Δ_p^2 / Σ_p (1-M_p)
+
+    Receler's regulariser (arXiv 2311.17717): Δ is what the eraser changes in the output of a
+    cross-attention, and M_p = 1 at the pixels p that show the concept. Here these are found in the
+    base's scores: where (eps*(z,c) - eps*(z,τ))^2 is more than `threshold` of its maximum.
+    """
+
+    threshold: float = 0.1
+    role: str = "concept"
+    """Of the student's pass."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ErasureError(f"`threshold` is in 0 .. 1; got {self.threshold}.")
+
+    @property
+    def roles(self) -> Roles:
+        """The roles it reads."""
+        return _roles("concept", "concept", "target", self.role)
+
+    def mask(self, view: View) -> Tensor:
+        """1 where a latent shows the concept, else 0, B x 1 x h x w."""
+        apart = view.teacher("concept") - view.teacher("target")
+        size = apart.square().mean(1, keepdim=True)
+        return (size > self.threshold * size.amax((2, 3), keepdim=True)).float()
+
+    def __call__(self, views: Views) -> Tensor:
+        view = views["concept"]
+        mask = self.mask(view)
+        height, width = mask.shape[2:]
+        losses = []
+        for change in attention_changes(view.denoiser, view.z, view.t, view.states[self.role]):
+            coarser = round((height * width / change.shape[1]) ** 0.5)
+            shape = (-(-height // coarser), -(-width // coarser))
+            outside = 1 - adaptive_max_pool2d(mask, shape).flatten(1)
+            size = change.float().square().mean(2) * outside
+            losses.append(size.sum() / outside.sum().clamp(min=1))
+        return torch.stack(losses).mean()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,15 @@ from diffusers_erase.models.model import Model
 from diffusers_erase.models.trajectories import Sampler
 from diffusers_erase.training.adaptive import Adaptive
 from diffusers_erase.training.adversary import LearntWords
-from diffusers_erase.training.objectives import Compose, Keep, Objective, Steer, SteerGuidance, Sum
+from diffusers_erase.training.objectives import (
+    Compose,
+    Keep,
+    KeepOutside,
+    Objective,
+    Steer,
+    SteerGuidance,
+    Sum,
+)
 from diffusers_erase.training.targets import Adversary, Fixed, Nearest, Target
 from diffusers_erase.training.trainer import Pace
 from diffusers_erase.training.trial import Trial
@@ -203,6 +211,16 @@ STEREO = Recipe(
 """STEREO (arXiv 2408.16807): words are searched against 80 steps of erasure, which are then taken
 back; the concept and all words are erased once, in 90 steps."""
 
+RECELER = Recipe(
+    "receler",
+    erase=Steer(eta=1.0, role="adversary"),
+    keep=((0.1, KeepOutside(role="adversary")),),
+    adversaries=(LearntWords(every=1, updates=5, memory=1, tokens=8, beside=True),),
+    guidance=3.0,
+)
+"""Receler (arXiv 2311.17717): soft tokens behind the prompt, learnt anew before every step, and a
+term that holds what cross-attentions do outside the concept."""
+
 AGE = Recipe(
     "age", erase=Steer(eta=0.0), keep=((1.0, Keep("target", at="concept")),), choose="minimax"
 )
@@ -253,6 +271,7 @@ RECIPES: dict[str, Recipe] = {
         ALL_BUT_ONE,
         ANTI_EDITING,
         ESD,
+        RECELER,
         REPLACE,
         STEREO,
     )

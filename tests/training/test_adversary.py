@@ -83,7 +83,7 @@ def test_each_concept_has_its_own_word_in_its_own_prompts(context):
     placeholder = placeholder_words(context.pipe.tokenizer, templates)
     assert placeholder[0] not in {"a", "red", "at", "night"}
     for row, prompt in enumerate(context.context.trajectories.prompt.tolist()):
-        word = LearntWord(found.words[0, prompt // 2][None], (), 0)
+        word = LearntWord(found.words[0, prompt // 2], (), 0)
         wanted = word.states(context.pipe, [templates[prompt]])
         assert torch.allclose(states[row], wanted[0], atol=1e-5)
 
@@ -116,6 +116,27 @@ def test_after_the_last_round_no_word_is_searched_and_all_take_turns(context):
     assert len(counts) == 3
     assert min(counts) > 5
     assert (found.settings.restart, LearntWords().restart) == (4, 0)
+
+
+def test_soft_tokens_stand_behind_the_whole_prompt_and_do_learn(context):
+    settings = LearntWords(every=100, updates=12, batch=6, tokens=4, beside=True)
+    found = settings.begin(context.context, seed=0)
+    view = context.context.trajectories.at(context.context.denoiser, torch.arange(9))
+    states = found(0, {"concept": view})["concept"].states["adversary"]
+    first, *_, last = found.losses
+    assert last < 0.8 * first
+    assert found.words.shape == (1, 2, 4, 128)
+    texts = ["a red car {}", "a car at night {}", "an oak {}"]
+    for row, prompt in enumerate(context.context.trajectories.prompt.tolist()):
+        word = LearntWord(found.words[0, prompt // 2], (), 0)
+        wanted = word.states(context.pipe, [texts[prompt]])
+        assert torch.allclose(states[row], wanted[0], atol=1e-5)
+        assert not torch.allclose(states[row], view.states["concept"][row], atol=1e-2)
+
+
+def test_soft_tokens_that_do_not_fit_behind_a_prompt_are_refused(context):
+    with pytest.raises(ErasureError, match="or the prompt is too long"):
+        LearntWords(tokens=20, beside=True).begin(context.context, seed=0)
 
 
 def test_a_run_that_is_resumed_between_two_searches_goes_on_with_the_same_words(context):
@@ -194,6 +215,7 @@ def test_an_adversary_that_no_term_faces_changes_nothing(untrained):
         ({"memory": 1.5}, "`memory` is a number of 1 or more"),
         ({"learning_rate": 0}, "`learning_rate` must be positive"),
         ({"spread": -1}, "`spread` must not be negative"),
+        ({"tokens": 0}, "`tokens` is a number of 1 or more"),
         ({"rounds": 1}, "`rounds` is a number of 2 or more searches, or 0 .* got 1"),
     ],
 )

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import mse_loss
 
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.models.attention_changes import attention_changes
 from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.models.lora import attached
 from diffusers_erase.models.text_states import encode
@@ -14,13 +15,14 @@ from diffusers_erase.models.trajectories import View
 from diffusers_erase.training.objectives import (
     Compose,
     Keep,
+    KeepOutside,
     ShiftGuidance,
     Steer,
     SteerGuidance,
     Sum,
     error,
 )
-from diffusers_erase.training.recipes import ANTI_EDITING, STEREO
+from diffusers_erase.training.recipes import ANTI_EDITING, RECELER, STEREO
 
 
 @pytest.fixture
@@ -152,6 +154,47 @@ def test_stereo_goes_from_the_target_away_from_the_mean_of_all_that_was_found(vi
     same = v.with_role("adversary", v.states["concept"])
     assert weight == 1
     assert torch.allclose(STEREO.erase({"concept": same}), Steer(1.0)({"concept": v}), rtol=1e-4)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 1.0])
+def test_keep_outside_equals_its_formula_written_out(view, threshold):
+    v, term = view.view, KeepOutside(threshold)
+    apart = (v.teacher("concept") - v.teacher("target")).square().mean(1)
+    mask = torch.stack([each > threshold * each.max() for each in apart]).float()
+    assert torch.equal(term.mask(v)[:, 0], mask)
+    assert (mask.sum() > 0) == (threshold < 1)
+    losses = []
+    for change in attention_changes(v.denoiser, v.z, v.t, v.states["concept"]):
+        side = int(change.shape[1] ** 0.5)
+        blocks = mask.reshape(3, side, 16 // side, side, 16 // side)
+        outside = [(b, p) for b in range(3) for p in range(side**2)
+                   if not blocks[b, p // side, :, p % side].any()]  # fmt: skip
+        losses.append(sum(change[b, p].square().mean() for b, p in outside) / len(outside))
+    assert torch.allclose(term({"concept": v}), sum(losses) / len(losses), rtol=1e-4)
+
+
+def test_keep_outside_is_zero_for_the_base_and_where_the_concept_is_everywhere(view):
+    v = view.view
+    assert KeepOutside()({"concept": v}) > 1e-6
+    assert KeepOutside(0.0)({"concept": v}) == 0
+    with view.lora.adapter_disabled():
+        assert KeepOutside()({"concept": v}) == 0
+
+
+def test_keep_outside_has_gradients_for_the_eraser(view):
+    KeepOutside()({"concept": view.view}).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in view.lora.parameters)
+
+
+def test_receler_without_soft_tokens_is_esd_with_its_regulariser(view):
+    v = view.view.with_role("adversary", view.view.states["concept"])
+    esd = Steer(1.0)({"concept": v}) + 0.1 * KeepOutside()({"concept": v})
+    assert torch.allclose(RECELER.loss(keeps=False)({"concept": v}), esd, rtol=1e-5)
+
+
+def test_keep_outside_refuses_thresholds_that_are_no_share():
+    with pytest.raises(ErasureError, match=r"`threshold` is in 0 .. 1; got 2"):
+        KeepOutside(2)
 
 
 def test_steer_guidance_equals_its_formula_written_out(view):
