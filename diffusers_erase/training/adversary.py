@@ -62,6 +62,11 @@ class LearntWords:
                 "`rounds` is a number of 2 or more searches, or 0 for searches to the end; got "
                 f"{self.rounds!r}."
             )
+        if self.rounds > self.memory:
+            raise ErasureError(
+                f"`memory` must be no less than `rounds`, whose words are unlearnt together; got "
+                f"{self.memory} and {self.rounds}."
+            )
         if not 0 < self.learning_rate < float("inf"):
             raise ErasureError(f"`learning_rate` must be positive; got {self.learning_rate}.")
         if not 0 <= self.spread < float("inf"):

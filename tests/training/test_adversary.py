@@ -215,6 +215,7 @@ def test_an_adversary_that_no_term_faces_changes_nothing(untrained):
         ({"memory": 1.5}, "`memory` is a number of 1 or more"),
         ({"learning_rate": 0}, "`learning_rate` must be positive"),
         ({"spread": -1}, "`spread` must not be negative"),
+        ({"rounds": 5, "memory": 4}, "`memory` must be no less than `rounds`.* got 4 and 5"),
         ({"tokens": 0}, "`tokens` is a number of 1 or more"),
         ({"rounds": 1}, "`rounds` is a number of 2 or more searches, or 0 .* got 1"),
     ],
