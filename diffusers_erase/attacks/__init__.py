@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from diffusers_erase.attacks.image_editing import DDIMInversion, ImageToImage
-from diffusers_erase.attacks.inversion import Inversion
+from diffusers_erase.attacks.inversion import Inversion, StateInversion
 from diffusers_erase.attacks.relearning import Relearning
 from diffusers_erase.attacks.ring_a_bell import EmbeddingShift, RingABell
 from diffusers_erase.attacks.sampling import (
@@ -46,6 +46,7 @@ ATTACKS: Mapping[str, Attack] = {
         TokenSearch(),
         TokenSearch(reference="base"),
         Inversion(),
+        StateInversion(),
         RingABell(),
         Relearning(),
         Relearning(data="target"),

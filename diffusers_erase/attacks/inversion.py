@@ -1,8 +1,9 @@
-"""Concept inversion: a token embedding learnt from pictures of the concept."""
+"""Concept inversion: a word or text states that are learnt from pictures of the concept."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count, islice
 from typing import ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from diffusers_erase.attacks.attack_run import (
     GIVEN_SEEDS,
+    AttackRun,
     attack_run,
     base_pictures,
     draw_from_states,
@@ -21,7 +23,7 @@ from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.attack import Access, Attempt, concept_of
 from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
-from diffusers_erase.models.denoising_loss import denoising_loss, encode_pictures
+from diffusers_erase.models.denoising_loss import encode_pictures, minimised
 from diffusers_erase.models.embedding_hooks import placeholder_words, word_states
 from diffusers_erase.models.model import Model, Pipeline
 from diffusers_erase.storage.tensor_cache import digest
@@ -49,6 +51,18 @@ class LearntWord:
         """Text states of the templates with the word for `{}`, P x tokens x width."""
         placeholder = placeholder_words(pipe.tokenizer, templates, len(self.vectors))
         return word_states(pipe, templates, self.vectors, placeholder)
+
+
+@dataclass(frozen=True)
+class LearntStates:
+    """Text states that may be those of no text."""
+
+    states: Tensor
+    """1 x tokens x width."""
+    losses: tuple[float, ...]
+    """One per update."""
+    evaluations: int
+    """Denoiser evaluations of the training: a forward pass counts one, a backward pass two."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +94,7 @@ class Inversion:
     access: ClassVar[Access] = "white box"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "pictures", "vectors", "starts"):
-            if getattr(self, name) < 1:
-                raise ErasureError(
-                    f"Concept inversion needs `{name}` of 1 or more; got {getattr(self, name)}."
-                )
+        _require_positive(self, "steps", "batch", "pictures", "vectors", "starts")
 
     def __call__(self, sampler: PipelineSampler, cases: Sequence[PromptCase]) -> list[Attempt]:
         """One picture per case, with the word in its prompt."""
@@ -92,7 +102,7 @@ class Inversion:
         with attack_run(sampler, cases) as run:
             concept = concept_of(cases, self.concept)
             templates = [template_of(case.prompt, concept) for case in cases]
-            given = base_pictures(sampler, self._training_cases(cases))
+            given = base_pictures(sampler, training_cases(cases, self.pictures, self.seed))
             with run.charged_to(run.rows):
                 words = [self._learnt(sampler, given, templates, k) for k in range(self.starts)]
                 word = min(words, key=lambda each: each.loss)
@@ -123,13 +133,72 @@ class Inversion:
             paired=True,
         )
 
-    def _training_cases(self, cases: Sequence[PromptCase]) -> list[PromptCase]:
-        """Cases of the pictures to learn from, with other seeds than those under attack."""
-        turns = (cases[i % len(cases)] for i in range(self.pictures))
-        return [
-            replace(a, seed=nth_seed(a.seed + self.seed + i, GIVEN_SEEDS))
-            for i, a in enumerate(turns)
-        ]
+
+@dataclass(frozen=True)
+class StateInversion:
+    """The text states of each prompt, all tokens x width, learnt from the base's pictures of it.
+
+    Every text, and every learnt word, is encoded as such states: as far as its updates reach, this
+    bounds from above what any of them draws. By `invert_states`, for each prompt by itself; the
+    controls are those of `Inversion`.
+    """
+
+    steps: int = 100
+    """Updates per prompt."""
+    batch: int = 8
+    """Latents per update."""
+    pictures: int = 16
+    """Pictures of the base model to learn from, for each prompt."""
+    learning_rate: float = 0.05
+    seed: int = 0
+
+    name: ClassVar[str] = "state-inversion"
+    access: ClassVar[Access] = "white box"
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "steps", "batch", "pictures")
+
+    def __call__(self, sampler: PipelineSampler, cases: Sequence[PromptCase]) -> list[Attempt]:
+        """One picture per case, of the states that were learnt for its prompt."""
+        sampler.model.noise_predictor()
+        with attack_run(sampler, cases) as run:
+            for prompt in dict.fromkeys(case.prompt for case in cases):
+                self._attack(run, [row for row in run.rows if cases[row].prompt == prompt])
+            return run.attempts
+
+    def _attack(self, run: AttackRun, rows: Sequence[int]) -> None:
+        """Attack the cases of one prompt."""
+        sampler, cases = run.sampler, [run.cases[row] for row in rows]
+        given = base_pictures(sampler, training_cases(cases, self.pictures, self.seed))
+        with run.charged_to(rows):
+            found = invert_states(
+                sampler.pipe,
+                given,
+                cases[0].prompt,
+                steps=self.steps,
+                batch=self.batch,
+                learning_rate=self.learning_rate,
+                seed=self.seed,
+                precision=sampler.sampling.autocast,
+            )
+        states = found.states.expand(len(rows), -1, -1)
+        draw = partial(draw_from_states, sampler, states, [case.seed for case in cases])
+        for row, hit in zip(rows, run.attempt(rows, draw), strict=True):
+            run.attempts[row].artefact = f"states {digest(found.states)}" if hit else ""
+
+
+def _require_positive(attack: object, *names: str) -> None:
+    for name in names:
+        if getattr(attack, name) < 1:
+            raise ErasureError(
+                f"Concept inversion needs `{name}` of 1 or more; got {getattr(attack, name)}."
+            )
+
+
+def training_cases(cases: Sequence[PromptCase], pictures: int, seed: int) -> list[PromptCase]:
+    """Cases of the pictures to learn from, with other seeds than those under attack."""
+    turns = (cases[i % len(cases)] for i in range(pictures))
+    return [replace(a, seed=nth_seed(a.seed + seed + i, GIVEN_SEEDS)) for i, a in enumerate(turns)]
 
 
 def template_of(prompt: str, concept: Concept) -> str:
@@ -186,19 +255,60 @@ def invert(
     if spread:
         word += spread * deviation * torch.randn(word.shape, generator=generator).to(word)
     word.requires_grad_()
-    optimiser = torch.optim.Adam([word], learning_rate * deviation)
-    placeholder = placeholder_words(pipe.tokenizer, templates, vectors)
-    losses = []
-    for step in range(steps):
-        rows = torch.randint(len(clean), (batch,), generator=generator)
-        t = torch.randint(len(denoiser.schedule.alphas), (batch,), generator=generator)
-        noise = torch.randn((batch, *clean.shape[1:]), generator=generator).to(clean)
-        turns = rows.tolist() if paired else range(step * batch, (step + 1) * batch)
-        prompts = [templates[turn % len(templates)] for turn in turns]
-        with torch.enable_grad():
-            states = word_states(pipe, prompts, word, placeholder)
-            loss = denoising_loss(denoiser, clean[rows], states, t, noise).mean()
-            (word.grad,) = torch.autograd.grad(loss, [word])
-        optimiser.step()
-        losses.append(loss.item())
-    return LearntWord(word.detach(), tuple(losses), denoiser.cost)
+    placeholder, turns = placeholder_words(pipe.tokenizer, templates, vectors), count()
+
+    def states_of(rows: Tensor) -> Tensor:
+        own = rows.tolist() if paired else islice(turns, len(rows))
+        prompts = [templates[turn % len(templates)] for turn in own]
+        return word_states(pipe, prompts, word, placeholder)
+
+    updates = minimised(
+        denoiser,
+        clean,
+        [word],
+        states_of,
+        batch=batch,
+        learning_rate=learning_rate * deviation,
+        generator=generator,
+    )
+    return LearntWord(word.detach(), tuple(islice(updates, steps)), denoiser.cost)
+
+
+def invert_states(
+    pipe: Pipeline,
+    pictures: Sequence[Image.Image],
+    prompt: str,
+    *,
+    steps: int = 100,
+    batch: int = 8,
+    learning_rate: float = 0.05,
+    seed: int = 0,
+    precision: torch.dtype | None = None,
+) -> LearntStates:
+    """argmin_c  E | eps(z_t, t, c) - n |^2,   z_t = √ᾱ_t x_0 + √(1-ᾱ_t) n,   c all text states
+
+    Like `invert`, with the text states c of one prompt, tokens x width, in place of a word. They
+    start at those that the pipeline makes of `prompt`; the learning rate is in units of their
+    standard deviation.
+
+    Raises:
+        ErasureError: no pictures, or another kind of pipeline.
+    """
+    if not pictures:
+        raise ErasureError("Concept inversion learns from pictures; give some.")
+    model = Model.of(pipe)
+    denoiser = model.noise_predictor(precision=precision)
+    clean = encode_pictures(pipe, pictures)
+    states = model.encode([prompt]).float().clone()
+    deviation = (states - states.mean(1)).square().mean().sqrt().item()
+    states.requires_grad_()
+    updates = minimised(
+        denoiser,
+        clean,
+        [states],
+        lambda rows: states.expand(len(rows), -1, -1),
+        batch=batch,
+        learning_rate=learning_rate * deviation,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return LearntStates(states.detach(), tuple(islice(updates, steps)), denoiser.cost)

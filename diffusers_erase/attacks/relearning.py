@@ -1,13 +1,12 @@
 """Relearning: fine-tuning on pictures unrelated to the concept, which can bring it back."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from diffusers_erase.attacks.attack_run import (
     GIVEN_SEEDS,
@@ -22,9 +21,8 @@ from diffusers_erase.evaluation.attack import Access, Attempt
 from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.models.architectures import PARTS
-from diffusers_erase.models.denoiser import Denoiser
-from diffusers_erase.models.denoising_loss import denoising_loss, encode_pictures
-from diffusers_erase.models.lora import Attached, attached
+from diffusers_erase.models.denoising_loss import encode_pictures, minimised
+from diffusers_erase.models.lora import attached
 
 
 UNRELATED = tuple(
@@ -81,7 +79,15 @@ class Relearning:
             clean = encode_pictures(sampler.pipe, base_pictures(sampler, training_cases))
             states = sampler.model.encode([case.prompt for case in training_cases])
             with attached(denoiser.unet, parts=PARTS, rank=self.rank, seed=self.seed) as lora:
-                updates = self._updates(denoiser, lora, clean, states)
+                updates = minimised(
+                    denoiser,
+                    clean,
+                    lora.parameters,
+                    states.__getitem__,
+                    batch=self.batch,
+                    learning_rate=self.learning_rate,
+                    generator=torch.Generator().manual_seed(self.seed),
+                )
                 for former, count in pairwise((0, *self.steps)):
                     with run.charged_to(run.rows):
                         for _ in range(count - former):
@@ -109,24 +115,6 @@ class Relearning:
             )
             for i in range(self.pictures)
         ]
-
-    def _updates(
-        self, denoiser: Denoiser, lora: Attached, clean: Tensor, states: Tensor
-    ) -> Iterator[float]:
-        """Performs one update of Adam per step and yields its loss, without end."""
-        generator = torch.Generator().manual_seed(self.seed)
-        adam = torch.optim.Adam(lora.parameters, self.learning_rate)
-        while True:
-            rows = torch.randint(len(clean), (self.batch,), generator=generator)
-            t = torch.randint(len(denoiser.schedule.alphas), (self.batch,), generator=generator)
-            noise = torch.randn((self.batch, *clean.shape[1:]), generator=generator)
-            with torch.enable_grad():
-                loss = denoising_loss(denoiser, clean[rows], states[rows], t, noise).mean()
-                gradients = torch.autograd.grad(loss, lora.parameters)
-            for p, gradient in zip(lora.parameters, gradients, strict=True):
-                p.grad = gradient
-            adam.step()
-            yield loss.item()
 
 
 def _require_no_adapters(unet: Any) -> None:

@@ -1,6 +1,6 @@
 """The denoising loss | eps(z_t, t, c) - n |^2, which gradient-based attacks minimise."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from PIL import Image
@@ -29,6 +29,36 @@ def denoising_loss(
     goal = (noise if target is None else target).to(predicted)
     loss: Tensor = (predicted - goal).square().flatten(1).mean(1)
     return loss
+
+
+def minimised(
+    denoiser: Denoiser,
+    clean: Tensor,
+    parameters: Sequence[Tensor],
+    states_of: Callable[[Tensor], Tensor],
+    *,
+    batch: int,
+    learning_rate: float,
+    generator: torch.Generator,
+) -> Iterator[float]:
+    """Minimise E | eps(z_t, t, c) - n |^2 over the parameters by Adam, without end.
+
+    Each step is an update with `batch` random rows of the latents `clean`, N x C x h x w, at random
+    times, and yields their mean loss before it. `states_of` makes the text states of these rows,
+    batch x tokens x width. Nothing but the parameters gets gradients.
+    """
+    adam = torch.optim.Adam(parameters, learning_rate)
+    while True:
+        rows = torch.randint(len(clean), (batch,), generator=generator)
+        t = torch.randint(len(denoiser.schedule.alphas), (batch,), generator=generator)
+        noise = torch.randn((batch, *clean.shape[1:]), generator=generator)
+        with torch.enable_grad():
+            loss = denoising_loss(denoiser, clean[rows], states_of(rows), t, noise).mean()
+            gradients = torch.autograd.grad(loss, parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        adam.step()
+        yield loss.item()
 
 
 def noised(denoiser: Denoiser, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:

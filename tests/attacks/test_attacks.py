@@ -10,7 +10,7 @@ from torch import nn
 from diffusers_erase import ErasureError, erasures_disabled, load_erasure
 from diffusers_erase.attacks import ATTACKS, attack_named
 from diffusers_erase.attacks.image_editing import DDIMInversion, ImageToImage
-from diffusers_erase.attacks.inversion import Inversion
+from diffusers_erase.attacks.inversion import Inversion, StateInversion
 from diffusers_erase.attacks.relearning import Relearning
 from diffusers_erase.attacks.ring_a_bell import EmbeddingShift, RingABell
 from diffusers_erase.attacks.sampling import Completion, Noise, Paraphrases, SeedSearch
@@ -36,6 +36,7 @@ SMALL = {
     "token-search": (TokenSearch(k=2, iterations=3, timesteps=2), 2 * (3 * 3 + PICTURE)),
     "p4d": (TokenSearch(2, 3, 2, reference="base"), 2 * (3 * (3 + 1) + PICTURE)),
     "inversion": (Inversion(steps=2, batch=3, pictures=2), 2 * 3 * 3 // 3 + PICTURE),
+    "state-inversion": (StateInversion(steps=2, batch=3, pictures=2), 2 * 3 * 3 + PICTURE),
     "ring-a-bell": (RingABell(length=3, population=4, generations=2), PICTURE),
     "relearning": (
         Relearning((0, 1, 2), pictures=2, batch=3),

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -6,7 +8,9 @@ from diffusers_erase import ErasureError, load_erasure
 from diffusers_erase.attacks.inversion import (
     Inversion,
     LearntWord,
+    StateInversion,
     invert,
+    invert_states,
     template_of,
 )
 from diffusers_erase.concepts import Concept
@@ -15,6 +19,7 @@ from diffusers_erase.evaluation.sampler import PipelineSampler, Sampling
 from diffusers_erase.making.api import erase
 from diffusers_erase.models.embedding_hooks import token_embeddings
 from diffusers_erase.models.text_states import encode
+from diffusers_erase.storage.tensor_cache import digest
 
 
 TEMPLATES = ["a photo of a {}", "a red {} at night"]
@@ -72,6 +77,70 @@ def test_invert_lowers_the_loss_and_leaves_the_model_unchanged(untrained, pictur
         assert all(p.grad is None for p in part.parameters())
     again = invert(untrained, pictures, TEMPLATES, **options)
     assert torch.equal(found.vectors, again.vectors)
+
+
+def test_invert_states_lowers_the_loss_and_leaves_the_model_unchanged(untrained, pictures):
+    parts = (untrained.unet, untrained.text_encoder, untrained.vae)
+    before = [{k: v.clone() for k, v in part.state_dict().items()} for part in parts]
+    options = {"steps": 30, "batch": 4, "learning_rate": 0.5}
+    found = invert_states(untrained, pictures, "a car", **options)
+    assert sum(found.losses[-8:]) < sum(found.losses[:8])
+    assert found.evaluations == 3 * 30 * 4
+    for part, known in zip(parts, before, strict=True):
+        assert all(torch.equal(value, known[name]) for name, value in part.state_dict().items())
+        assert all(p.grad is None for p in part.parameters())
+    again = invert_states(untrained, pictures, "a car", **options)
+    assert torch.equal(found.states, again.states)
+
+
+def test_invert_states_starts_at_those_of_the_prompt_with_its_erasers(
+    untrained, pictures, make_eraser
+):
+    load_erasure(untrained, make_eraser(untrained.unet))
+    found = invert_states(untrained, pictures, "a car", steps=0)
+    assert torch.equal(found.states, encode(untrained, ["a car"]))
+    assert (found.losses, found.evaluations) == ((), 0)
+    moved = invert_states(untrained, pictures, "a car", steps=1, batch=2, learning_rate=0.1)
+    start = found.states[0]
+    deviation = (start - start.mean(0)).square().mean().sqrt()
+    moves = (moved.states[0] - start).abs() / deviation
+    assert moves.max() == pytest.approx(0.1, rel=1e-3)  # the first update of Adam
+    assert (moves > 0).any(1).all()  # every token's
+
+
+def test_invert_states_refuses_no_pictures(untrained):
+    with pytest.raises(ErasureError, match="learns from pictures; give some"):
+        invert_states(untrained, [], "a car")
+
+
+def test_state_inversion_learns_the_states_of_each_prompt_once_from_its_own_pictures(
+    sampler, cases, monkeypatch
+):
+    learnt, given = [], []
+
+    def recorded(pipe, pictures, prompt, **options):
+        given.append(pictures)
+        learnt.append((prompt, invert_states(pipe, pictures, prompt, **options)))
+        return learnt[-1][1]
+
+    monkeypatch.setattr("diffusers_erase.attacks.inversion.invert_states", recorded)
+    twice = [*cases[:2], replace(cases[0], seed=99)]
+    found = StateInversion(steps=2, batch=2, pictures=3)(sampler, twice)
+    assert [prompt for prompt, _ in learnt] == [cases[0].prompt, cases[1].prompt]
+    assert [len(pictures) for pictures in given] == [3, 3]
+    assert not {p.tobytes() for p in given[0]} & {p.tobytes() for p in given[1]}
+    picture, training = 2 * 2, 3 * 2 * 2
+    spent = [2 * picture + training // 2, 2 * picture + training, 2 * picture + training // 2]
+    assert [attempt.evaluations for attempt in found] == spent
+    digests = {prompt: f"states {digest(each.states)}" for prompt, each in learnt}
+    assert {a.artefact for a in found} > {""}
+    assert all(a.artefact in ("", digests[a.prompt]) for a in found)
+
+
+@pytest.mark.parametrize("name", ["steps", "batch", "pictures"])
+def test_state_inversion_refuses_less_than_one(name):
+    with pytest.raises(ErasureError, match=f"`{name}` of 1 or more; got 0"):
+        StateInversion(**{name: 0})
 
 
 def test_token_embeddings_end_with_its_block_also_after_an_error(untrained):
@@ -144,3 +213,13 @@ def test_inversion_brings_an_erased_concept_back(playground, judge, cases):
 def test_inversion_finds_nothing_in_an_untrained_model(untrained, judge, cases):
     sampler = PipelineSampler(untrained, judge, Sampling(steps=10))
     assert run_attack(Inversion(steps=20), sampler, cases).post.hits == 0
+
+
+@pytest.mark.slow
+def test_state_inversion_brings_an_erased_concept_back(playground, judge, cases):
+    eraser = erase(playground, Concept("car"), recipe="closed-form", progress=False, check=False)
+    load_erasure(playground, eraser)
+    sampler = PipelineSampler(playground, judge, Sampling(steps=10))
+    found = run_attack(StateInversion(steps=60), sampler, cases)
+    assert found.pre.hits == 0
+    assert found.post.hits >= 2
