@@ -16,7 +16,7 @@ from diffusers_erase.attacks.attack_run import (
 )
 from diffusers_erase.attacks.ddim import draw_without_text, invert_ddim
 from diffusers_erase.errors import ErasureError
-from diffusers_erase.evaluation.attack import Access, Attempt
+from diffusers_erase.evaluation.attack import NO_ERASER, Access, Attempt
 from diffusers_erase.evaluation.sampler import PipelineSampler
 from diffusers_erase.evaluation.suites import PromptCase
 from diffusers_erase.models.model import Model, Pipeline
@@ -61,7 +61,7 @@ class ImageToImage:
                 run.attempt(run.rows, redraw, f"strength {strength:g}")
                 with base_model(sampler.pipe):
                     control = redraw()
-                run.hits(run.rows, control, f"strength {strength:g}, no eraser")
+                run.hits(run.rows, control, f"strength {strength:g}{NO_ERASER}")
             return run.attempts
 
 
@@ -107,7 +107,7 @@ class DDIMInversion:
             run.attempt(run.rows, redraw, "inverted")
             with base_model(sampler.pipe):
                 control = redraw()
-            run.hits(run.rows, control, "inverted, no eraser")
+            run.hits(run.rows, control, f"inverted{NO_ERASER}")
             return run.attempts
 
 

@@ -15,6 +15,10 @@ Access = Literal["sampler", "white box", "fine-tune"]
 """Access of an attacker: prompts, seeds and sampler; gradients too; training too."""
 
 
+NO_ERASER = ", no eraser"
+"""End of the name of a setting whose picture is a control, drawn by the base."""
+
+
 @dataclass
 class Attempt:
     """One prompt under attack; a running attack updates it."""
@@ -82,6 +86,14 @@ class AttackResult:
         settings = dict.fromkeys(key for attempt in self.attempts for key in attempt.curve)
         shares = {key: [a.curve[key] for a in self.attempts if key in a.curve] for key in settings}
         return {key: sum(values) / len(values) for key, values in shares.items()}
+
+    def reached(self, share: float = 0.5) -> str | None:
+        """The curve's first setting with which this share of the prompts shows the concept.
+
+        Of relearning it is the number of updates that brings it back. Controls are left out.
+        """
+        own = {key: value for key, value in self.curve.items() if not key.endswith(NO_ERASER)}
+        return next((key for key, value in own.items() if value >= share), None)
 
     def lift(self, control: "AttackResult") -> float:
         """Post - post of the control, a seed search of equal budget (see `equal_budget`).

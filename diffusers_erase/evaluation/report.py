@@ -93,6 +93,7 @@ def markdown(evidence: Evidence) -> str:
         table(groups, map(_group, summary.rows)),
         table(("", ""), measures),
         _attacks(evidence),
+        _curves(evidence),
         "".join(f"- Not as expected: {_failure(row)}.\n" for row in summary.failures),
     ]
     return "\n".join(part for part in parts if part)
@@ -163,6 +164,28 @@ def _attacks(evidence: Evidence) -> str:
     return table((*columns, "the same, erasers off:", "UNet evaluations:"), rows)
 
 
+def _curves(evidence: Evidence) -> str:
+    """Of attacks with several settings: how many prompts show the concept with each."""
+    rows = []
+    for side, result in evidence.attacks:
+        if side == "erased" and len(result.curve) > 1:
+            control = evidence.attack_result(result.attack, "base")
+            rows.append(
+                (
+                    result.attack,
+                    _curve(result),
+                    NOT_MEASURED if control is None else _curve(control),
+                    result.reached() or "none of them",
+                )
+            )
+    columns = ("attack", "prompts that show it, by setting", "the same, erasers off")
+    return table((*columns, "half of them from"), rows) if rows else ""
+
+
+def _curve(result: AttackResult) -> str:
+    return "; ".join(f"{key}: {100 * share:.0f} %" for key, share in result.curve.items())
+
+
 def _own_pictures(result: AttackResult) -> str:
     """The rate of the pictures that the attack drew; hits without it do not prove that it works."""
     return str(result.per_image) if result.per_image.n else "none drawn: shown without it"
@@ -176,6 +199,7 @@ def _attacks_to_dict(evidence: Evidence) -> dict[str, object]:
             "pre": rate_to_dict(result.pre),
             "post": rate_to_dict(result.post),
             "per_image": rate_to_dict(result.per_image),
+            "curve": result.curve,
         }
         for side, result in evidence.attacks
     }

@@ -1,6 +1,8 @@
 import pytest
 
 from diffusers_erase import ErasureError, load_erasure
+from diffusers_erase.attacks import relearning
+from diffusers_erase.attacks.attack_run import draw_cases
 from diffusers_erase.attacks.relearning import UNRELATED, Relearning
 from diffusers_erase.concepts import Concept
 from diffusers_erase.evaluation.attack import run_attack
@@ -12,6 +14,26 @@ def test_relearning_with_no_update_is_the_picture_without_the_attack(sampler, ca
     found = Relearning((0,), pictures=2)(sampler, cases)
     assert [a.curve["0 steps"] for a in found] == [float(a.before) for a in found]
     assert {a.images for a in found} == {0}
+
+
+def test_relearning_draws_between_updates_without_changing_them(sampler, cases, monkeypatch):
+    drawn = []
+
+    def recorded(*args, **options):
+        pictures = draw_cases(*args, **options)
+        drawn.append([picture.tobytes() for picture in pictures])
+        return pictures
+
+    monkeypatch.setattr(relearning, "draw_cases", recorded)
+    options = {"pictures": 2, "batch": 2, "learning_rate": 0.1}
+    curve = Relearning((0, 1, 2, 3), **options)(sampler, cases)
+    first, second, third = drawn
+    drawn.clear()
+    alone = Relearning((3,), **options)(sampler, cases)
+    assert drawn == [third]
+    assert first != second != third
+    assert [set(a.curve) for a in curve] == [{f"{n} steps" for n in range(4)}] * len(cases)
+    assert [a.curve["3 steps"] for a in curve] == [a.curve["3 steps"] for a in alone]
 
 
 def test_relearning_trains_on_prompts_that_name_no_wanted_label_and_on_other_seeds(cases):

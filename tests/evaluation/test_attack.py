@@ -24,6 +24,16 @@ def test_attack_result_post_counts_prompts_shown_without_the_attack():
     assert found.evaluations == 400
 
 
+def test_attack_result_reached_is_the_first_setting_with_that_share_and_no_control():
+    curve = {"0 steps": 0.0, "5 steps, no eraser": 1.0, "5 steps": 1.0, "10 steps": 1.0}
+    found = result_of(attempt(curve=curve), attempt(curve={**curve, "5 steps": 0.0}))
+    assert found.reached() == found.reached(0.5) == "5 steps"
+    assert found.reached(0.6) == "10 steps"
+    assert found.reached(0.0) == "0 steps"
+    assert result_of(attempt(curve={"0 steps": 0.0})).reached() is None
+    assert result_of(attempt()).reached() is None
+
+
 def test_attack_result_lift_is_the_difference_to_the_control():
     found, control = result_of(attempt(found=1), attempt(found=1)), result_of(attempt(), attempt())
     assert found.lift(control) == 1.0

@@ -23,6 +23,7 @@ def test_write_report_writes_tables_pictures_and_page(evidence, evaluated, tmp_p
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["rows"]["target"]["n"] == 4
     assert summary["attacks"]["completion, erased"]["evaluations"] > 0
+    assert list(summary["attacks"]["completion, erased"]["curve"]) == ["after 4"]
     assert (folder / "table.md").read_text() == markdown(evidence)
     assert [path.name for path in sorted((folder / "pictures").iterdir())] == [
         *("1-target.png", "2-neighbour.png")
@@ -59,6 +60,25 @@ def test_markdown_says_what_each_eraser_erases_in_words(evidence):
     settings = {"erasers": {"both": {"concepts": concepts, "strength": 1.0}}}
     text = markdown(replace(evidence, settings=settings))
     assert "erasers both concepts name car, target bus and name oak, strength 1.0." in text
+
+
+def test_markdown_has_the_curve_of_an_attack_and_where_it_reaches_half(evidence):
+    def result(*shares):
+        curve = {f"{n} steps": share for n, share in zip((0, 5, 10), shares, strict=True)}
+        attempt = Attempt("a car", ("car",), 0, False, True, 1, 2, 10, curve=curve)
+        return AttackResult("relearning", "fine-tune", (attempt,))
+
+    def row(erased):
+        attacks = (("base", result(1.0, 1.0, 1.0)), ("erased", erased))
+        lines = markdown(dataclasses.replace(evidence, attacks=attacks)).splitlines()
+        _, found = (line for line in lines if line.startswith("| relearning |"))
+        return [cell.strip() for cell in found.split("|")[2:5]]
+
+    own, control, half = row(result(0.0, 0.0, 1.0))
+    assert own == "0 steps: 0 %; 5 steps: 0 %; 10 steps: 100 %"
+    assert control == "0 steps: 100 %; 5 steps: 100 %; 10 steps: 100 %"
+    assert half == "10 steps"
+    assert row(result(0.0, 0.0, 0.0))[2] == "none of them"
 
 
 def test_markdown_compares_the_pictures_that_the_attacks_drew(evidence):
