@@ -1,6 +1,7 @@
 import csv
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -311,6 +312,55 @@ def test_two_processes_give_the_table_of_one(one, way):
     logs = [path.read_text() for path in (one / way / "log").iterdir()]
     done = [json.loads(line)["done"] for log in logs for line in log.splitlines()]
     assert (len(logs), len(done)) == (2, len(set(done)))  # nothing was done twice
+
+
+HOSTS = ("erase-host-0", "erase-host-1")
+
+
+def ip(*arguments):
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def hosts():
+    """Two network namespaces with one link, 10.77.0.1 and 10.77.0.2: they share files, no port."""
+    try:
+        for host in HOSTS:
+            ip("netns", "add", host)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs the right to make network namespaces")
+    try:
+        ip("link", "add", "erase-0", "netns", HOSTS[0], "type", "veth",
+           "peer", "name", "erase-1", "netns", HOSTS[1])  # fmt: skip
+        for i, host in enumerate(HOSTS):
+            ip("-n", host, "address", "add", f"10.77.0.{i + 1}/24", "dev", f"erase-{i}")
+            for link in ("lo", f"erase-{i}"):
+                ip("-n", host, "link", "set", link, "up")
+        yield HOSTS
+    finally:
+        for host in HOSTS:
+            ip("netns", "delete", host)
+
+
+@pytest.mark.slow
+def test_two_hosts_give_the_table_of_one_process(one, hosts):
+    launch = (
+        "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1",
+        "--master_addr=10.77.0.1", "--master_port=29577",
+    )  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            ["ip", "netns", "exec", host, *command(
+                one, "hosts", launch=(*launch, f"--node_rank={i}")
+            )],
+            env={**os.environ, "GLOO_SOCKET_IFNAME": f"erase-{i}"},
+            stdout=subprocess.DEVNULL,
+        )
+        for i, host in enumerate(hosts)
+    ]  # fmt: skip
+    assert [process.wait() for process in processes] == [0, 0]
+    assert content(one, "hosts") == content(one, "one")
+    assert len(list((one / "hosts" / "log").iterdir())) == 2
 
 
 @pytest.mark.slow
