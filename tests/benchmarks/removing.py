@@ -1,10 +1,11 @@
 """Erasers trained against learnt words: what is left, what is kept, and what inversion regains.
 
 python tests/benchmarks/removing.py --concepts truck --rounds 12 --out build/removing.jsonl
+python tests/benchmarks/removing.py --concepts truck --recipe esd
 
-`--rounds 0` is `surgical-age`. Each round learns a word in 30 updates and answers it in 20 steps.
-Inversion is `attacks.inversion.invert`, 300 updates from 16 pictures of the base, in float32. One
-line of JSON for each eraser.
+Each round learns a word and answers it in some steps; `--recipe` takes a recipe as it is instead,
+and `none` no eraser. Inversion is `attacks.inversion.invert` from 16 pictures of the base, in
+float32. One line of JSON for each eraser.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from json_lines import append_lines
 
 from diffusers_erase.attacks.inversion import invert
 from diffusers_erase.concepts import with_article
+from diffusers_erase.editing.recipes import EDITS, Edit
 from diffusers_erase.evaluation.pictures import draw
 from diffusers_erase.making.api import erase
 from diffusers_erase.models.denoiser import counted
@@ -26,25 +28,34 @@ from diffusers_erase.models.text_states import encode
 from diffusers_erase.playground import COLOURS, FAMILIES, OBJECTS, load_judge, load_pipeline
 from diffusers_erase.training.adversary import LearntWords
 from diffusers_erase.training.objectives import Keep, Steer
-from diffusers_erase.training.recipes import SURGICAL_AGE, Recipe
+from diffusers_erase.training.recipes import RECIPES, SURGICAL_AGE, Recipe
 
 
 STEPS, LEARNT_FROM, DRAWN = 10, 16, 24
 PARTS = {"kv": ("to_k", "to_v"), "all": ("to_q", "to_k", "to_v", "to_out.0")}
 
 
-def recipe_of(asked: argparse.Namespace) -> Recipe:
-    """`surgical-age`, and terms that face an adversary in so many rounds."""
-    if not asked.rounds:
-        return SURGICAL_AGE
+def recipe_of(asked: argparse.Namespace) -> Recipe | Edit:
+    """The recipe of that name, or `surgical-age` with terms that face an adversary."""
+    if asked.recipe:
+        return RECIPES[asked.recipe] if asked.recipe in RECIPES else EDITS[asked.recipe]
     null = ((asked.null, Keep("null", at="concept")),) if asked.parts == "all" else ()
     return replace(
         SURGICAL_AGE,
         name="against-words",
-        keep=((1.0, Steer(role="adversary")), *null),
+        keep=((asked.weight, Steer(role="adversary")), *null),
         keep_weight=asked.keep,
         protect_null=asked.parts == "kv",
-        adversaries=(LearntWords(asked.defence, asked.updates, memory=asked.memory),),
+        adversaries=(
+            LearntWords(
+                asked.defence,
+                asked.updates,
+                batch=asked.batch,
+                memory=asked.memory,
+                learning_rate=asked.speed,
+                spread=asked.spread,
+            ),
+        ),
         pool=asked.pool,
         parts=PARTS[asked.parts],
         rank=asked.rank,
@@ -66,8 +77,8 @@ def coloured(names: Sequence[str]) -> list[str]:
     return [f"a photo of {with_article(f'{colour} {name}')}" for colour, name in pairs]
 
 
-def measured(pipe: Any, judge: Any, name: str, seed: int) -> dict[str, Any]:
-    """Pictures of the pipeline as it is, and those of a word learnt on it."""
+def measured(pipe: Any, judge: Any, name: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """Pictures of the pipeline as it is, and those of words learnt on it."""
     near = [word for family in FAMILIES.values() if name in family for word in family]
     near = [word for word in dict.fromkeys(near) if word in OBJECTS and word != name]
     found: dict[str, Any] = {}
@@ -80,30 +91,43 @@ def measured(pipe: Any, judge: Any, name: str, seed: int) -> dict[str, Any]:
         found[title] = shown(judge, pictures, names)
     templates = [text.replace(name, "{}") for text in coloured([name] * LEARNT_FROM)]
     given = draw(load_pipeline(), coloured([name] * LEARNT_FROM), steps=STEPS, seed=940_000)
-    word = invert(pipe, given, templates, steps=300, seed=seed, paired=True)
-    asked = [templates[i % len(templates)] for i in range(DRAWN)]
-    drawn = pipe(
-        prompt_embeds=word.states(pipe, asked),
-        negative_prompt_embeds=encode(pipe, [""] * DRAWN),
-        guidance_scale=5.0,
-        num_inference_steps=STEPS,
-        generator=[torch.Generator().manual_seed(950_000 + i) for i in range(DRAWN)],
-    ).images
-    found["inversion"] = shown(judge, drawn, [name] * DRAWN)
+    prompts = [templates[i % len(templates)] for i in range(DRAWN)]
+    found["inversion"] = []
+    for start in range(asked.starts):
+        options = {"vectors": asked.vectors, "spread": 0.5 if start else 0.0}
+        word = invert(
+            pipe, given, templates, steps=asked.inversion, seed=start, paired=True, **options
+        )
+        drawn = pipe(
+            prompt_embeds=word.states(pipe, prompts),
+            negative_prompt_embeds=encode(pipe, [""] * DRAWN),
+            guidance_scale=5.0,
+            num_inference_steps=STEPS,
+            generator=[torch.Generator().manual_seed(950_000 + i) for i in range(DRAWN)],
+        ).images
+        found["inversion"].append([*shown(judge, drawn, [name] * DRAWN), round(word.loss, 4)])
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--concepts", nargs="+", default=["truck"])
+    parser.add_argument("--recipe", choices=("none", *RECIPES, *EDITS), help="as it is")
+    parser.add_argument("--inversion", type=int, default=300, help="updates of the attack")
+    parser.add_argument("--vectors", type=int, default=1, help="embeddings of the attack's word")
+    parser.add_argument("--starts", type=int, default=1, help="of the attack; each is counted")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--updates", type=int, default=30, help="of a word in a round")
     parser.add_argument("--defence", type=int, default=20, help="steps of a round")
+    parser.add_argument("--batch", type=int, default=8, help="latents per update")
+    parser.add_argument("--speed", type=float, default=0.05, help="learning rate of a word")
+    parser.add_argument("--spread", type=float, default=0.0, help="of a word's beginning")
     parser.add_argument("--memory", type=int, default=16)
     parser.add_argument("--parts", choices=PARTS, default="all")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--pool", type=int, default=64)
     parser.add_argument("--keep", type=float, default=8.0, help="weight of the pool")
+    parser.add_argument("--weight", type=float, default=2.0, help="of the words' term")
     parser.add_argument("--null", type=float, default=16.0, help="weight of the empty prompt")
     parser.add_argument("--rate", type=float, default=2e-3, help="of learning, of the first step")
     parser.add_argument("--target", default=None, help="chosen by the recipe if omitted")
@@ -115,16 +139,18 @@ def main() -> None:
         pipe, started = load_pipeline(), time.perf_counter()
         pipe.set_progress_bar_config(disable=True)
         with counted(pipe.unet) as cost:
-            options = {"vocabulary": OBJECTS, "recipe": recipe_of(asked), "seed": asked.seed}
-            options["target"] = asked.target
-            eraser = erase(pipe, name, **options, progress=False, check=False)
+            target = None
+            if asked.recipe != "none":
+                options = {"vocabulary": OBJECTS, "recipe": recipe_of(asked), "seed": asked.seed}
+                options["target"] = asked.target
+                eraser = erase(pipe, name, **options, progress=False, check=False)
+                pipe.load_erasure(eraser)
+                target = eraser.config.concepts[0].target
             evaluations = cost()
         seconds = time.perf_counter() - started
-        pipe.load_erasure(eraser)
         settings = {k: v for k, v in vars(asked).items() if k not in ("concepts", "out")}
         line = {"concept": name, **settings, "evaluations": evaluations, "seconds": seconds}
-        line |= {"target": eraser.config.concepts[0].target}
-        line |= measured(pipe, judge, name, asked.seed)
+        line |= {"target": target, **measured(pipe, judge, name, asked)}
         append_lines(asked.out, line)
         print(line, flush=True)
 
