@@ -68,9 +68,12 @@ def train(
         str | None,
         typer.Option(
             help="surgical-age (the default), surgical-age-sd, age, age-table, all-but-one, "
-            "anti-editing, esd, receler, stereo or replace."
+            "anti-editing, esd, receler, stereo, surgical-remove or replace."
         ),
     ] = None,
+    robust: Annotated[
+        bool, typer.Option("--robust", help="surgical-remove: trains against learnt words.")
+    ] = False,
     steps: Annotated[
         int | None,
         typer.Option("--steps", "--max-train-steps", help="If not the recipe's, as all below."),
@@ -113,6 +116,9 @@ def train(
 
     if bool(concept) == (concepts_file is not None):
         raise ErasureError("Precisely one of --concept and --concepts-file must be given.")
+    if robust and recipe:
+        raise ErasureError("--robust chooses the recipe; leave out --recipe, or --robust.")
+    recipe = "surgical-remove" if robust else recipe
     options: dict[str, Any] = {
         "keep": keep or (),
         "protect": protect or (),

@@ -16,7 +16,7 @@ from diffusers_erase.errors import ErasureError
 from diffusers_erase.evaluation.probe import probe
 from diffusers_erase.making.by_algebra import solve_eraser
 from diffusers_erase.making.by_training import train_eraser
-from diffusers_erase.making.choosing import choose_recipe
+from diffusers_erase.making.choosing import choose_recipe, robust_recipe
 from diffusers_erase.making.request import (
     ConceptLike,
     Request,
@@ -45,6 +45,7 @@ def erase(
     keep: Sequence[str] = (),
     protect: Sequence[str] = (),
     recipe: str | Recipe | Edit | None = None,
+    robust: bool = False,
     steps: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -78,6 +79,7 @@ def erase(
         recipe: a name from `RECIPES` (trained) or `EDITS` (solved), or a `Recipe` or `Edit` with
             numbers of your own. By default `surgical-age` if a vocabulary is given and the model
             can be trained, else `closed-form`; the reason is printed.
+        robust: take `surgical-remove`, which trains against learnt words; needs a vocabulary.
         steps: training steps, if not the recipe's.
         seed: of trajectories, weights and minibatches; on one machine it determines the eraser.
         progress: whether to show a progress bar, the recipe's choice and how names were understood.
@@ -107,6 +109,10 @@ def erase(
         "callback_on_step_end": callback_on_step_end,
     }
     given = [f"`{name}`" for name, value in training.items() if value is not None]
+    if robust:
+        if recipe is not None:
+            raise ErasureError("`robust=True` chooses the recipe; leave out `recipe`, or `robust`.")
+        recipe = robust_recipe(words)
     if recipe is None:
         trains = bool(given) or not isinstance(goal, Fixed | None)
         recipe = choose_recipe(model, words, training=trains, verbose=progress)

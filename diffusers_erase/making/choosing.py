@@ -6,8 +6,23 @@ from tqdm.auto import tqdm
 
 from diffusers_erase.concepts import Vocabulary
 from diffusers_erase.editing.recipes import CLOSED_FORM, Edit
+from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.model import Model
-from diffusers_erase.training.recipes import Recipe, default_recipe
+from diffusers_erase.training.recipes import SURGICAL_REMOVE, Recipe, default_recipe
+
+
+def robust_recipe(vocabulary: Vocabulary | None) -> Recipe:
+    """The recipe that faces learnt words.
+
+    Raises:
+        ErasureError: there is no vocabulary to preserve.
+    """
+    if vocabulary is None:
+        raise ErasureError(
+            "`robust=True` changes all parts of every cross-attention, so it needs a "
+            "`vocabulary` of other concepts to preserve; pass one, or leave `robust` out."
+        )
+    return SURGICAL_REMOVE
 
 
 def choose_recipe(

@@ -261,6 +261,24 @@ SURGICAL_AGE_SD = replace(
 """The same in numbers for Stable Diffusion 1 and 2, where nothing has been measured yet: usual
 guidance, more and smaller steps. SDXL's erasers are not made here yet."""
 
+SURGICAL_REMOVE = replace(
+    SURGICAL_AGE,
+    name="surgical-remove",
+    keep=((2.0, Steer(role="adversary")), (2.0, Keep("null", at="concept"))),
+    keep_weight=8.0,
+    protect_null=False,
+    adversaries=(LearntWords(every=30, updates=200, batch=4, learning_rate=0.05, spread=0.0),),
+    pool=64,
+    parts=PARTS,
+    rank=16,
+    trajectories=24,
+    sampling_steps=10,
+    steps=240,
+    learning_rate=2e-3,
+)
+"""Ours, against learnt words: `surgical-age`, all parts of every cross-attention, and eight rounds
+of a word learnt against the student and answered. The numbers are those of the playground."""
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -274,6 +292,7 @@ RECIPES: dict[str, Recipe] = {
         RECELER,
         REPLACE,
         STEREO,
+        SURGICAL_REMOVE,
     )
 }
 

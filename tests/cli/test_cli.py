@@ -147,6 +147,10 @@ def run(tmp_path, monkeypatch, untrained, make_eraser):
             ("train", "--concept", "car", "--recipe", "magic", "--output", "new"),
             "No recipe 'magic'",
         ),
+        (
+            ("train", "--concept", "car", "--robust", "--recipe", "esd", "--output", "new"),
+            "--robust chooses the recipe",
+        ),
         (("edit", "--concept", "car", "--output", "good"), "exists already.*--overwrite"),
         (("edit", "--concept", "", "--output", "new"), "empty"),
         (("edit", "--concept", "car", "--target", "car", "--output", "new"), "concept itself"),

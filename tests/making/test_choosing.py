@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from diffusers_erase import Nearest, Vocabulary, erase
+from diffusers_erase import ErasureError, Nearest, Vocabulary, erase
 from diffusers_erase.making import choosing
-from diffusers_erase.training.recipes import default_recipe
+from diffusers_erase.training.recipes import SURGICAL_REMOVE, default_recipe
 
 
 WORDS = Vocabulary(("truck", "oak", "cat", "fish"))
@@ -44,3 +44,22 @@ def test_choose_recipe_trains_if_an_argument_needs_training(untrained, capsys, o
     eraser = erase(untrained, "car", progress=False, **options, check=False)
     assert eraser.config.recipe == "surgical-age"
     assert capsys.readouterr().err == ""
+
+
+def test_robust_trains_against_learnt_words(untrained, monkeypatch):
+    (words,) = SURGICAL_REMOVE.adversaries
+    quick = {"steps": 1, "sampling_steps": 1, "trajectories": 1, "batch": 2, "pool": 2}
+    brief = replace(SURGICAL_REMOVE, **quick, adversaries=(replace(words, updates=1, batch=2),))
+    monkeypatch.setattr(choosing, "SURGICAL_REMOVE", brief)
+    eraser = erase(untrained, "car", vocabulary=WORDS, robust=True, progress=False, check=False)
+    assert eraser.config.recipe == "surgical-remove"
+    assert {path.rsplit("attn2.")[1] for path in eraser.factors} == set(brief.parts)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({}, "needs a `vocabulary`"), ({"vocabulary": WORDS, "recipe": "esd"}, "chooses the recipe")],
+)
+def test_robust_is_refused_before_any_work(untrained, options, message):
+    with pytest.raises(ErasureError, match=message):
+        erase(untrained, "car", robust=True, **options)
