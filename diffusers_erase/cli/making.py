@@ -28,6 +28,11 @@ from diffusers_erase.cli.options import (
 from diffusers_erase.errors import ErasureError, require_choice
 
 
+Robust = Annotated[
+    bool, typer.Option("--robust", help="surgical-remove: trains against learnt words.")
+]
+
+
 def train(
     output: Annotated[
         Path,
@@ -71,9 +76,7 @@ def train(
             "anti-editing, esd, receler, stereo, surgical-remove or replace."
         ),
     ] = None,
-    robust: Annotated[
-        bool, typer.Option("--robust", help="surgical-remove: trains against learnt words.")
-    ] = False,
+    robust: Robust = False,
     steps: Annotated[
         int | None,
         typer.Option("--steps", "--max-train-steps", help="If not the recipe's, as all below."),
