@@ -165,7 +165,7 @@ def _attacks(evidence: Evidence) -> str:
 
 
 def _curves(evidence: Evidence) -> str:
-    """Of attacks with several settings: how many prompts show the concept with each."""
+    """Share of prompts that show the concept, for each setting of attacks with several."""
     rows = []
     for side, result in evidence.attacks:
         if side == "erased" and len(result.curve) > 1:

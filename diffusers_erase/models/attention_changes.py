@@ -1,4 +1,4 @@
-"""What an eraser changes in the outputs of cross-attentions."""
+"""Changes that an eraser makes to the outputs of cross-attentions."""
 
 from contextlib import ExitStack
 from typing import Any

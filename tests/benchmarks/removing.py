@@ -96,7 +96,7 @@ def measured(pipe: Any, judge: Any, name: str, asked: argparse.Namespace) -> dic
     for start in range(asked.starts):
         options = {"vectors": asked.vectors, "spread": 0.5 if start else 0.0}
         word = invert(
-            pipe, given, templates, steps=asked.inversion, seed=start, paired=True, **options
+            pipe, given, templates, steps=asked.attack, seed=start, paired=True, **options
         )
         drawn = pipe(
             prompt_embeds=word.states(pipe, prompts),
@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--concepts", nargs="+", default=["truck"])
     parser.add_argument("--recipe", choices=("none", *RECIPES, *EDITS), help="as it is")
-    parser.add_argument("--inversion", type=int, default=300, help="updates of the attack")
+    parser.add_argument("--attack", type=int, default=300, help="updates of the attack")
     parser.add_argument("--vectors", type=int, default=1, help="embeddings of the attack's word")
     parser.add_argument("--starts", type=int, default=1, help="of the attack; each is counted")
     parser.add_argument("--rounds", type=int, default=12)
