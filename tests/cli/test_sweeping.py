@@ -314,7 +314,7 @@ def test_two_processes_give_the_table_of_one(one, way):
     assert (len(logs), len(done)) == (2, len(set(done)))  # nothing was done twice
 
 
-HOSTS = ("erase-host-0", "erase-host-1")
+HOSTS = tuple(f"erase-{os.getpid()}-{i}" for i in range(2))
 
 
 def ip(*arguments):
