@@ -9,7 +9,9 @@ concept, with the statistics that the first has left in a folder. `--layers 1` l
 text encoders out: what is encoded is counted all the same, in a fraction of the time. `--way uce`,
 `rece` or `speed` are the library's rows of these papers, with `--keep` words and given targets;
 `--way "uce, per layer"` is UCE's released loop (arXiv 2308.14761) in matrix products: one prompt of
-each concept, target and kept word, and an inverse for every layer, float32.
+each concept, target and kept word, and an inverse for every layer, float32. `--floor` counts the
+arithmetic of matrix products, and prints how many times longer the call took than these alone would
+at the rate of a large float32 product in the same process.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ import real_size
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffusers_erase.editing import edit, own_prompts
@@ -206,8 +209,24 @@ def per_layer(pipe: Any, concepts: list[str], targets: list[str], keep: list[str
         edited[path] = (values.T @ own + 0.5 * layer.weight) @ torch.inverse(two)
 
 
+def product_rate(size: int = 2048, repeats: int = 5) -> float:
+    """Floating-point operations per second of a float32 product of two square matrices."""
+    a, b, best = torch.randn(size, size), torch.randn(size, size), float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
 def measured(
-    pipe: Any, concepts: list[str], work: Path | None, way: str = "closed-form", keep: int = 100
+    pipe: Any,
+    concepts: list[str],
+    work: Path | None,
+    way: str = "closed-form",
+    keep: int = 100,
+    *,
+    floor: bool = False,
 ) -> None:
     """Make one eraser, and print what it cost."""
     encoders = [e for e in (pipe.text_encoder, getattr(pipe, "text_encoder_2", None)) if e]
@@ -217,8 +236,9 @@ def measured(
     def encoded() -> tuple[float, float]:
         return counted[0].positions / TOKENS, sum(each.work for each in counted)
 
+    operations = FlopCounterMode(display=False) if floor else nullcontext()
     start, work_before = time.perf_counter(), time.process_time()
-    with timed(encoded, stages):
+    with timed(encoded, stages), operations:
         chosen = made(pipe, concepts, work, way, keep)
     whole, spent = time.perf_counter() - start, time.process_time() - work_before
     encoding, (full, in_encoder), first = sum(e.seconds for e in counted), encoded(), counted[0]
@@ -231,6 +251,12 @@ def measured(
     )
     parts = (f"{name} {a:,.0f} ({b:.2f} s)" for name, (a, b) in stages.items())
     print("  full prompts by stage (processor seconds besides encoding):", ", ".join(parts))
+    if floor:
+        count, rate = operations.get_total_flops(), product_rate()
+        print(
+            f"  {count / 1e12:.3f} TFLOP of products, {count / rate:.2f} s at {rate / 1e9:.0f} "
+            f"GFLOP/s; the call took {whole * rate / count:.1f} times that"
+        )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"  {peak:.2f} GiB at most, since the start", flush=True)
 
@@ -241,7 +267,9 @@ def made(
     """Make one eraser; its concepts and targets."""
     how: dict[str, Any] = {"recipe": way, "check": False, "progress": False, "work": work}
     if way != "closed-form":
-        targets = [f"{a} {b}" for a in OBJECTS[::-1] for b in OBJECTS][: len(concepts)]
+        ends = (word.removesuffix("</w>") for word in pipe.tokenizer.get_vocab() if "</w>" in word)
+        invented = sorted({word for word in ends if len(word) > 5} - set(networks.words()))
+        targets = invented[: len(concepts)]
         kept = [f"{a} {b}" for a in OBJECTS for b in OBJECTS[::-1]][-keep:]
         if way == "uce, per layer":
             per_layer(pipe, concepts, targets, kept)
@@ -259,6 +287,7 @@ def main() -> None:
     parser.add_argument("--keep", type=int, default=100, help="words; none by the closed form")
     parser.add_argument("--work", action="store_true", help="once more with the statistics found")
     parser.add_argument("--layers", type=int, help="of each text encoder; all by default")
+    parser.add_argument("--floor", action="store_true", help="beside the arithmetic of products")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -271,9 +300,10 @@ def main() -> None:
     listed = [*OBJECTS, *(f"{a} {b}" for a in OBJECTS for b in OBJECTS if a != b)]
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch) if options.work else None
-        measured(pipe, listed[: options.concepts], work, options.way, options.keep)
+        how = {"way": options.way, "keep": options.keep, "floor": options.floor}
+        measured(pipe, listed[: options.concepts], work, **how)
         if options.work:
-            measured(pipe, listed[-options.concepts :], work, options.way, options.keep)
+            measured(pipe, listed[-options.concepts :], work, **how)
 
 
 if __name__ == "__main__":
