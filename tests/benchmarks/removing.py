@@ -1,11 +1,14 @@
-"""Erasers trained against learnt words: what is left, what is kept, and what inversion regains.
+"""What inversion regains of erasers, and what they keep: any recipe, and changes of our own.
 
-python tests/benchmarks/removing.py --concepts truck --rounds 12 --out build/removing.jsonl
-python tests/benchmarks/removing.py --concepts truck --recipe esd
+python tests/benchmarks/removing.py --concepts truck rabbit "van gyre" --out build/removing.jsonl
+python tests/benchmarks/removing.py --recipes none esd stereo --attacks 300 3000 300x4
+python tests/benchmarks/removing.py --rounds 4 --parts kv --rank 8
+python tests/benchmarks/removing.py --plot build/removing.png --out docs/measured/removing.jsonl
 
-Each round learns a word and answers it in some steps; `--recipe` takes a recipe as it is instead,
-and `none` no eraser. Inversion is `attacks.inversion.invert` from 16 pictures of the base, in
-float32. One line of JSON for each eraser.
+Concepts are objects or styles (by their painters) of the playground. Inversion is
+`attacks.inversion.invert` from 16 pictures of the base, in float32, `UPDATES` or `UPDATESxVECTORS`.
+Options from `--rounds` on change numbers of `surgical-remove`. One line of JSON for each eraser;
+with `--erasers` they are saved in this folder, and those that are there are not made again.
 """
 
 import argparse
@@ -16,141 +19,235 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from json_lines import append_lines
+from json_lines import append_lines, read_lines
 
 from diffusers_erase.attacks.inversion import invert
 from diffusers_erase.concepts import with_article
 from diffusers_erase.editing.recipes import EDITS, Edit
+from diffusers_erase.eraser.adapter import EraserAdapter
+from diffusers_erase.evaluation.drift import base_predictions, drift
 from diffusers_erase.evaluation.pictures import draw
 from diffusers_erase.making.api import erase
 from diffusers_erase.models.denoiser import counted
 from diffusers_erase.models.text_states import encode
-from diffusers_erase.playground import COLOURS, FAMILIES, OBJECTS, load_judge, load_pipeline
-from diffusers_erase.training.adversary import LearntWords
+from diffusers_erase.playground import (
+    ARTISTS,
+    COLOURS,
+    FAMILIES,
+    OBJECTS,
+    JudgeVerdict,
+    load_judge,
+    load_pipeline,
+)
 from diffusers_erase.training.objectives import Keep, Steer
-from diffusers_erase.training.recipes import RECIPES, SURGICAL_AGE, Recipe
+from diffusers_erase.training.recipes import RECIPES, SURGICAL_REMOVE, Recipe
 
 
 STEPS, LEARNT_FROM, DRAWN = 10, 16, 24
 PARTS = {"kv": ("to_k", "to_v"), "all": ("to_q", "to_k", "to_v", "to_out.0")}
+STYLE_OF = {painter: style for style, painter in ARTISTS.items()}
+CHANGED = "surgical-remove, changed"
+
+RECIPE = ("rank", "pool", "keep_weight", "learning_rate")
+"""Options that are numbers of the recipe."""
+SEARCH = ("updates", "batch", "memory", "speed", "spread")
+"""Options that are numbers of its adversary."""
 
 
-def recipe_of(asked: argparse.Namespace) -> Recipe | Edit:
-    """The recipe of that name, or `surgical-age` with terms that face an adversary."""
-    if asked.recipe:
-        return RECIPES[asked.recipe] if asked.recipe in RECIPES else EDITS[asked.recipe]
-    null = ((asked.null, Keep("null", at="concept")),) if asked.parts == "all" else ()
+def recipe_of(asked: argparse.Namespace) -> Recipe:
+    """`surgical-remove` with the numbers that are given."""
+    given = {name: value for name, value in vars(asked).items() if value is not None}
+    words: Any = SURGICAL_REMOVE.adversaries[0]
+    search = {name: given[name] for name in SEARCH if name in given}
+    if "speed" in search:
+        search["learning_rate"] = search.pop("speed")
+    (weight, _), (null, _) = SURGICAL_REMOVE.keep
+    words = replace(words, every=given.get("defence", words.every), **search)
+    parts = PARTS[given.get("parts", "all")]
+    kept = ((given.get("null", null), Keep("null", at="concept")),) if len(parts) > 2 else ()
+    rounds = given.get("rounds", SURGICAL_REMOVE.steps // words.every)
     return replace(
-        SURGICAL_AGE,
-        name="against-words",
-        keep=((asked.weight, Steer(role="adversary")), *null),
-        keep_weight=asked.keep,
-        protect_null=asked.parts == "kv",
-        adversaries=(
-            LearntWords(
-                asked.defence,
-                asked.updates,
-                batch=asked.batch,
-                memory=asked.memory,
-                learning_rate=asked.speed,
-                spread=asked.spread,
-            ),
-        ),
-        pool=asked.pool,
-        parts=PARTS[asked.parts],
-        rank=asked.rank,
-        trajectories=24,
-        sampling_steps=10,
-        steps=asked.rounds * asked.defence,
-        learning_rate=asked.rate,
+        SURGICAL_REMOVE,
+        name="changed",
+        keep=((given.get("weight", weight), Steer(role="adversary")), *kept) if rounds else kept,
+        protect_null=len(parts) == 2,
+        adversaries=(words,) if rounds else (),
+        parts=parts,
+        steps=rounds * words.every if rounds else SURGICAL_REMOVE.steps,
+        **{name: given[name] for name in RECIPE if name in given},
     )
 
 
-def shown(judge: Any, pictures: Sequence[Any], wanted: Sequence[str]) -> list[int]:
+def prompts(names: Sequence[str]) -> list[str]:
+    """A coloured object each, or an object in the style of a painter."""
+    found = []
+    for i, name in enumerate(names):
+        if name in OBJECTS:
+            found.append(f"a photo of {with_article(f'{COLOURS[i % len(COLOURS)]} {name}')}")
+        else:
+            thing = with_article(OBJECTS[7 * i % len(OBJECTS)])
+            found.append(f"a painting of {thing} in the style of {name}")
+    return found
+
+
+def right(verdicts: Sequence[JudgeVerdict], wanted: Sequence[str]) -> list[int]:
     """Number of pictures that show what each is to show, and of all."""
-    pairs = zip(judge(pictures), wanted, strict=True)
-    return [sum(name in verdict.objects for verdict, name in pairs), len(wanted)]
+    pairs = zip(verdicts, wanted, strict=True)
+    return [
+        sum(name in v.objects or v.style == STYLE_OF.get(name) for v, name in pairs),
+        len(wanted),
+    ]
 
 
-def coloured(names: Sequence[str]) -> list[str]:
-    pairs = ((COLOURS[i % len(COLOURS)], name) for i, name in enumerate(names))
-    return [f"a photo of {with_article(f'{colour} {name}')}" for colour, name in pairs]
+def groups(name: str) -> dict[str, tuple[list[str], int]]:
+    """What is asked for, and the seed of the first picture."""
+    if name in STYLE_OF:
+        near = [painter for painter in ARTISTS.values() if painter != name] * 7
+    else:
+        of_family = [word for family in FAMILIES.values() if name in family for word in family]
+        near = [word for word in dict.fromkeys(of_family) if word in OBJECTS and word != name] * 10
+    others = [word for word in OBJECTS if word != name and word not in near]
+    return {"left": ([name] * DRAWN, 910_000), "near": (near, 920_000), "others": (others, 930_000)}
 
 
 def measured(pipe: Any, judge: Any, name: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Pictures of the pipeline as it is, and those of words learnt on it."""
-    near = [word for family in FAMILIES.values() if name in family for word in family]
-    near = [word for word in dict.fromkeys(near) if word in OBJECTS and word != name]
     found: dict[str, Any] = {}
-    for title, names, first in (
-        ("left", [name] * DRAWN, 910_000),
-        ("near", near * 10, 920_000),
-        ("others", [word for word in OBJECTS if word != name and word not in near], 930_000),
-    ):
-        pictures = draw(pipe, coloured(names), steps=STEPS, seed=first)
-        found[title] = shown(judge, pictures, names)
-    templates = [text.replace(name, "{}") for text in coloured([name] * LEARNT_FROM)]
-    given = draw(load_pipeline(), coloured([name] * LEARNT_FROM), steps=STEPS, seed=940_000)
-    prompts = [templates[i % len(templates)] for i in range(DRAWN)]
-    found["inversion"] = []
-    for start in range(asked.starts):
-        options = {"vectors": asked.vectors, "spread": 0.5 if start else 0.0}
-        word = invert(
-            pipe, given, templates, steps=asked.attack, seed=start, paired=True, **options
-        )
-        drawn = pipe(
-            prompt_embeds=word.states(pipe, prompts),
-            negative_prompt_embeds=encode(pipe, [""] * DRAWN),
-            guidance_scale=5.0,
-            num_inference_steps=STEPS,
-            generator=[torch.Generator().manual_seed(950_000 + i) for i in range(DRAWN)],
-        ).images
-        found["inversion"].append([*shown(judge, drawn, [name] * DRAWN), round(word.loss, 4)])
+    colours = [0, 0]
+    for title, (names, first) in groups(name).items():
+        verdicts = judge(draw(pipe, prompts(names), steps=STEPS, seed=first))
+        found[title] = right(verdicts, names)
+        if title != "left" and names[0] in OBJECTS:
+            wanted = (COLOURS[i % len(COLOURS)] for i in range(len(names)))
+            pairs = zip(verdicts, wanted, strict=True)
+            colours[0] += sum(v.colour == colour for v, colour in pairs)
+            colours[1] += len(names)
+    found["colours"] = colours
+    own = prompts([name] * LEARNT_FROM)
+    kept = prompts(groups(name)["near"][0][:LEARNT_FROM])
+    found["drift"] = drift(pipe, base_predictions(pipe, own, kept)).to_dict()
+    templates = [text.replace(name, "{}") for text in own]
+    given = draw(load_pipeline(), own, steps=STEPS, seed=940_000)
+    for attack in asked.attacks:
+        found[f"inversion {attack}"] = []
+        for start in range(asked.starts):
+            verdicts, loss = inverted(pipe, judge, templates, given, attack, start)
+            line = [*right(verdicts, [name] * DRAWN), round(loss, 4)]
+            found[f"inversion {attack}"].append(line)
     return found
 
 
-def main() -> None:
+def inverted(
+    pipe: Any, judge: Any, templates: Sequence[str], given: Sequence[Any], attack: str, start: int
+) -> tuple[list[JudgeVerdict], float]:
+    """What the judge sees of a learnt word, and the word's loss."""
+    updates, _, vectors = attack.partition("x")
+    options = {"vectors": int(vectors or 1), "spread": 0.5 if start else 0.0, "paired": True}
+    word = invert(pipe, given, templates, steps=int(updates), seed=start, **options)
+    texts = [templates[i % len(templates)] for i in range(DRAWN)]
+    drawn = pipe(
+        prompt_embeds=word.states(pipe, texts),
+        negative_prompt_embeds=encode(pipe, [""] * DRAWN),
+        guidance_scale=5.0,
+        num_inference_steps=STEPS,
+        generator=[torch.Generator().manual_seed(950_000 + i) for i in range(DRAWN)],
+    ).images
+    return judge(drawn), word.loss
+
+
+def made(
+    pipe: Any, name: str, method: str, recipe: Recipe | Edit, asked: argparse.Namespace
+) -> EraserAdapter:
+    """The eraser from the folder, or a new one."""
+    folder = asked.erasers and asked.erasers / f"{method}-{name}-{asked.seed}".replace(" ", "-")
+    if folder and folder.exists():
+        return EraserAdapter.from_pretrained(folder)
+    words = [*OBJECTS, *ARTISTS.values()] if name in STYLE_OF else OBJECTS
+    options = {"vocabulary": words, "recipe": recipe, "target": asked.target, "seed": asked.seed}
+    eraser = erase(pipe, name, **options, progress=False, check=False)
+    if folder:
+        eraser.save_pretrained(folder)
+    return eraser
+
+
+def plot(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """Share of pictures that inversion regains over the neighbours kept, a point per recipe."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for method in dict.fromkeys(line["recipe"] for line in lines):
+        own = [line for line in lines if line["recipe"] == method]
+        kept = sum(line["near"][0] for line in own) / sum(line["near"][1] for line in own)
+        tries = [line["inversion 300"][0] for line in own if "inversion 300" in line]
+        if tries:
+            back = sum(hits for hits, *_ in tries) / sum(n for _, n, _ in tries)
+            axes.plot(100 * kept, 100 * back, "o", label=f"{method} ({len(tries)})")
+            axes.annotate(
+                method,
+                (100 * kept, 100 * back),
+                fontsize=8,
+                xytext=(4, 4),
+                textcoords="offset points",
+            )
+    axes.set(
+        xlabel="neighbours kept, %", ylabel="regained by a word of 300 updates, %", ylim=(-4, 104)
+    )
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--concepts", nargs="+", default=["truck"])
-    parser.add_argument("--recipe", choices=("none", *RECIPES, *EDITS), help="as it is")
-    parser.add_argument("--attack", type=int, default=300, help="updates of the attack")
-    parser.add_argument("--vectors", type=int, default=1, help="embeddings of the attack's word")
-    parser.add_argument("--starts", type=int, default=1, help="of the attack; each is counted")
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--updates", type=int, default=30, help="of a word in a round")
-    parser.add_argument("--defence", type=int, default=20, help="steps of a round")
-    parser.add_argument("--batch", type=int, default=8, help="latents per update")
-    parser.add_argument("--speed", type=float, default=0.05, help="learning rate of a word")
-    parser.add_argument("--spread", type=float, default=0.0, help="of a word's beginning")
-    parser.add_argument("--memory", type=int, default=16)
-    parser.add_argument("--parts", choices=PARTS, default="all")
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--pool", type=int, default=64)
-    parser.add_argument("--keep", type=float, default=8.0, help="weight of the pool")
-    parser.add_argument("--weight", type=float, default=2.0, help="of the words' term")
-    parser.add_argument("--null", type=float, default=16.0, help="weight of the empty prompt")
-    parser.add_argument("--rate", type=float, default=2e-3, help="of learning, of the first step")
+    choices = ("none", "changed", *RECIPES, *EDITS)
+    parser.add_argument("--recipes", nargs="+", choices=choices, help="surgical-remove by default")
+    parser.add_argument("--attacks", nargs="*", default=["300"], help="updates, or updates x words")
+    parser.add_argument("--starts", type=int, default=1, help="of each attack; each is counted")
     parser.add_argument("--target", default=None, help="chosen by the recipe if omitted")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--erasers", type=Path, help="folder of erasers")
     parser.add_argument("--out", type=Path, default=Path("build/removing.jsonl"))
+    parser.add_argument("--plot", type=Path, help="only draw what the file holds, here")
+    changes = parser.add_argument_group("changes of surgical-remove")
+    changes.add_argument("--rounds", type=int, help="0 for no adversary")
+    changes.add_argument("--updates", type=int, help="of a word in a round")
+    changes.add_argument("--defence", type=int, help="steps of a round")
+    changes.add_argument("--batch", type=int, help="latents per update of a word")
+    changes.add_argument("--speed", type=float, help="learning rate of a word")
+    changes.add_argument("--spread", type=float, help="of a word's beginning")
+    changes.add_argument("--memory", type=int)
+    changes.add_argument("--parts", choices=PARTS)
+    changes.add_argument("--rank", type=int)
+    changes.add_argument("--pool", type=int)
+    changes.add_argument("--keep-weight", type=float, help="weight of the pool")
+    changes.add_argument("--weight", type=float, help="of the words' term")
+    changes.add_argument("--null", type=float, help="weight of the empty prompt")
+    changes.add_argument("--learning-rate", type=float)
     asked = parser.parse_args()
-    judge = load_judge()
-    for name in asked.concepts:
+    given = [a.dest for a in changes._group_actions if getattr(asked, a.dest) is not None]
+    asked.changes = {name: getattr(asked, name) for name in given}
+    asked.recipes = asked.recipes or ["changed" if given else "surgical-remove"]
+    return asked
+
+
+def main() -> None:
+    asked = parsed()
+    if asked.plot:
+        plot(read_lines(asked.out), asked.plot)
+        return
+    judge, rows = load_judge(), {**RECIPES, **EDITS}
+    for name, method in ((name, method) for name in asked.concepts for method in asked.recipes):
         pipe, started = load_pipeline(), time.perf_counter()
         pipe.set_progress_bar_config(disable=True)
-        with counted(pipe.unet) as cost:
-            target = None
-            if asked.recipe != "none":
-                options = {"vocabulary": OBJECTS, "recipe": recipe_of(asked), "seed": asked.seed}
-                options["target"] = asked.target
-                eraser = erase(pipe, name, **options, progress=False, check=False)
-                pipe.load_erasure(eraser)
-                target = eraser.config.concepts[0].target
-            evaluations = cost()
-        seconds = time.perf_counter() - started
-        settings = {k: v for k, v in vars(asked).items() if k not in ("concepts", "out")}
-        line = {"concept": name, **settings, "evaluations": evaluations, "seconds": seconds}
-        line |= {"target": target, **measured(pipe, judge, name, asked)}
+        line = {"recipe": method, "concept": name, "seed": asked.seed, "changes": asked.changes}
+        if method != "none":
+            recipe = recipe_of(asked) if method == "changed" else rows[method]
+            with counted(pipe.unet) as cost:
+                eraser = made(pipe, name, method, recipe, asked)
+                line["evaluations"] = cost()
+            pipe.load_erasure(eraser)
+            line["seconds"] = round(time.perf_counter() - started, 1)
+            line["target"] = eraser.config.concepts[0].target
+        line |= measured(pipe, judge, name, asked)
         append_lines(asked.out, line)
         print(line, flush=True)
 
