@@ -4,7 +4,8 @@ python tests/benchmarks/evidence.py --out build/evidence.jsonl
 
 The `ripple` protocol of the playground and all attacks, at the price of `ATTACKS` below, for every
 recipe and concept; one line of JSON each, with counts. What is in the file is not made again, and
-a run that is stopped goes on where it was. `--table` prints the file as tables.
+a run that is stopped goes on where it was. `--table` prints the file as tables. Erasers that are in
+the folder `--erasers` (`removing.py --erasers` saves them) are measured, and not made again.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from diffusers_erase.attacks.sampling import Completion, Noise, SeedSearch
 from diffusers_erase.attacks.tokens import TokenSearch
 from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.editing.recipes import EDITS
+from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.evaluation.attack import Attack, AttackResult
 from diffusers_erase.evaluation.evidence import evaluate
 from diffusers_erase.evaluation.metrics import Rate, erasebench
@@ -60,16 +62,22 @@ SEARCHED = 4
 """So many prompts for the token searches, which are the dearest."""
 
 
-def measured(recipe: str, name: str, seed: int, work: Path) -> dict[str, Any]:
+def measured(
+    recipe: str, name: str, seed: int, work: Path, erasers: Path | None = None
+) -> dict[str, Any]:
     """One eraser, made and measured; of `uce:nearest` the target is the nearest word."""
     pipe, concept = load_pipeline(), concept_of(name)
+    saved = erasers and erasers / f"{recipe}-{name}-{seed}".replace(" ", "-")
     words = Vocabulary(tuple(word for word in vocabulary(concept) if word != name))
     method, _, way = recipe.partition(":")
     given = {"target": neighbours(concept)[0]} if way == "nearest" else {}
     told = {"vocabulary": words, "recipe": method, "seed": seed, "progress": False, **given}
     started = time.perf_counter()
     with counted(pipe.unet) as spent:
-        eraser = erase(pipe, concept, **told, check=False)
+        if saved and saved.exists():
+            eraser = EraserAdapter.from_pretrained(saved)
+        else:
+            eraser = erase(pipe, concept, **told, check=False)
         evaluations = spent()
     seconds = time.perf_counter() - started
     pipe.load_erasure(eraser, name)
@@ -230,6 +238,7 @@ def main() -> None:
     parser.add_argument("--concepts", nargs="+", default=["truck", "church"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("build/evidence.jsonl"))
+    parser.add_argument("--erasers", type=Path, help="folder of erasers that were made before")
     parser.add_argument("--table", action="store_true", help="only print what the file holds")
     parser.add_argument("--plot", type=Path, help="write the table as a picture here")
     options = parser.parse_args()
@@ -239,7 +248,7 @@ def main() -> None:
         for name in options.concepts:
             if (recipe, name, options.seed) not in done:
                 work = options.out.with_name(f"{options.out.stem}.run")
-                line = measured(recipe, name, options.seed, work)
+                line = measured(recipe, name, options.seed, work, options.erasers)
                 lines.append(line)
                 append_lines(options.out, line)
                 print(recipe, name, line["groups"]["target"]["erased"], flush=True)
