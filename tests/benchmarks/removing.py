@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from erasure import concept_of, vocabulary
 from json_lines import append_lines, read_lines
 
 from diffusers_erase.attacks.inversion import invert
@@ -46,7 +47,6 @@ from diffusers_erase.training.recipes import RECIPES, SURGICAL_REMOVE, Recipe
 STEPS, LEARNT_FROM, DRAWN = 10, 16, 24
 PARTS = {"kv": ("to_k", "to_v"), "all": ("to_q", "to_k", "to_v", "to_out.0")}
 STYLE_OF = {painter: style for style, painter in ARTISTS.items()}
-CHANGED = "surgical-remove, changed"
 
 RECIPE = ("rank", "pool", "keep_weight", "learning_rate")
 """Options that are numbers of the recipe."""
@@ -162,9 +162,10 @@ def made(
     folder = asked.erasers and asked.erasers / f"{method}-{name}-{asked.seed}".replace(" ", "-")
     if folder and folder.exists():
         return EraserAdapter.from_pretrained(folder)
-    words = [*OBJECTS, *ARTISTS.values()] if name in STYLE_OF else OBJECTS
+    concept = concept_of(name)
+    words = [word for word in vocabulary(concept) if word != name]
     options = {"vocabulary": words, "recipe": recipe, "target": asked.target, "seed": asked.seed}
-    eraser = erase(pipe, name, **options, progress=False, check=False)
+    eraser = erase(pipe, concept, **options, progress=False, check=False)
     if folder:
         eraser.save_pretrained(folder)
     return eraser
