@@ -10,8 +10,8 @@ text encoders out: what is encoded is counted all the same, in a fraction of the
 `rece` or `speed` are the library's rows of these papers, with `--keep` words and given targets;
 `--way "uce, per layer"` is UCE's released loop (arXiv 2308.14761) in matrix products: one prompt of
 each concept, target and kept word, and an inverse for every layer, float32. `--floor` counts the
-arithmetic of matrix products, and prints how many times longer the call took than these alone would
-at the rate of a large float32 product in the same process.
+arithmetic of matrix products, and prints how many times the processor time of these alone, at the
+rate of a large float32 product in the same process, the call took.
 """
 
 import argparse
@@ -210,12 +210,12 @@ def per_layer(pipe: Any, concepts: list[str], targets: list[str], keep: list[str
 
 
 def product_rate(size: int = 2048, repeats: int = 5) -> float:
-    """Floating-point operations per second of a float32 product of two square matrices."""
+    """Operations per second of processors in a float32 product of two square matrices."""
     a, b, best = torch.randn(size, size), torch.randn(size, size), float("inf")
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         a @ b
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return 2 * size**3 / best
 
 
@@ -255,7 +255,7 @@ def measured(
         count, rate = operations.get_total_flops(), product_rate()
         print(
             f"  {count / 1e12:.3f} TFLOP of products, {count / rate:.2f} s at {rate / 1e9:.0f} "
-            f"GFLOP/s; the call took {whole * rate / count:.1f} times that"
+            f"GFLOP/s; the call took {spent * rate / count:.1f} times that"
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"  {peak:.2f} GiB at most, since the start", flush=True)
