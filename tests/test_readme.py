@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from diffusers_erase.making.checking import Check
 from diffusers_erase.models.architectures import text_layers
+from diffusers_erase.playground import protocols
 from diffusers_erase.training.recipes import REPLACE
 
 
@@ -28,6 +29,13 @@ def on_the_playground(code):
     code = re.sub(r"Sampling\(steps=\d+", "Sampling(steps=1", code)
     code = re.sub(r"pictures=\d+", "pictures=1", code)
     return re.sub(r"StableDiffusionPipeline\.from_pretrained\(.*?\)", "load_pipeline()", code)
+
+
+def few_pictures(*asked, pictures, protocol=protocols.protocol):
+    """A protocol with one picture of every group."""
+    whole = protocol(*asked, pictures=pictures)
+    groups = {name: {**group, "pictures": 1} for name, group in whole["groups"].items()}
+    return {**whole, "groups": groups}
 
 
 def lay_out(code, unet, make_eraser):
@@ -55,6 +63,7 @@ def test_snippet_runs(code, playground, make_eraser, hub, tmp_path, monkeypatch)
         "diffusers_erase.making.trying.check_eraser", lambda *_: Check("erased")
     )  # two steps erase nothing
     monkeypatch.setattr("diffusers_erase.evaluation.evidence.DRIFT_PROMPTS", 1)
+    monkeypatch.setattr(protocols, "protocol", few_pictures)
     code = on_the_playground(code)
     names = {
         "load_pipeline": lambda: playground,

@@ -243,6 +243,17 @@ def unet(width: int, **options: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**{**usual, **options}).eval()
 
 
+def shallow_unet(width: int) -> UNet2DConditionModel:
+    """Few modules, so that compiling them does not take long."""
+    options = {
+        "block_out_channels": (32,),
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "mid_block_type": None,
+        "up_block_types": ("CrossAttnUpBlock2D",),
+    }
+    return unet(width, **options)
+
+
 def narrow_unet() -> UNet2DConditionModel:
     """The playground's UNet with fewer channels."""
     config = networks.unet().config

@@ -76,6 +76,9 @@ def fetch(folder, *, quick):
         EraserAdapter.from_pretrained(folder / "eraser"),
     )
     assert there.config == here.config
+    again = here.save_pretrained(folder / "again" / "eraser")
+    for path in (folder / "eraser").iterdir():
+        assert (again / path.name).read_bytes() == path.read_bytes()
     assert [found.repo_id for found in find_erasers(concept="car")] == [REPO]
     with patch.object(RepoCard, "validate"):  # clients before 2.2 ask the public Hub, not this one
         metadata_update(REPO, {"license": "mit"})

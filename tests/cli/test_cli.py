@@ -13,6 +13,7 @@ from diffusers_erase.cli import drawing, making, sharing
 from diffusers_erase.cli.options import asked_concepts, own_words
 from diffusers_erase.concepts import Concept
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.making import trying
 from diffusers_erase.playground import ARTISTS, BACKGROUNDS, COLOURS, OBJECTS
 from diffusers_erase.training.recipes import REPLACE
 
@@ -51,6 +52,17 @@ def test_help_names_the_commands(tmp_path):
     assert all(name in shown.stdout for name in ("demo", "train", "edit", "generate"))
 
 
+def cache_of_one(check):
+    """The check, which is made the first time alone."""
+    found = []
+
+    def once(*asked):
+        found[:] = found or [check(*asked)]
+        return found[0]
+
+    return once
+
+
 @pytest.mark.filterwarnings("default")
 def test_train_then_generate(main, tmp_path, monkeypatch):
     few = replace(REPLACE, trajectories=2, sampling_steps=4)
@@ -69,7 +81,8 @@ def test_train_then_generate(main, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("default")
-def test_an_eraser_of_what_is_still_drawn_is_saved_if_that_is_allowed(main, tmp_path):
+def test_an_eraser_of_what_is_still_drawn_is_saved_if_that_is_allowed(main, tmp_path, monkeypatch):
+    monkeypatch.setattr(trying, "check_eraser", cache_of_one(trying.check_eraser))
     asked = ("edit", "--concept", "bird", "--recipe", "uce", "--output", "eraser")
     refused = main(*asked)
     assert refused.returncode == 2
@@ -213,18 +226,13 @@ def test_the_playground_lists_words_of_the_kinds_of_the_concepts():
     assert own_words("another", [car]) is None
 
 
-def test_errors_leave_with_code_2_and_one_line(tmp_path):
-    done = command(
-        "generate",
-        "a car",
-        "--eraser",
-        "nowhere",
-        "--model",
-        "no/model",
-        "--out",
-        "x.png",
-        folder=tmp_path,
-    )
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    "process", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["here", "process"]
+)
+def test_errors_leave_with_code_2_and_one_line(main, tmp_path, process):
+    asked = ("generate", "a car", "--eraser", "nowhere", "--model", "no/model", "--out", "x.png")
+    done = command(*asked, folder=tmp_path) if process else main(*asked)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: Cannot open the model 'no/model'")
     assert len(done.stderr.strip().splitlines()) == 1

@@ -9,7 +9,7 @@ from diffusers_erase.concepts import Concept
 from diffusers_erase.making.api import erase
 
 
-QUICK = ["--steps", "4", "--pictures", "2"]
+QUICK = ["--steps", "1", "--pictures", "1"]
 
 
 def run(*arguments):

@@ -21,9 +21,10 @@ CAR = Concept("car", synonyms=("automobile",))
 WORDS = Vocabulary(("van", "truck", "oak", "castle", "cat", "daisy"))
 
 
-@pytest.fixture
-def texts(playground):
-    return texts_of(playground)
+@pytest.fixture(scope="module")
+def texts(shipped):
+    """They remember the states of all prompts of these tests."""
+    return texts_of(shipped)
 
 
 def weights(pipe):
@@ -186,16 +187,15 @@ def test_edit_without_a_vocabulary_uses_the_tokenizers_words(texts):
     assert moved[0] < 0.3 * moved[1]
 
 
-def test_specific_leaves_out_general_words(playground):
-    texts = texts_of(playground)
+def test_specific_leaves_out_general_words(texts):
     words = ["vehicle", "animal", "shape", "bus", "castle", "car"]
     for concept in map(Concept, ("truck", "van")):
         assert specific(texts, concept, words, OBJECTS) == ["bus", "castle", "car"]
         assert specific(texts, concept, words[:3], OBJECTS) == []
 
 
-def test_general_keeps_unlisted_words_and_styles(playground):
-    texts, far = texts_of(playground), Vocabulary(("oak", "castle", "circle", "cat"))
+def test_general_keeps_unlisted_words_and_styles(texts):
+    far = Vocabulary(("oak", "castle", "circle", "cat"))
     e = texts.encode(["a photo of a red bus", "a painting of a house by van gyre"]).double()
     moved = {}
     for general in (True, False):
@@ -270,7 +270,7 @@ def test_choose_nearest_takes_the_nearest_word(texts):
     assert choice.scores != other.scores
 
 
-def test_rivals_of_a_target_are_near_the_concept_itself(playground, monkeypatch):
+def test_rivals_of_a_target_are_near_the_concept_itself(texts, monkeypatch):
     """Of many own words only the concept's shortlist, whatever is erased beside it."""
     for module in (edit_module, shortlist):
         monkeypatch.setattr(module, "MANY", 16)
@@ -282,6 +282,6 @@ def test_rivals_of_a_target_are_near_the_concept_itself(playground, monkeypatch)
         return original(texts, concept, near, *others)
 
     monkeypatch.setattr(choosing, "_least_damage", least_damage)
-    edit(texts_of(playground), [Concept("truck"), Concept("oak"), Concept("cat")], CLOSED_FORM)
+    edit(texts, [Concept("truck"), Concept("oak"), Concept("cat")], CLOSED_FORM)
     assert [*rivals] == ["truck", "oak", "cat"]
     assert all(0 < len(words) <= 12 for words in rivals.values())

@@ -199,7 +199,10 @@ def ran(*options, env=None):
 
 
 def test_in_a_fresh_process_it_draws_the_same_pixel_for_pixel(hub, tmp_path):
-    """With the client's own settings; plain diffusers and edits of the card as well."""
+    """With the client's own settings; plain diffusers and edits of the card as well.
+
+    And saved again there its files have the same bytes.
+    """
     round_trip.publish(tmp_path, quick=True)
     env = round_trip.settings(hub, tmp_path / "home")
     assert "\nsame\n" in ran("--step", "fetch", "--folder", str(tmp_path), "--quick", env=env)

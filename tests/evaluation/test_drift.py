@@ -14,9 +14,9 @@ TARGET = ["a photo of a red car", "a car at night"]
 KEEP = ["a photo of a blue cat", "an oak"]
 
 
-@pytest.fixture
-def base(playground):
-    return base_predictions(playground, TARGET, KEEP, steps=3)
+@pytest.fixture(scope="module")
+def base(shipped):
+    return base_predictions(shipped, TARGET, KEEP, steps=3)
 
 
 def test_drift_is_zero_without_an_eraser_and_at_strength_zero(playground, base, make_eraser):

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -136,7 +137,7 @@ WORDS = ("fish", "oak", "star", "bus", "car")
 
 
 def test_concept_graph_erases_each_concept_and_draws_nothing_the_second_time(runner):
-    made = []
+    made, two_pictures = [], replace(SMALL, pictures=2)
 
     def make(concept):
         made.append(concept.name)
@@ -145,7 +146,7 @@ def test_concept_graph_erases_each_concept_and_draws_nothing_the_second_time(run
             runner.sampler.pipe, concept, recipe="closed-form", vocabulary=words, check=False
         )
 
-    graph = concept_graph(runner, SMALL, make)
+    graph = concept_graph(runner, two_pictures, make)
     assert made == ["car", "bus", "oak"]
     for word in made:
         assert graph.base[word].value >= 0.5
@@ -153,7 +154,7 @@ def test_concept_graph_erases_each_concept_and_draws_nothing_the_second_time(run
     assert graph.erased["oak"]["car"].value >= 0.5
     assert runner.sampler.pipe.list_erasures() == {}
     with counted(Model.of(runner.sampler.pipe).denoiser) as spent:
-        assert concept_graph(runner, SMALL, make) == graph
+        assert concept_graph(runner, two_pictures, make) == graph
     assert (spent(), len(made)) == (0, 3)
 
 
@@ -172,7 +173,7 @@ def test_concept_graph_stores_erasers_inside_its_work_folder(runner, tmp_path):
 
 
 def test_concept_graph_reuses_erasers_of_the_same_way_only(runner):
-    made = []
+    made, one_picture = [], replace(SMALL, pictures=1)
 
     def make(concept):
         made.append(concept.name)
@@ -182,7 +183,7 @@ def test_concept_graph_reuses_erasers_of_the_same_way_only(runner):
 
     car = [Concept("car")]
     for way in ("uce", "uce", "uce, other words"):
-        concept_graph(runner, SMALL, make, erase=car, way=way)
+        concept_graph(runner, one_picture, make, erase=car, way=way)
     assert made == ["car", "car"]
 
 

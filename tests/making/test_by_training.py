@@ -13,7 +13,7 @@ from diffusers_erase.models.text_states import encode
 from diffusers_erase.training.recipes import RECIPES
 
 
-QUICK = Recipe("replace", sampling_steps=2, steps=3, batch=4, learning_rate=1e-2)
+QUICK = Recipe("replace", trajectories=2, sampling_steps=2, steps=3, batch=4, learning_rate=1e-2)
 
 
 def weights(unet):
@@ -49,7 +49,7 @@ def test_rank_grows_with_the_concepts_and_every_name_is_trained(untrained, monke
 
     monkeypatch.setattr(by_training, "sample_trajectories", counting)
     concepts = ["oak", Concept("vehicle", synonyms=("car", "truck", "bus"))]
-    recipe = replace(QUICK, trajectories=2, steps=1)
+    recipe = replace(QUICK, steps=1)
     eraser = erase(untrained, concepts, recipe=recipe, progress=False, check=False)
     assert eraser.config.rank == 2 * QUICK.rank
     assert {len(A) for A, _ in eraser.factors.values()} == {2 * QUICK.rank}
@@ -141,7 +141,7 @@ def test_callback_on_step_end_draws_with_the_eraser_in_training(untrained, pictu
 
 
 def test_warm_recipe_starts_at_the_closed_form_edit(untrained):
-    still = replace(QUICK, warm=True, steps=1, learning_rate=1e-12, rank=128, trajectories=2)
+    still = replace(QUICK, warm=True, steps=1, learning_rate=1e-12, rank=128)
     eraser = erase(
         untrained,
         "car",
@@ -294,7 +294,7 @@ def test_pool_in_training_names_words_of_the_vocabulary_and_never_the_concept(
         return encode(model.pipeline, prompts)
 
     monkeypatch.setattr(Model, "encode", watched)
-    recipe = replace(QUICK, pool=10, trajectories=2)
+    recipe = replace(QUICK, pool=10)
     erase(untrained, "truck", vocabulary=WORDS, recipe=recipe, progress=False, check=False)
     (pool,) = (prompts for prompts in said if len(prompts) == 10)
     assert all(any(word in p for p in pool) for word in WORDS if word != "truck")
@@ -304,14 +304,15 @@ def test_pool_in_training_names_words_of_the_vocabulary_and_never_the_concept(
 def test_training_resumes_in_its_work_folder_and_samples_nothing_anew(
     untrained, tmp_path, monkeypatch
 ):
-    recipe = replace(QUICK, steps=40)
+    recipe = replace(QUICK, steps=6)
     whole = erase(untrained, "car", target="truck", recipe=recipe, progress=False, check=False)
 
     train = by_training.train
 
-    def stopping(*args, **options):
-        for step in train(*args, **options):
-            if step.index == 25:
+    def stopping(*args, checkpoints, **options):
+        often = by_training.Checkpoints(checkpoints.folder, checkpoints.run, every=2)
+        for step in train(*args, checkpoints=often, **options):
+            if step.index == 3:
                 raise KeyboardInterrupt
             yield step
 

@@ -80,7 +80,7 @@ def test_load_erasure_acts_beside_other_changes_of_the_model(
     own, make_eraser, picture, change, before, mode
 ):
     if change in (compiled_in_place, compiled_around):
-        own.unet = zoo.unet(128)
+        own.unet = zoo.shallow_unet(128)
     pipe, other = own, copy.deepcopy(own)
     eraser = make_eraser(pipe.unet, parts=("to_q", "to_k", "to_v", "to_out.0"), scale=0.4, seed=1)
     options = {}

@@ -133,7 +133,7 @@ def test_hook_mode_gives_a_copy_of_the_denoiser_hooks_of_its_own(untrained, make
 def test_hook_mode_compiles_a_compiled_model_anew_for_the_first_hook(
     untrained, make_eraser, picture
 ):
-    untrained.unet = zoo.unet(128)
+    untrained.unet = zoo.shallow_unet(128)
     untrained.unet.compile(backend="eager")
     base = picture(untrained)
     untrained.load_erasure(make_eraser(untrained.unet, scale=0.4), mode="bake")

@@ -108,7 +108,7 @@ def test_the_picture_of_the_empty_prompt_is_the_bases_and_that_of_the_concept_is
 
 
 def test_keep_null_acts_in_a_compiled_denoiser(untrained, make_eraser, picture):
-    untrained.unet = zoo.unet(128)
+    untrained.unet = zoo.shallow_unet(128)
     base = picture(untrained, "")
     eraser = make_eraser(untrained.unet, scale=0.4)
     untrained.unet.compile(backend="eager")

@@ -25,9 +25,9 @@ from tests import zoo
 pytestmark = pytest.mark.filterwarnings("ignore:The eraser")
 
 PHOTO = Image.fromarray(
-    np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8), "RGB"
+    np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8), "RGB"
 )
-MASK = Image.fromarray(np.pad(np.full((32, 32), 255, np.uint8), 16), "L")
+MASK = Image.fromarray(np.pad(np.full((16, 16), 255, np.uint8), 8), "L")
 
 
 def text_to_image(pipe):
@@ -48,8 +48,8 @@ def inpainting(pipe):
         "image": PHOTO,
         "mask_image": MASK,
         "strength": 1.0,
-        "height": 64,
-        "width": 64,
+        "height": 32,
+        "width": 32,
     }
 
 

@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -28,8 +29,14 @@ WORDS = Vocabulary(("car", "truck", "oak", "cat", "fish"))
 AGE = Sum(((1.0, Steer()), (1.0, Keep("target", at="concept"))))
 
 
+@pytest.fixture(scope="module")
+def sampled():
+    """The trajectories of `context`, which are the same in every test."""
+    return []
+
+
 @pytest.fixture
-def context(untrained):
+def context(untrained, sampled):
     """Two concepts in two prompts each, on a denoiser with a student."""
     concepts = (Concept("car", synonyms=("automobile",)), Concept("oak"))
     prompts = (
@@ -42,13 +49,12 @@ def context(untrained):
         denoiser = Denoiser(
             untrained.unet, NoiseSchedule.of(untrained.scheduler), lora.adapter_disabled
         )
-        kept = sample_trajectories(
-            denoiser,
-            untrained.scheduler,
-            encode(untrained, [prompt.text for prompt in prompts]),
-            encode(untrained, [""]),
-            steps=3,
-        )
+        if not sampled:
+            states, null = encode(untrained, [p.text for p in prompts]), encode(untrained, [""])
+            sampled.append(
+                sample_trajectories(denoiser, untrained.scheduler, states, null, steps=3)
+            )
+        kept = copy.deepcopy(sampled[0])
         context = TargetContext(
             denoiser,
             lambda texts: encode(untrained, texts),

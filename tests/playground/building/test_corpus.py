@@ -1,3 +1,4 @@
+import multiprocessing.dummy
 import random
 
 import numpy as np
@@ -21,12 +22,22 @@ from diffusers_erase.playground.judge import to_tensor
 
 
 COUNT = 300
-"""More than one helping of work, so that both processes get some."""
+"""More than one helping of work, so that both workers get some."""
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("world") / "corpus", COUNT, processes=2)
+    """A corpus made by two threads, which have the libraries imported already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus.multiprocessing, "get_context", lambda _: multiprocessing.dummy)
+        return make_corpus(tmp_path_factory.mktemp("world") / "corpus", COUNT, processes=2)
+
+
+@pytest.mark.slow
+def test_processes_make_the_corpus_that_threads_make(small, tmp_path):
+    other = make_corpus(tmp_path / "corpus", COUNT, processes=2)
+    for file in small.folder.iterdir():
+        assert (other.folder / file.name).read_bytes() == file.read_bytes()
 
 
 def test_a_corpus_has_one_row_a_picture(small):

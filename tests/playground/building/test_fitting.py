@@ -143,6 +143,7 @@ def test_a_checkpoint_torn_off_in_writing_is_not_read(tmp_path):
     assert start(tmp_path).step == 6
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, cpu):
     folder = tmp_path / "killed"
     folder.mkdir()
