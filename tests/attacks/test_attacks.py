@@ -160,17 +160,17 @@ def test_attack_within_erasures_disabled_equals_that_on_the_base(
 def test_attack_leaves_the_pipeline_unchanged_after_an_error_of_the_detector(
     sampler, erased, cases, attack, judgements
 ):
-    pictures = []
+    pictures, one = [], cases[:1]
 
     def failing(picture):
         pictures.append(picture)
-        if len(pictures) > judgements * len(cases):
+        if len(pictures) > judgements:
             raise RuntimeError("no light")
         return "truck"
 
     before = state_of(erased)
     with pytest.raises(ErasureError, match="no light"):
-        attack(replace(sampler, detector=FromFunction(failing)), cases)
+        attack(replace(sampler, detector=FromFunction(failing)), one)
     assert_same(state_of(erased), before)
 
 
@@ -204,8 +204,7 @@ def test_attack_leaves_a_pipeline_in_half_precision(
     pipe = networks.assemble(**half)
     pipe.set_progress_bar_config(disable=True)
     load_erasure(pipe, make_eraser(pipe.unet))
-    found = attack(replace(sampler, pipe=pipe), cases)
-    assert len(found) == len(cases)
+    (_,) = attack(replace(sampler, pipe=pipe), cases[:1])
     assert {part.dtype for part in networks_of(pipe)} == {torch.bfloat16}
 
 
