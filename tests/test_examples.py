@@ -129,7 +129,7 @@ def test_stack_and_share_leaves_no_trace_and_shares_one_file(printed, tmp_path):
 
 
 def test_neighbours_that_nobody_listed_counts_both_edits(printed):
-    base, far, everything = printed("neighbours_that_nobody_listed.py", most=4).splitlines()[1:]
+    base, far, everything = printed("neighbours_that_nobody_listed.py").splitlines()[1:]
     counts = {
         line.split("  ")[0]: [int(hits) for hits in re.findall(r"(\d+) of (?:7|10|6)", line)]
         for line in (base, far, everything)

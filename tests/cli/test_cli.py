@@ -66,7 +66,7 @@ def cache_of_one(check):
 @pytest.mark.filterwarnings("default")
 def test_train_then_generate(main, tmp_path, monkeypatch):
     few = replace(REPLACE, trajectories=2, sampling_steps=4)
-    monkeypatch.setattr("diffusers_erase.making.choosing.default_recipe", lambda *_: few)
+    monkeypatch.setattr("diffusers_erase.training.recipes.default_recipe", lambda *_: few)
     asked = ("--concept", "car", "--target", "truck", "--steps", 2, "--no-check")
     trained = main("train", *asked, "--output", "eraser")
     assert trained.returncode == 0, trained.stderr

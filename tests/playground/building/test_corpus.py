@@ -1,5 +1,6 @@
 import multiprocessing.dummy
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ COUNT = 300
 def small(tmp_path_factory):
     """A corpus made by two threads, which have the libraries imported already."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus.multiprocessing, "get_context", lambda _: multiprocessing.dummy)
+        threads = SimpleNamespace(get_context=lambda _: multiprocessing.dummy)
+        patch.setattr(corpus, "multiprocessing", threads)
         return make_corpus(tmp_path_factory.mktemp("world") / "corpus", COUNT, processes=2)
 
 
