@@ -11,7 +11,8 @@ from diffusers_erase.editing.naming import Named
 from diffusers_erase.editing.recipes import Edit
 from diffusers_erase.editing.solvers import Replace
 from diffusers_erase.editing.texts import Texts
-from diffusers_erase.editing.token_pairs import Rows, paired_states, shell
+from diffusers_erase.editing.token_pairs import Rows, paired_states
+from diffusers_erase.linalg.shell import shell
 
 
 WHOLE = 3

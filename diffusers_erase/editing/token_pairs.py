@@ -102,22 +102,3 @@ def without_shared_part(E: Tensor, V: Tensor, G: Tensor | None) -> Tensor:
         raise ErasureError("A tensor target needs the weights that read the text, for Σ W^T W.")
     read = E @ G
     return V - E * ((V * read).sum(1) / (E * read).sum(1))[:, None]
-
-
-def shell(
-    rows: Tensor, copies: int, *, cosine: tuple[float, float], generator: torch.Generator
-) -> Tensor:
-    """|e| (s e/|e| + sqrt(1 - s^2) z),  s ~ U[cosine], z a random direction orthogonal to e
-
-    Random states around each row, which RealEra erases too (arXiv 2410.09140, reconstructed).
-    n * copies x width, the copies of a row one after the other.
-    """
-    e = rows.repeat_interleave(copies, 0)
-    size = e.norm(dim=1, keepdim=True)
-    unit = e / size
-    z = torch.randn(e.shape, generator=generator, dtype=e.dtype)
-    z = torch.nn.functional.normalize(z - (z * unit).sum(1, keepdim=True) * unit, dim=1)
-    low, high = cosine
-    s = low + (high - low) * torch.rand(len(e), 1, generator=generator, dtype=e.dtype)
-    around: Tensor = size * (s * unit + (1 - s.square()).sqrt() * z)
-    return around

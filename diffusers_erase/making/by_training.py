@@ -227,9 +227,10 @@ class _Sampling:
         states, null = self.model.encode(prompts), self.model.encode([""])
 
         if self.cache is None:
-            return self._sampled(states, null, seed)
+            return self._kept(states, null, seed)
         key = {
             **self._options,
+            "noised": self.recipe.noised,
             "seed": seed,
             "weights": self.weights,
             "texts": digest(states, null),
@@ -237,7 +238,7 @@ class _Sampling:
             "class": type(self._scheduler).__name__,
             "precision": str(self.denoiser.precision),
         }
-        tensors = self.cache.get(key, lambda: self._sampled(states, null, seed).tensors())
+        tensors = self.cache.get(key, lambda: self._kept(states, null, seed).tensors())
         return Trajectories.of(tensors, states, null)
 
     @property
@@ -251,6 +252,15 @@ class _Sampling:
             "steps": self.recipe.sampling_steps,
             "sampler": self.recipe.sampler,
         }
+
+    def _kept(self, states: Tensor, null: Tensor, seed: int) -> Trajectories:
+        """Trajectories of the base, and its pictures with new noise if the recipe takes some."""
+        found, recipe = self._sampled(states, null, seed), self.recipe
+        if not recipe.noised:
+            return found
+        return found.with_noised_pictures(
+            self.denoiser, recipe.noised, guidance=recipe.guidance, seed=seed
+        )
 
     def anew(self, prompts: Sequence[str], seed: int) -> Renewal | None:
         """Trajectories sampled by the student, from new noise each time; None without `refresh`."""

@@ -109,6 +109,40 @@ class Trajectories:
         known = {**self.scores, role: torch.cat(scores)}
         return replace(self, states={**self.states, role: states}, scores=known)
 
+    @torch.no_grad()
+    def with_noised_pictures(
+        self, denoiser: Denoiser, count: int, *, guidance: float, seed: int, batch: int = 32
+    ) -> "Trajectories":
+        """More latents: each run's picture with new noise at `count` times, with both scores there.
+
+        z_t = √ᾱ_t x_0 + √(1-ᾱ_t) n, as attacks noise pictures; one time in each of `count` equal
+        parts of the training times. Two evaluations per latent.
+        """
+        generator, parts = (
+            torch.Generator().manual_seed(seed),
+            len(denoiser.schedule.alphas) / count,
+        )
+        prompts = torch.arange(len(self.states["concept"]))
+        each = [torch.nonzero(self.prompt.cpu() == p)[:, 0] for p in prompts]
+        last = torch.stack([rows[self.t[rows].argmin()] for rows in each])
+        null, concept = self.scores["null"][last], self.scores["concept"][last]
+        guided = null + guidance * (concept - null)
+        clean = denoiser.schedule.clean(guided, self.z[last], self.t[last])
+        owner = prompts.repeat_interleave(count)
+        shares = torch.arange(count).repeat(len(prompts)) + torch.rand(
+            len(owner), generator=generator
+        )
+        t = (shares * parts).long().to(self.t)
+        noise = torch.randn((len(owner), *clean.shape[1:]), generator=generator).to(clean)
+        alpha = denoiser.schedule.alpha(t).to(clean)
+        z = alpha.sqrt() * clean[owner] + (1 - alpha).sqrt() * noise
+        more = replace(self.scoreless(), z=z, t=t, prompt=owner.to(self.prompt))
+        for role, states in self.states.items():
+            more = more.remember(denoiser, role, states, batch=batch)
+        new = more.tensors()
+        found = {name: torch.cat((value, new[name])) for name, value in self.tensors().items()}
+        return Trajectories.of(found, self.states["concept"], self.states["null"][:1])
+
     def draw(
         self, denoiser: Denoiser, count: int, generator: torch.Generator, part: slice = slice(None)
     ) -> View:

@@ -23,8 +23,8 @@ class LearntWords:
 
     Textual inversion (arXiv 2208.01618) towards the base's own scores, without a picture. c(v) is a
     prompt with a word of the token embeddings v in the concept's place. Every so many steps a word
-    is learnt from scratch against the student as it is then; the view `concept` gets the role
-    `adversary`, in which the newest word and those found before take turns.
+    is learnt from scratch against the student as it is then. In the role `role` of the view
+    `concept` the newest word and those found before take turns.
 
     With `rounds` it is the search of STEREO (arXiv 2408.16807): after the last one the student
     begins anew and unlearns all words, each as often as the others. With `beside` they are the soft
@@ -49,6 +49,8 @@ class LearntWords:
     """Token embeddings of a word."""
     beside: bool = False
     """The word stands after the whole prompt instead of in the concept's place."""
+    role: str = "adversary"
+    """In the view `concept`; several adversaries have one each."""
 
     def __post_init__(self) -> None:
         for name in ("every", "updates", "batch", "memory", "tokens"):
@@ -133,7 +135,7 @@ class LearntWordsState:
             chosen = int(torch.randint(len(self.words), (1,), generator=self._chance(step)))
         with torch.no_grad():
             states = self._states(self.words[chosen], view)
-        return {**views, "concept": view.with_role("adversary", states)}
+        return {**views, "concept": view.with_role(self.settings.role, states)}
 
     def learn(self, views: Views, loss: Loss, mean: Callable[[Tensor], Tensor]) -> None:
         """Nothing: words are learnt before the steps."""

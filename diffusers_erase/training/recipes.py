@@ -11,6 +11,7 @@ from diffusers_erase.models.model import Model
 from diffusers_erase.models.trajectories import Sampler
 from diffusers_erase.training.adaptive import Adaptive
 from diffusers_erase.training.adversary import LearntWords
+from diffusers_erase.training.nearby import NearbyStates
 from diffusers_erase.training.objectives import (
     Compose,
     Keep,
@@ -28,8 +29,8 @@ from diffusers_erase.training.trial import Trial
 Choose = Literal["given", "nearest", "trial", "table", "minimax"]
 """Ways to choose a target: see `Recipe.target`."""
 
-VIEWS = {"concept": ("concept", "target", "null", "adversary"), "kept": ("concept", "null")}
-"""View -> roles in it, as far as a recipe samples them; `adversary` is one of `adversaries`."""
+VIEWS = {"concept": ("concept", "target", "null"), "kept": ("concept", "null")}
+"""View -> roles in it, as far as a recipe samples them; `adversaries` have further ones."""
 
 REAL_WIDTH = 768
 """Text width of Stable Diffusion 1, the smallest of the models that are not toys."""
@@ -67,6 +68,8 @@ class Recipe:
     """Prompts sampled per concept, spread evenly over its prompts and synonyms."""
     sampling_steps: int = 15
     """Latents kept per prompt."""
+    noised: int = 0
+    """Further latents per prompt: its picture with new noise, at as many times."""
     sampler: Sampler = "ddim"
     refresh: int = 0
     """Steps after which the student samples the concept's latents anew (on-policy, as ESD and AGE
@@ -90,6 +93,10 @@ class Recipe:
         for name in ("keep_weight", "pool", "guidance"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ErasureError(f"`{name}` must not be negative; got {getattr(self, name)}.")
+        if self.noised < 0 or (self.noised and self.refresh):
+            raise ErasureError(
+                f"`noised` is a number of latents, or 0, as with `refresh`; got {self.noised}."
+            )
         if self.refresh < 0:
             raise ErasureError(f"`refresh` is a number of steps, or 0; got {self.refresh}.")
         if self.restart >= self.steps:
@@ -99,14 +106,7 @@ class Recipe:
             )
         require_choice("`choose`", self.choose, get_args(Choose))
         require_choice("`sampler`", self.sampler, get_args(Sampler))
-        for view, role in self.loss(keeps=True).roles:
-            require_choice("view in a recipe", view, VIEWS)
-            require_choice(f"role in the view `{view}`", role, VIEWS[view])
-            if role == "adversary" and not self.adversaries:
-                raise ErasureError(
-                    "A term of the recipe has the role `adversary`, and there is none; name one in "
-                    "`adversaries`, such as LearntWords()."
-                )
+        self._check_roles()
         if not self.parts or set(self.parts) - set(PARTS):
             raise ErasureError(f"`parts` are some of {', '.join(PARTS)}; got {self.parts!r}.")
         if self.protect_null and self.steers_null:
@@ -119,6 +119,24 @@ class Recipe:
                 f"`protect_null` needs that only {' and '.join(TEXT_PARTS)} are trained; got "
                 f"{self.parts!r}. Leave it out and preserve the null score by a term in `keep`."
             )
+
+    def _check_roles(self) -> None:
+        """Raise unless every role that a term reads is there, once."""
+        added = [adversary.role for adversary in self.adversaries]
+        if len({*added, *VIEWS["concept"]}) < len(added) + len(VIEWS["concept"]):
+            raise ErasureError(
+                "Every adversary needs a `role` of its own, none of "
+                f"{', '.join(VIEWS['concept'])}; got {', '.join(added)}."
+            )
+        for view, role in self.loss(keeps=True).roles:
+            require_choice("view in a recipe", view, VIEWS)
+            if role == "adversary" and not added:
+                raise ErasureError(
+                    "A term of the recipe has the role `adversary`, and there is none; name one in "
+                    "`adversaries`, such as LearntWords()."
+                )
+            roles = (*VIEWS[view], *(added if view == "concept" else ()))
+            require_choice(f"role in the view `{view}`", role, roles)
 
     @property
     def pace(self) -> Pace:
@@ -231,6 +249,16 @@ AGE_TABLE = Recipe(
 )
 """AGE's choice without gradients: the word with the largest entry in a table of scores."""
 
+REALERA_TRAINED = Recipe(
+    "realera-trained",
+    warm=True,
+    protect_null=True,
+    keep=((1.0, Steer(role="adversary")), (1.0, Keep("beyond", at="concept"))),
+    adversaries=(NearbyStates(), NearbyStates(cosine=(0.2, 0.6), role="beyond")),
+)
+"""RealEra (arXiv 2410.09140, reconstructed: its radii are not public): random states near the
+concept's are erased too, and those beyond are kept; in closed form first, then trained."""
+
 SURGICAL_AGE = Recipe(
     "surgical-age",
     choose="trial",
@@ -289,6 +317,7 @@ RECIPES: dict[str, Recipe] = {
         ALL_BUT_ONE,
         ANTI_EDITING,
         ESD,
+        REALERA_TRAINED,
         RECELER,
         REPLACE,
         STEREO,

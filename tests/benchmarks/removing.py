@@ -48,7 +48,7 @@ STEPS, LEARNT_FROM, DRAWN = 10, 16, 24
 PARTS = {"kv": ("to_k", "to_v"), "all": ("to_q", "to_k", "to_v", "to_out.0")}
 STYLE_OF = {painter: style for style, painter in ARTISTS.items()}
 
-RECIPE = ("rank", "pool", "keep_weight", "learning_rate")
+RECIPE = ("rank", "pool", "keep_weight", "learning_rate", "noised", "trajectories")
 """Options that are numbers of the recipe."""
 SEARCH = ("updates", "batch", "memory", "speed", "spread")
 """Options that are numbers of its adversary."""
@@ -223,6 +223,8 @@ def parsed() -> argparse.Namespace:
     changes.add_argument("--weight", type=float, help="of the words' term")
     changes.add_argument("--null", type=float, help="weight of the empty prompt")
     changes.add_argument("--learning-rate", type=float)
+    changes.add_argument("--noised", type=int, help="noised pictures per prompt")
+    changes.add_argument("--trajectories", type=int, help="prompts of the concept")
     asked = parser.parse_args()
     given = [a.dest for a in changes._group_actions if getattr(asked, a.dest) is not None]
     asked.changes = {name: getattr(asked, name) for name in given}

@@ -6,8 +6,9 @@ import torch
 from diffusers_erase.editing import token_pairs
 from diffusers_erase.editing.alignment import aligned
 from diffusers_erase.editing.texts import texts_of
-from diffusers_erase.editing.token_pairs import Rows, paired_states, shell, without_shared_part
+from diffusers_erase.editing.token_pairs import Rows, paired_states, without_shared_part
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.linalg.shell import shell
 from diffusers_erase.models import model
 
 

@@ -16,6 +16,7 @@ from diffusers_erase.models.text_states import encode
 from diffusers_erase.models.trajectories import sample_trajectories
 from diffusers_erase.training import adversary
 from diffusers_erase.training.adversary import LearntWords
+from diffusers_erase.training.nearby import NearbyStates
 from diffusers_erase.training.objectives import Keep, Steer
 from diffusers_erase.training.recipes import Recipe
 from diffusers_erase.training.targets import TargetContext
@@ -241,6 +242,45 @@ def test_a_place_keeps_its_preposition():
 def test_a_term_for_an_adversary_needs_one():
     with pytest.raises(ErasureError, match="has the role `adversary`, and there is none"):
         Recipe("x", keep=((1.0, Steer(role="adversary")),))
+    words = LearntWords(role="words")
+    with pytest.raises(ErasureError, match="role in the view `concept`"):
+        Recipe("x", keep=((1.0, Steer(role="word")),), adversaries=(words,))
+    for same in ("words", "concept"):
+        with pytest.raises(ErasureError, match="`role` of its own"):
+            Recipe("x", adversaries=(words, NearbyStates(role=same)))
+
+
+def test_two_adversaries_have_a_role_each(context):
+    loops = [
+        each.begin(context.context, seed=0)
+        for each in (LearntWords(updates=1, role="words"), NearbyStates())
+    ]
+    views = {"concept": context.context.trajectories.at(context.context.denoiser, torch.arange(9))}
+    for loop in loops:
+        views = loop(0, views)
+    states = views["concept"].states
+    assert not torch.equal(states["words"], states["adversary"])
+    assert not torch.equal(states["words"], states["concept"])
+
+
+def test_states_nearby_lie_in_their_shell_and_the_first_token_stays(context):
+    loop = NearbyStates(cosine=(0.7, 0.8)).begin(context.context, seed=0)
+    view = context.context.trajectories.at(context.context.denoiser, torch.arange(9))
+    states, again, other = (loop(step, {"concept": view})["concept"].states for step in (3, 3, 4))
+    own, near = states["concept"], states["adversary"]
+    assert torch.equal(near[:, 0], own[:, 0])
+    cosines = torch.nn.functional.cosine_similarity(near[:, 1:], own[:, 1:], dim=-1)
+    assert cosines.min() > 0.699
+    assert cosines.max() < 0.801
+    torch.testing.assert_close(near.norm(dim=-1), own.norm(dim=-1))
+    assert torch.equal(again["adversary"], near)
+    assert not torch.equal(other["adversary"], near)
+
+
+@pytest.mark.parametrize("cosine", [(0.8, 0.7), (-0.1, 0.5), (0.5, 1.1)])
+def test_a_shell_has_cosines_between_0_and_1(cosine):
+    with pytest.raises(ErasureError, match="range in 0"):
+        NearbyStates(cosine=cosine)
 
 
 def test_a_pipeline_without_one_text_encoder_is_refused(context):

@@ -1,0 +1,69 @@
+"""Random text states near the concept's, which stand for it in training."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusers_erase.eraser.config import ErasedConcept
+from diffusers_erase.errors import ErasureError
+from diffusers_erase.linalg.shell import shell
+from diffusers_erase.training.inner_loop import Loss, Views
+from diffusers_erase.training.targets import TargetContext
+
+
+@dataclass(frozen=True)
+class NearbyStates:
+    """|c| (s c/|c| + sqrt(1 - s^2) z),  s ~ U[cosine], z a random direction orthogonal to c
+
+    For each token's state c of the concept's prompts but the first, which all prompts share: the
+    neighbourhood of RealEra (arXiv 2410.09140, reconstructed). The view `concept` gets the role
+    `role`, with other states at every step; nothing is learnt.
+    """
+
+    cosine: tuple[float, float] = (0.8, 1.0)
+    role: str = "adversary"
+
+    def __post_init__(self) -> None:
+        low, high = self.cosine
+        if not 0 <= low <= high <= 1:
+            raise ErasureError(
+                f"`cosine` is a range in 0 .. 1, such as (0.8, 1); got {self.cosine}."
+            )
+
+    def begin(self, context: TargetContext, *, seed: int) -> "NearbyStatesLoop":
+        """The inner loop; it has no state."""
+        return NearbyStatesLoop(self, seed)
+
+
+@dataclass(frozen=True)
+class NearbyStatesLoop:
+    """Adds the states to the view `concept`."""
+
+    settings: NearbyStates
+    seed: int
+
+    def __call__(self, step: int, views: Views) -> Views:
+        """The view `concept` with the role of the settings."""
+        view = views["concept"]
+        states = view.states["concept"]
+        chance = torch.Generator().manual_seed(self.seed * 1_000_003 + step + 700_001)
+        rows = states[:, 1:].flatten(0, 1).cpu()
+        around = shell(rows, 1, cosine=self.settings.cosine, generator=chance).to(states)
+        near = torch.cat((states[:, :1], around.unflatten(0, states[:, 1:].shape[:2])), 1)
+        return {**views, "concept": view.with_role(self.settings.role, near)}
+
+    def learn(self, views: Views, loss: Loss, mean: Callable[[Tensor], Tensor]) -> None:
+        """Nothing is learnt."""
+
+    def choices(self) -> tuple[ErasedConcept, ...]:
+        """Empty: it chooses no targets."""
+        return ()
+
+    def state(self) -> dict[str, Tensor]:
+        """Empty: nothing changes."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to restore."""
