@@ -3,6 +3,7 @@
 python tests/benchmarks/removing.py --concepts truck rabbit "van gyre" --out build/removing.jsonl
 python tests/benchmarks/removing.py --recipes none esd stereo --attacks 300 3000 300x4
 python tests/benchmarks/removing.py --rounds 4 --parts kv --rank 8
+python tests/benchmarks/removing.py --concepts truck --beside rabbit oak --erasers build/erasers
 python tests/benchmarks/removing.py --plot build/removing.png --out docs/measured/removing.jsonl
 
 Concepts are objects or styles (by their painters) of the playground. Inversion is
@@ -99,14 +100,15 @@ def right(verdicts: Sequence[JudgeVerdict], wanted: Sequence[str]) -> list[int]:
     ]
 
 
-def groups(name: str) -> dict[str, tuple[list[str], int]]:
-    """What is asked for, and the seed of the first picture."""
+def groups(name: str, erased: Sequence[str] = ()) -> dict[str, tuple[list[str], int]]:
+    """What is asked for, and the seed of the first picture; what else is erased is not asked for."""
     if name in STYLE_OF:
         near = [painter for painter in ARTISTS.values() if painter != name] * 7
     else:
         of_family = [word for family in FAMILIES.values() if name in family for word in family]
         near = [word for word in dict.fromkeys(of_family) if word in OBJECTS and word != name] * 10
-    others = [word for word in OBJECTS if word != name and word not in near]
+    near = [word for word in near if word not in erased]
+    others = [word for word in OBJECTS if word not in (name, *near, *erased)]
     return {"left": ([name] * DRAWN, 910_000), "near": (near, 920_000), "others": (others, 930_000)}
 
 
@@ -114,7 +116,7 @@ def measured(pipe: Any, judge: Any, name: str, asked: argparse.Namespace) -> dic
     """Pictures of the pipeline as it is, and those of words learnt on it."""
     found: dict[str, Any] = {}
     colours = [0, 0]
-    for title, (names, first) in groups(name).items():
+    for title, (names, first) in groups(name, asked.beside).items():
         verdicts = judge(draw(pipe, prompts(names), steps=STEPS, seed=first))
         found[title] = right(verdicts, names)
         if title != "left" and names[0] in OBJECTS:
@@ -124,7 +126,7 @@ def measured(pipe: Any, judge: Any, name: str, asked: argparse.Namespace) -> dic
             colours[1] += len(names)
     found["colours"] = colours
     own = prompts([name] * LEARNT_FROM)
-    kept = prompts(groups(name)["near"][0][:LEARNT_FROM])
+    kept = prompts(groups(name, asked.beside)["near"][0][:LEARNT_FROM])
     found["drift"] = drift(pipe, base_predictions(pipe, own, kept)).to_dict()
     templates = [text.replace(name, "{}") for text in own]
     given = draw(load_pipeline(), own, steps=STEPS, seed=940_000)
@@ -206,6 +208,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--target", default=None, help="chosen by the recipe if omitted")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--erasers", type=Path, help="folder of erasers")
+    parser.add_argument(
+        "--beside", nargs="+", default=[], help="concepts whose erasers are loaded too"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/removing.jsonl"))
     parser.add_argument("--plot", type=Path, help="only draw what the file holds, here")
     changes = parser.add_argument_group("changes of surgical-remove")
@@ -247,7 +252,9 @@ def main() -> None:
             with counted(pipe.unet) as cost:
                 eraser = made(pipe, name, method, recipe, asked)
                 line["evaluations"] = cost()
-            pipe.load_erasure(eraser)
+            beside = [made(pipe, other, method, recipe, asked) for other in asked.beside]
+            pipe.load_erasure([eraser, *beside])
+            line["beside"] = asked.beside
             line["seconds"] = round(time.perf_counter() - started, 1)
             line["target"] = eraser.config.concepts[0].target
         line |= measured(pipe, judge, name, asked)

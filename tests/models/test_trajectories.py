@@ -42,6 +42,29 @@ def test_kept_scores_equal_fresh_ones(sampled):
     assert not torch.allclose(kept.scores["concept"], kept.scores["null"])
 
 
+def test_noised_pictures_are_those_of_the_runs_at_times_spread_over_all(sampled, untrained):
+    denoiser, kept = sampled
+    options = {"guidance": 3.0, "seed": 5}
+    found = kept.with_noised_pictures(denoiser, 4, **options)
+    assert denoiser.evaluations == 2 * len(found) == 2 * (12 + 3 * 4)
+    assert torch.equal(found.z[:12], kept.z)
+    new = torch.arange(12, 24)
+    times = found.t[new].view(3, 4)
+    assert (times // 250).tolist() == [[0, 1, 2, 3]] * 3
+    assert found.prompt[new].view(3, 4).tolist() == [[p] * 4 for p in range(3)]
+    for role in ("concept", "null"):
+        fresh = denoiser.teacher(found.z[new], found.t[new], found.states[role][found.prompt[new]])
+        torch.testing.assert_close(found.scores[role][new], fresh, atol=1e-5, rtol=0)
+
+    start = kept.z[(kept.prompt == 1) & (kept.t == kept.t.max())]
+    options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
+    picture = untrained("a red car", latents=start, **options).images
+    own = new[found.prompt[new] == 1]
+    alpha = denoiser.schedule.alpha(found.t[own])
+    noise = (found.z[own] - alpha.sqrt() * picture) / (1 - alpha).sqrt()
+    assert (noise.square().mean((1, 2, 3)) - 1).abs().max() < 0.2  # noise of variance 1, no more
+
+
 def test_a_student_without_an_eraser_walks_where_the_teacher_does(sampled, untrained):
     denoiser, kept = sampled
     states, null = kept.states["concept"], kept.states["null"][:1]

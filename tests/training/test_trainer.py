@@ -121,6 +121,7 @@ def test_recipes_are_listed_by_their_names():
         ({"learning_rate": float("nan")}, "`learning_rate` must be positive; got nan"),
         ({"keep_weight": float("nan")}, "`keep_weight` must not be negative; got nan"),
         ({"pool": -3}, "`pool` must not be negative; got -3"),
+        ({"noised": 4, "refresh": 1}, "`noised` is a number of latents, or 0, as with `refresh`"),
         ({"refresh": -1}, "`refresh` is a number of steps, or 0; got -1"),
         ({"choose": "nearby"}, r"No `choose` 'nearby'\. Did you mean 'nearest'"),
         ({"sampler": "dpm"}, r"No `sampler` 'dpm'\. Known: ddim, own"),
