@@ -101,7 +101,7 @@ def right(verdicts: Sequence[JudgeVerdict], wanted: Sequence[str]) -> list[int]:
 
 
 def groups(name: str, erased: Sequence[str] = ()) -> dict[str, tuple[list[str], int]]:
-    """What is asked for, and the seed of the first picture; what else is erased is not asked for."""
+    """What is asked for, besides what else is erased, and the seed of the first picture."""
     if name in STYLE_OF:
         near = [painter for painter in ARTISTS.values() if painter != name] * 7
     else:
