@@ -58,6 +58,8 @@ class Recipe:
     """Inner loops beside the target; the views pass through them in this order."""
     pool: int = 0
     """Prompts of the preservation pool, about words of the vocabulary."""
+    nearness: float = 1.0
+    """Words have shares of the pool in proportion to 1/distance^`nearness`."""
     parts: tuple[str, ...] = TEXT_PARTS
     """Trained projections of every cross-attention; `to_k` and `to_v` see the text alone."""
     rank: int = 4
@@ -90,7 +92,7 @@ class Recipe:
         for name in positive:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ErasureError(f"`{name}` must be positive; got {getattr(self, name)}.")
-        for name in ("keep_weight", "pool", "guidance"):
+        for name in ("keep_weight", "pool", "nearness", "guidance"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ErasureError(f"`{name}` must not be negative; got {getattr(self, name)}.")
         if self.noised < 0 or (self.noised and self.refresh):

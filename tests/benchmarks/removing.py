@@ -49,9 +49,18 @@ STEPS, LEARNT_FROM, DRAWN = 10, 16, 24
 PARTS = {"kv": ("to_k", "to_v"), "all": ("to_q", "to_k", "to_v", "to_out.0")}
 STYLE_OF = {painter: style for style, painter in ARTISTS.items()}
 
-RECIPE = ("rank", "pool", "keep_weight", "learning_rate", "noised", "trajectories")
+RECIPE = (
+    "rank",
+    "pool",
+    "keep_weight",
+    "learning_rate",
+    "noised",
+    "trajectories",
+    "nearness",
+    "batch",
+)
 """Options that are numbers of the recipe."""
-SEARCH = ("updates", "batch", "memory", "speed", "spread")
+SEARCH = ("updates", "latents", "memory", "speed", "spread")
 """Options that are numbers of its adversary."""
 
 
@@ -60,8 +69,8 @@ def recipe_of(asked: argparse.Namespace) -> Recipe:
     given = {name: value for name, value in vars(asked).items() if value is not None}
     words: Any = SURGICAL_REMOVE.adversaries[0]
     search = {name: given[name] for name in SEARCH if name in given}
-    if "speed" in search:
-        search["learning_rate"] = search.pop("speed")
+    named = {"speed": "learning_rate", "latents": "batch"}
+    search = {named.get(name, name): value for name, value in search.items()}
     (weight, _), (null, _) = SURGICAL_REMOVE.keep
     words = replace(words, every=given.get("defence", words.every), **search)
     parts = PARTS[given.get("parts", "all")]
@@ -217,7 +226,8 @@ def parsed() -> argparse.Namespace:
     changes.add_argument("--rounds", type=int, help="0 for no adversary")
     changes.add_argument("--updates", type=int, help="of a word in a round")
     changes.add_argument("--defence", type=int, help="steps of a round")
-    changes.add_argument("--batch", type=int, help="latents per update of a word")
+    changes.add_argument("--latents", type=int, help="per update of a word")
+    changes.add_argument("--batch", type=int, help="latents per view and step")
     changes.add_argument("--speed", type=float, help="learning rate of a word")
     changes.add_argument("--spread", type=float, help="of a word's beginning")
     changes.add_argument("--memory", type=int)
@@ -229,6 +239,7 @@ def parsed() -> argparse.Namespace:
     changes.add_argument("--null", type=float, help="weight of the empty prompt")
     changes.add_argument("--learning-rate", type=float)
     changes.add_argument("--noised", type=int, help="noised pictures per prompt")
+    changes.add_argument("--nearness", type=float, help="exponent of the pool's shares")
     changes.add_argument("--trajectories", type=int, help="prompts of the concept")
     asked = parser.parse_args()
     given = [a.dest for a in changes._group_actions if getattr(asked, a.dest) is not None]
