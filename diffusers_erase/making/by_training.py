@@ -113,7 +113,7 @@ def _loop(
         for p in prompts_to_erase(c, recipe.trajectories, request.concepts)
     ]
     texts = [prompt.text for prompt, _ in prompts]
-    trajectories = {"concept": sample(texts, seed)}
+    trajectories = {"concept": sample(texts, seed, noised=recipe.noised)}
     context = TargetContext(
         denoiser,
         model.encode,
@@ -223,14 +223,15 @@ class _Sampling:
     cache: TensorCache | None
     weights: str
 
-    def __call__(self, prompts: Sequence[str], seed: int) -> Trajectories:
+    def __call__(self, prompts: Sequence[str], seed: int, *, noised: int = 0) -> Trajectories:
+        """Of these prompts, with so many noised pictures of each."""
         states, null = self.model.encode(prompts), self.model.encode([""])
 
         if self.cache is None:
-            return self._kept(states, null, seed)
+            return self._of_base(states, null, seed, noised)
         key = {
             **self._options,
-            "noised": self.recipe.noised,
+            "noised": noised,
             "seed": seed,
             "weights": self.weights,
             "texts": digest(states, null),
@@ -238,7 +239,7 @@ class _Sampling:
             "class": type(self._scheduler).__name__,
             "precision": str(self.denoiser.precision),
         }
-        tensors = self.cache.get(key, lambda: self._kept(states, null, seed).tensors())
+        tensors = self.cache.get(key, lambda: self._of_base(states, null, seed, noised).tensors())
         return Trajectories.of(tensors, states, null)
 
     @property
@@ -253,14 +254,12 @@ class _Sampling:
             "sampler": self.recipe.sampler,
         }
 
-    def _kept(self, states: Tensor, null: Tensor, seed: int) -> Trajectories:
-        """Trajectories of the base, and its pictures with new noise if the recipe takes some."""
-        found, recipe = self._sampled(states, null, seed), self.recipe
-        if not recipe.noised:
+    def _of_base(self, states: Tensor, null: Tensor, seed: int, noised: int) -> Trajectories:
+        """Trajectories of the base, and its pictures with new noise if any are asked for."""
+        found, guidance = self._sampled(states, null, seed), self.recipe.guidance
+        if not noised:
             return found
-        return found.with_noised_pictures(
-            self.denoiser, recipe.noised, guidance=recipe.guidance, seed=seed
-        )
+        return found.with_noised_pictures(self.denoiser, noised, guidance=guidance, seed=seed)
 
     def anew(self, prompts: Sequence[str], seed: int) -> Renewal | None:
         """Trajectories sampled by the student, from new noise each time; None without `refresh`."""

@@ -71,7 +71,7 @@ class Recipe:
     sampling_steps: int = 15
     """Latents kept per prompt."""
     noised: int = 0
-    """Further latents per prompt: its picture with new noise, at as many times."""
+    """Further latents per prompt of the concept: its picture with new noise, at as many times."""
     sampler: Sampler = "ddim"
     refresh: int = 0
     """Steps after which the student samples the concept's latents anew (on-policy, as ESD and AGE
