@@ -1,5 +1,6 @@
 """An adversary of the eraser in training: words learnt to bring the concept back."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -49,6 +50,9 @@ class LearntWords:
     """Token embeddings of a word."""
     beside: bool = False
     """The word stands after the whole prompt instead of in the concept's place."""
+    enough: float = math.inf
+    """A search that ends with a loss of this or more, in units of the guidance of the concept, has
+    found nothing: it is the last one, and the run ends with its steps."""
     role: str = "adversary"
     """In the view `concept`; several adversaries have one each."""
 
@@ -68,6 +72,11 @@ class LearntWords:
             raise ErasureError(
                 f"`memory` must be no less than `rounds`, whose words are unlearnt together; got "
                 f"{self.memory} and {self.rounds}."
+            )
+        if not self.enough > 0 or (self.rounds and self.enough < math.inf):
+            raise ErasureError(
+                "`enough` is a positive loss, and ends no run that has a number of `rounds`; got "
+                f"{self.enough}."
             )
         if not 0 < self.learning_rate < float("inf"):
             raise ErasureError(f"`learning_rate` must be positive; got {self.learning_rate}.")
@@ -119,6 +128,8 @@ class LearntWordsState:
         """Token embeddings, searches x concepts x tokens x width, the newest last."""
         self.losses: tuple[float, ...] = ()
         """Of the last search: one per update, in units of the guidance of the concept."""
+        self.ending: tuple[int, int] | None = None
+        """First step of the last round, and its end, once a search has found nothing."""
         self._searched = -1
 
     def __call__(self, step: int, views: Views) -> Views:
@@ -129,6 +140,9 @@ class LearntWordsState:
             found = self._search(step)[None]
             self.words = torch.cat([self.words, found])[-self.settings.memory :]
             self._searched = step
+            last = self.losses[-max(1, len(self.losses) // 10) :]
+            if sum(last) / len(last) >= self.settings.enough:
+                self.ending = (step, step + self.settings.every)
         view = views["concept"]
         chosen = len(self.words) - 1
         if step % 2 or 0 < restart <= step:
@@ -146,11 +160,13 @@ class LearntWordsState:
 
     def state(self) -> dict[str, Tensor]:
         """The words; a search is repeated if the run stopped before the end of its step."""
-        return {"words": self.words}
+        return {"words": self.words, "ending": torch.tensor(self.ending or ())}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
         self.words = state["words"].to(self._mean)
+        found = [int(step) for step in state["ending"]]
+        self.ending = (found[0], found[1]) if found else None
 
     def _search(self, step: int) -> Tensor:
         """A new word for each concept, concepts x tokens x width."""

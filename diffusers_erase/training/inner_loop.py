@@ -19,7 +19,9 @@ Loss = Callable[[Views], Tensor]
 class InnerLoop(Protocol):
     """Changes the views on which the eraser's loss is taken, and may learn from that loss.
 
-    All chance depends on the seed and the step alone, so that a resumed run draws the same.
+    All chance depends on the seed and the step alone, so that a resumed run draws the same. A loop
+    may have an attribute `ending`: None, or the first step of the run's last part and the step
+    before which the run ends, once it has found that no more are needed.
     """
 
     def __call__(self, step: int, views: Views) -> Views:

@@ -297,8 +297,12 @@ SURGICAL_REMOVE = replace(
     keep=((2.0, Steer(role="adversary")), (2.0, Keep("null", at="concept"))),
     keep_weight=8.0,
     protect_null=False,
-    adversaries=(LearntWords(every=30, updates=200, batch=4, learning_rate=0.05, spread=0.0),),
+    adversaries=(
+        LearntWords(every=30, updates=200, batch=4, learning_rate=0.05, spread=0.0, enough=1.2),
+    ),
     pool=64,
+    nearness=2.0,
+    noised=20,
     parts=PARTS,
     rank=16,
     trajectories=24,
@@ -306,8 +310,9 @@ SURGICAL_REMOVE = replace(
     steps=240,
     learning_rate=2e-3,
 )
-"""Ours, against learnt words: `surgical-age`, all parts of every cross-attention, and eight rounds
-of a word learnt against the student and answered. The numbers are those of the playground."""
+"""Ours, against learnt words: `surgical-age`, all parts of every cross-attention, noised pictures,
+and up to eight rounds of a word learnt against the student and answered, until one is not found.
+The numbers are those of the playground."""
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe

@@ -37,8 +37,12 @@ class Pace:
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
         begun, end = (0, self.restart) if step < self.restart else (self.restart, self.steps)
-        fall = 0.5 * (1 + math.cos(math.pi * (step - begun) / (end - begun)))
-        return self.learning_rate * (0.1 + 0.9 * fall)
+        return self.learning_rate * _fallen(step, begun, end)
+
+
+def _fallen(step: int, first: int, end: int) -> float:
+    """A cosine from 1 at the first step to a tenth at the end."""
+    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - first) / (end - first)))
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,9 @@ def train(
 ) -> Iterator[Step]:
     """Adam on `parameters`, one minibatch per view and step; yields after every step.
 
-    Logging, validation and early stopping belong to the caller, who may leave the loop at any time.
+    Logging and validation belong to the caller, who may leave the loop at any time. An inner loop
+    may end the run early (`InnerLoop`); over its last part the learning rate falls to a tenth.
+
     A run that is resumed from its checkpoint ends with the weights of one that was never stopped,
     bit for bit: chance depends on the seed and the step alone.
 
@@ -104,6 +110,8 @@ def train(
     if found:
         run.restore(found[1])
     for index in range(found[0] if found else 0, pace.steps):
+        if index >= _ending(inner, pace)[1]:
+            return
         if renewal and index and index % renewal.every == 0:
             run.renew(renewal.sample(index))
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
@@ -122,13 +130,21 @@ def train(
             total += _finite(loss, index)
             run.scaler.scale(loss).backward()
         _average(parameters, mean)
-        run.descend(pace.rate(index), pace.clip)
+        first_of_last, end = _ending(inner, pace)
+        fall = _fallen(index, first_of_last, end) if end < pace.steps else 1.0
+        run.descend(fall * pace.rate(index), pace.clip)
         for loop in inner:
             loop.learn(views, objective, mean)
         done = index + 1
-        if checkpoints and rank == 0 and (done % checkpoints.every == 0 or done == pace.steps):
+        if checkpoints and rank == 0 and (done % checkpoints.every == 0 or done == end):
             checkpoints.save(done, run.state())
         yield Step(index, total, tuple(choice for loop in inner for choice in loop.choices()))
+
+
+def _ending(inner: Sequence[InnerLoop], pace: Pace) -> tuple[int, int]:
+    """First step of the last part of the run, and its end; both the number of steps by default."""
+    endings = (getattr(loop, "ending", None) for loop in inner)
+    return min((each for each in endings if each), key=max, default=(pace.steps, pace.steps))
 
 
 @dataclass

@@ -60,7 +60,7 @@ RECIPE = (
     "batch",
 )
 """Options that are numbers of the recipe."""
-SEARCH = ("updates", "latents", "memory", "speed", "spread")
+SEARCH = ("updates", "latents", "memory", "speed", "spread", "enough")
 """Options that are numbers of its adversary."""
 
 
@@ -230,6 +230,7 @@ def parsed() -> argparse.Namespace:
     changes.add_argument("--batch", type=int, help="latents per view and step")
     changes.add_argument("--speed", type=float, help="learning rate of a word")
     changes.add_argument("--spread", type=float, help="of a word's beginning")
+    changes.add_argument("--enough", type=float, help="loss of a word that is not found")
     changes.add_argument("--memory", type=int)
     changes.add_argument("--parts", choices=PARTS)
     changes.add_argument("--rank", type=int)
