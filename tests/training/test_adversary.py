@@ -1,6 +1,7 @@
 """Words learnt against the eraser in training."""
 
 from dataclasses import replace
+from itertools import islice
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +15,9 @@ from diffusers_erase.models.embedding_hooks import placeholder_words
 from diffusers_erase.models.lora import attached
 from diffusers_erase.models.text_states import encode
 from diffusers_erase.models.trajectories import sample_trajectories
-from diffusers_erase.training import adversary
+from diffusers_erase.training import adversary, trainer
 from diffusers_erase.training.adversary import LearntWords
+from diffusers_erase.training.checkpoints import Checkpoints
 from diffusers_erase.training.nearby import NearbyStates
 from diffusers_erase.training.objectives import Keep, Steer
 from diffusers_erase.training.recipes import Recipe
@@ -176,6 +178,48 @@ def test_the_last_search_is_against_the_student_before_it_begins_anew(context, m
     assert sizes[4] == pytest.approx(1e-2, rel=1e-3)  # Adam's first step, from B = 0
 
 
+def test_a_search_that_finds_nothing_is_the_last_one(context, tmp_path, monkeypatch):
+    """The run ends with its round, at a rate that falls; a resumed one ends there, too."""
+    losses = iter([0.9, 1.5])
+
+    def searched(self, step):
+        self.losses = (next(losses),) * 20
+        return torch.zeros(self.words.shape[1:])
+
+    monkeypatch.setattr(adversary.LearntWordsState, "_search", searched)
+    rates = []
+    descend = trainer._Run.descend
+    monkeypatch.setattr(
+        trainer._Run,
+        "descend",
+        lambda run, rate, clip: [rates.append(rate), descend(run, rate, clip)],
+    )
+    settings = LearntWords(every=4, enough=1.2)
+    pace = Pace(steps=100, batch=2, learning_rate=1e-2)
+
+    def steps():
+        return train(
+            context.context.denoiser,
+            context.lora.parameters,
+            {"concept": context.context.trajectories},
+            Steer(role="adversary"),
+            pace=pace,
+            inner=(settings.begin(context.context, seed=0),),
+            checkpoints=Checkpoints(tmp_path, {"a": 1}, every=6),
+        )
+
+    assert [step.index for step in islice(steps(), 7)] == list(range(7))
+    first = {path: B.clone() for path, (_, B) in context.lora.factors().items()}
+    assert [step.index for step in steps()] == [6, 7]
+    assert list(steps()) == []
+    shares = [rate / pace.rate(i) for i, rate in enumerate([*rates[:6], *rates[7:]])]
+    falls = [trainer._fallen(i, 4, 8) for i in range(4, 8)]
+    assert shares == pytest.approx([1, 1, 1, 1, *falls])
+    assert falls[0] == 1
+    assert falls[-1] < 0.3
+    assert any(not torch.equal(B, first[path]) for path, (_, B) in context.lora.factors().items())
+
+
 QUICK = Recipe("quick", trajectories=2, sampling_steps=2, steps=3, batch=2, rank=2)
 
 
@@ -217,6 +261,8 @@ def test_an_adversary_that_no_term_faces_changes_nothing(untrained):
         ({"learning_rate": 0}, "`learning_rate` must be positive"),
         ({"spread": -1}, "`spread` must not be negative"),
         ({"rounds": 5, "memory": 4}, "`memory` must be no less than `rounds`.* got 4 and 5"),
+        ({"enough": 0}, "`enough` is a positive loss"),
+        ({"enough": 1.2, "rounds": 2}, "ends no run that has a number of `rounds`; got 1.2"),
         ({"tokens": 0}, "`tokens` is a number of 1 or more"),
         ({"rounds": 1}, "`rounds` is a number of 2 or more searches, or 0 .* got 1"),
     ],
