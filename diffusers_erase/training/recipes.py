@@ -124,7 +124,7 @@ class Recipe:
 
     def _check_roles(self) -> None:
         """Raise unless every role that a term reads is there, once."""
-        added = [adversary.role for adversary in self.adversaries]
+        added = [each.role for each in self.adversaries if hasattr(each, "role")]
         if len({*added, *VIEWS["concept"]}) < len(added) + len(VIEWS["concept"]):
             raise ErasureError(
                 "Every adversary needs a `role` of its own, none of "

@@ -110,12 +110,10 @@ class Target(Protocol):
 
 
 class Adversary(Protocol):
-    """Settings of an inner loop beside the target, such as one that learns a word."""
+    """Settings of an inner loop beside the target, such as one that learns a word.
 
-    @property
-    def role(self) -> str:
-        """The role in the view `concept` in which it stands for the concept."""
-        ...
+    If it adds a role to the view `concept`, this is its attribute `role`.
+    """
 
     def begin(self, context: TargetContext, *, seed: int) -> InnerLoop:
         """The inner loop of a training run."""
