@@ -15,6 +15,9 @@ from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
 
 Sampler = Literal["ddim", "own"]
 
+NOISED = (0.4, 1.0)
+"""Training times, as shares of all, at which pictures are noised: what they show is decided there."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -116,7 +119,7 @@ class Trajectories:
         """More latents: each run's picture with new noise at `count` times, with both scores there.
 
         z_t = √ᾱ_t x_0 + √(1-ᾱ_t) n, as attacks noise pictures; one time in each of `count` equal
-        parts of the training times. Two evaluations per latent.
+        parts of `NOISED`. Two evaluations per latent.
         """
         generator, parts = (
             torch.Generator().manual_seed(seed),
@@ -129,10 +132,11 @@ class Trajectories:
         guided = null + guidance * (concept - null)
         clean = denoiser.schedule.clean(guided, self.z[last], self.t[last])
         owner = prompts.repeat_interleave(count)
-        shares = torch.arange(count).repeat(len(prompts)) + torch.rand(
+        first, last_time = (share * len(denoiser.schedule.alphas) for share in NOISED)
+        parts = torch.arange(count).repeat(len(prompts)) + torch.rand(
             len(owner), generator=generator
         )
-        t = (shares * parts).long().to(self.t)
+        t = (first + parts / count * (last_time - first)).long().to(self.t)
         noise = torch.randn((len(owner), *clean.shape[1:]), generator=generator).to(clean)
         alpha = denoiser.schedule.alpha(t).to(clean)
         z = alpha.sqrt() * clean[owner] + (1 - alpha).sqrt() * noise

@@ -50,7 +50,7 @@ def test_noised_pictures_are_those_of_the_runs_at_times_spread_over_all(sampled,
     assert torch.equal(found.z[:12], kept.z)
     new = torch.arange(12, 24)
     times = found.t[new].view(3, 4)
-    assert (times // 250).tolist() == [[0, 1, 2, 3]] * 3
+    assert ((times - 400) // 150).tolist() == [[0, 1, 2, 3]] * 3
     assert found.prompt[new].view(3, 4).tolist() == [[p] * 4 for p in range(3)]
     for role in ("concept", "null"):
         fresh = denoiser.teacher(found.z[new], found.t[new], found.states[role][found.prompt[new]])
