@@ -16,7 +16,7 @@ from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
 Sampler = Literal["ddim", "own"]
 
 NOISED = (0.4, 1.0)
-"""Training times, as shares of all, at which pictures are noised: what they show is decided there."""
+"""Shares of the training times at which pictures are noised: what they show is decided there."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,7 @@ class Trajectories:
         z_t = √ᾱ_t x_0 + √(1-ᾱ_t) n, as attacks noise pictures; one time in each of `count` equal
         parts of `NOISED`. Two evaluations per latent.
         """
-        generator, parts = (
-            torch.Generator().manual_seed(seed),
-            len(denoiser.schedule.alphas) / count,
-        )
+        generator = torch.Generator().manual_seed(seed)
         prompts = torch.arange(len(self.states["concept"]))
         each = [torch.nonzero(self.prompt.cpu() == p)[:, 0] for p in prompts]
         last = torch.stack([rows[self.t[rows].argmin()] for rows in each])
@@ -132,11 +129,10 @@ class Trajectories:
         guided = null + guidance * (concept - null)
         clean = denoiser.schedule.clean(guided, self.z[last], self.t[last])
         owner = prompts.repeat_interleave(count)
-        first, last_time = (share * len(denoiser.schedule.alphas) for share in NOISED)
-        parts = torch.arange(count).repeat(len(prompts)) + torch.rand(
-            len(owner), generator=generator
-        )
-        t = (first + parts / count * (last_time - first)).long().to(self.t)
+        low, high = (share * len(denoiser.schedule.alphas) for share in NOISED)
+        part = torch.arange(count).repeat(len(prompts))
+        shares = (part + torch.rand(len(owner), generator=generator)) / count
+        t = (low + shares * (high - low)).long().to(self.t)
         noise = torch.randn((len(owner), *clean.shape[1:]), generator=generator).to(clean)
         alpha = denoiser.schedule.alpha(t).to(clean)
         z = alpha.sqrt() * clean[owner] + (1 - alpha).sqrt() * noise
