@@ -133,7 +133,7 @@ def _loop(
         edit(*_texts(context, targets))
     else:
         lora.begin(start)  # undoes the edits that were tried
-    kept = (*request.keep, *pool(context, request.vocabulary, recipe.pool, power=recipe.nearness))
+    kept = (*request.keep, *pool(context, request.vocabulary, recipe.pool))
     if kept:
         trajectories["kept"] = sample(kept, seed + 1)
     loop = train(

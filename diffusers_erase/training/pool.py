@@ -28,10 +28,8 @@ LEAST_DISTANCE = 0.05
 """Smaller distances count as this one, so that a synonym does not take the whole pool."""
 
 
-def pool(
-    context: TargetContext, vocabulary: Vocabulary | None, count: int, *, power: float = 1.0
-) -> list[str]:
-    """`count` prompts, divided among the words in proportion to 1/distance^`power`.
+def pool(context: TargetContext, vocabulary: Vocabulary | None, count: int) -> list[str]:
+    """`count` prompts, divided among the words in proportion to one over their distance.
 
     None names an erased concept; each word stands in prompts of its own kind, some of them with
     another word. The parts of compounds have half of the pool, or all without a vocabulary.
@@ -43,8 +41,7 @@ def pool(
     if not words:
         return found
     apart = distances(context, words)
-    nearness = apart.amin(0).clamp(min=LEAST_DISTANCE) ** -power
-    taken = apportioned(nearness, count - len(found))
+    taken = apportioned(1 / apart.amin(0).clamp(min=LEAST_DISTANCE), count - len(found))
     kinds = [kind_beside(words[k], erased[int(apart[:, k].argmin())].kind) for k in taken]
     return found + _prompts([words[k] for k in taken], kinds, words, erased)
 

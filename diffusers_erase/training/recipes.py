@@ -58,8 +58,6 @@ class Recipe:
     """Inner loops beside the target; the views pass through them in this order."""
     pool: int = 0
     """Prompts of the preservation pool, about words of the vocabulary."""
-    nearness: float = 1.0
-    """Words have shares of the pool in proportion to 1/distance^`nearness`."""
     parts: tuple[str, ...] = TEXT_PARTS
     """Trained projections of every cross-attention; `to_k` and `to_v` see the text alone."""
     rank: int = 4
@@ -92,7 +90,7 @@ class Recipe:
         for name in positive:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ErasureError(f"`{name}` must be positive; got {getattr(self, name)}.")
-        for name in ("keep_weight", "pool", "nearness", "guidance"):
+        for name in ("keep_weight", "pool", "guidance"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ErasureError(f"`{name}` must not be negative; got {getattr(self, name)}.")
         if self.noised < 0 or (self.noised and self.refresh):
@@ -301,7 +299,6 @@ SURGICAL_REMOVE = replace(
         LearntWords(every=30, updates=200, batch=4, learning_rate=0.05, spread=0.0, enough=1.2),
     ),
     pool=64,
-    nearness=2.0,
     noised=20,
     parts=PARTS,
     rank=16,

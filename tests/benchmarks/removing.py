@@ -240,7 +240,6 @@ def parsed() -> argparse.Namespace:
     changes.add_argument("--null", type=float, help="weight of the empty prompt")
     changes.add_argument("--learning-rate", type=float)
     changes.add_argument("--noised", type=int, help="noised pictures per prompt")
-    changes.add_argument("--nearness", type=float, help="exponent of the pool's shares")
     changes.add_argument("--trajectories", type=int, help="prompts of the concept")
     asked = parser.parse_args()
     given = [a.dest for a in changes._group_actions if getattr(asked, a.dest) is not None]
