@@ -14,7 +14,7 @@ def shell(
     """
     e = rows.repeat_interleave(copies, 0)
     size = e.norm(dim=1, keepdim=True)
-    unit = e / size
+    unit = torch.nn.functional.normalize(e, dim=1)
     z = torch.randn(e.shape, generator=generator, dtype=e.dtype)
     z = torch.nn.functional.normalize(z - (z * unit).sum(1, keepdim=True) * unit, dim=1)
     low, high = cosine

@@ -61,7 +61,7 @@ class NoiseSchedule:
         """The noise in z_t according to the network's prediction."""
         if self.prediction == "epsilon":
             return output
-        alpha = self.alpha(t)
+        alpha = self.alpha(t).to(z.device)
         if self.prediction == "sample":
             return (z - alpha.sqrt() * output) / (1 - alpha).sqrt()
         return alpha.sqrt() * output + (1 - alpha).sqrt() * z
@@ -70,7 +70,7 @@ class NoiseSchedule:
         """The clean latent x_0 according to the network's prediction; at ᾱ = 0 too."""
         if self.prediction == "sample":
             return output
-        alpha = self.alpha(t)
+        alpha = self.alpha(t).to(z.device)
         if self.prediction == "v_prediction":
             return alpha.sqrt() * z - (1 - alpha).sqrt() * output
         return (z - (1 - alpha).sqrt() * output) / alpha.sqrt()
@@ -79,7 +79,7 @@ class NoiseSchedule:
         """The v = √ᾱ ε - √(1-ᾱ) x_0 of a network that predicts v or x_0; defined at ᾱ = 0 too."""
         if self.prediction == "v_prediction":
             return output
-        alpha = self.alpha(t)
+        alpha = self.alpha(t).to(z.device)
         return (alpha.sqrt() * z - output) / (1 - alpha).sqrt()
 
 

@@ -75,8 +75,7 @@ class LearntWords:
             )
         if not self.enough > 0 or (self.rounds and self.enough < math.inf):
             raise ErasureError(
-                "`enough` is a positive loss, and ends no run that has a number of `rounds`; got "
-                f"{self.enough}."
+                f"`enough` is a positive loss, and ends no run with `rounds`; got {self.enough}."
             )
         if not 0 < self.learning_rate < float("inf"):
             raise ErasureError(f"`learning_rate` must be positive; got {self.learning_rate}.")
@@ -133,16 +132,13 @@ class LearntWordsState:
         self._searched = -1
 
     def __call__(self, step: int, views: Views) -> Views:
-        """The view `concept` with the role `adversary`: its prompts with a word that was found."""
+        """The view `concept` with the role: its prompts with a word that was found."""
         restart = self.settings.restart
         due = step % self.settings.every == 0 and not 0 < restart < step
         if due and step != self._searched:
             found = self._search(step)[None]
             self.words = torch.cat([self.words, found])[-self.settings.memory :]
             self._searched = step
-            last = self.losses[-max(1, len(self.losses) // 10) :]
-            if sum(last) / len(last) >= self.settings.enough:
-                self.ending = (step, step + self.settings.every)
         view = views["concept"]
         chosen = len(self.words) - 1
         if step % 2 or 0 < restart <= step:
@@ -152,7 +148,11 @@ class LearntWordsState:
         return {**views, "concept": view.with_role(self.settings.role, states)}
 
     def learn(self, views: Views, loss: Loss, mean: Callable[[Tensor], Tensor]) -> None:
-        """Nothing: words are learnt before the steps."""
+        """Ends the run after this round if its search has found nothing in any process."""
+        if self.losses and self.ending is None:
+            last = torch.tensor(self.losses[-max(1, len(self.losses) // 10) :])
+            if mean(last.mean().to(self._mean.device)) >= self.settings.enough:
+                self.ending = (self._searched, self._searched + self.settings.every)
 
     def choices(self) -> tuple[ErasedConcept, ...]:
         """Empty: it chooses no targets."""
@@ -165,7 +165,7 @@ class LearntWordsState:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
         self.words = state["words"].to(self._mean)
-        found = [int(step) for step in state["ending"]]
+        found = [int(step) for step in state.get("ending", ())]
         self.ending = (found[0], found[1]) if found else None
 
     def _search(self, step: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -26,10 +27,13 @@ class NearbyStates:
     role: str = "adversary"
 
     def __post_init__(self) -> None:
-        low, high = self.cosine
-        if not 0 <= low <= high <= 1:
+        if not (
+            isinstance(self.cosine, tuple)
+            and [*map(type, self.cosine)] == [float] * 2
+            and 0 <= self.cosine[0] <= self.cosine[1] <= 1
+        ):
             raise ErasureError(
-                f"`cosine` is a range in 0 .. 1, such as (0.8, 1); got {self.cosine}."
+                f"`cosine` is a range in 0 .. 1, such as (0.8, 1.0); got {self.cosine}."
             )
 
     def begin(self, context: TargetContext, *, seed: int) -> "NearbyStatesLoop":
@@ -48,7 +52,8 @@ class NearbyStatesLoop:
         """The view `concept` with the role of the settings."""
         view = views["concept"]
         states = view.states["concept"]
-        chance = torch.Generator().manual_seed(self.seed * 1_000_003 + step + 700_001)
+        own = crc32(self.settings.role.encode())
+        chance = torch.Generator().manual_seed(self.seed * 1_000_003 + step + own)
         rows = states[:, 1:].flatten(0, 1).cpu()
         around = shell(rows, 1, cosine=self.settings.cosine, generator=chance).to(states)
         near = torch.cat((states[:, :1], around.unflatten(0, states[:, 1:].shape[:2])), 1)

@@ -1,5 +1,6 @@
 """Training recipes, one row per paper."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
@@ -93,9 +94,18 @@ class Recipe:
         for name in ("keep_weight", "pool", "guidance"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ErasureError(f"`{name}` must not be negative; got {getattr(self, name)}.")
-        if self.noised < 0 or (self.noised and self.refresh):
+        if type(self.noised) is not int or self.noised < 0:
+            raise ErasureError(f"`noised` is a number of latents, or 0; got {self.noised!r}.")
+        if self.noised and self.refresh:
             raise ErasureError(
-                f"`noised` is a number of latents, or 0, as with `refresh`; got {self.noised}."
+                "`noised` pictures are the base's, and with `refresh` the student samples: leave "
+                "one of them out."
+            )
+        ends = any(getattr(each, "enough", math.inf) < math.inf for each in self.adversaries)
+        if self.restart and ends:
+            raise ErasureError(
+                "An adversary with `enough` would end the run before another one's `rounds` are "
+                "over; leave one of them out."
             )
         if self.refresh < 0:
             raise ErasureError(f"`refresh` is a number of steps, or 0; got {self.refresh}.")
@@ -126,14 +136,14 @@ class Recipe:
         if len({*added, *VIEWS["concept"]}) < len(added) + len(VIEWS["concept"]):
             raise ErasureError(
                 "Every adversary needs a `role` of its own, none of "
-                f"{', '.join(VIEWS['concept'])}; got {', '.join(added)}."
+                f"{', '.join(VIEWS['concept'])}; got {', '.join(map(repr, added))}."
             )
         for view, role in self.loss(keeps=True).roles:
             require_choice("view in a recipe", view, VIEWS)
             if role == "adversary" and not added:
                 raise ErasureError(
-                    "A term of the recipe has the role `adversary`, and there is none; name one in "
-                    "`adversaries`, such as LearntWords()."
+                    "A term of the recipe has the role `adversary`, and no adversary has; name one "
+                    "with this `role` in `adversaries`, such as LearntWords()."
                 )
             roles = (*VIEWS[view], *(added if view == "concept" else ()))
             require_choice(f"role in the view `{view}`", role, roles)

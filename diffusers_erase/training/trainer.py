@@ -130,13 +130,14 @@ def train(
             total += _finite(loss, index)
             run.scaler.scale(loss).backward()
         _average(parameters, mean)
-        first_of_last, end = _ending(inner, pace)
-        fall = _fallen(index, first_of_last, end) if end < pace.steps else 1.0
+        begun, end = _ending(inner, pace)
+        fall = _fallen(index, begun, end) if index >= begun else 1.0
         run.descend(fall * pace.rate(index), pace.clip)
         for loop in inner:
             loop.learn(views, objective, mean)
         done = index + 1
-        if checkpoints and rank == 0 and (done % checkpoints.every == 0 or done == end):
+        last = done == _ending(inner, pace)[1]
+        if checkpoints and rank == 0 and (done % checkpoints.every == 0 or last):
             checkpoints.save(done, run.state())
         yield Step(index, total, tuple(choice for loop in inner for choice in loop.choices()))
 
@@ -144,7 +145,8 @@ def train(
 def _ending(inner: Sequence[InnerLoop], pace: Pace) -> tuple[int, int]:
     """First step of the last part of the run, and its end; both the number of steps by default."""
     endings = (getattr(loop, "ending", None) for loop in inner)
-    return min((each for each in endings if each), key=max, default=(pace.steps, pace.steps))
+    begun, end = min((each for each in endings if each), key=max, default=(pace.steps, pace.steps))
+    return begun, min(end, pace.steps)
 
 
 @dataclass

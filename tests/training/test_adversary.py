@@ -220,6 +220,13 @@ def test_a_search_that_finds_nothing_is_the_last_one(context, tmp_path, monkeypa
     assert any(not torch.equal(B, first[path]) for path, (_, B) in context.lora.factors().items())
 
 
+def test_a_run_does_not_end_after_its_steps():
+    loops = [SimpleNamespace(), SimpleNamespace(ending=None), SimpleNamespace(ending=(30, 60))]
+    assert trainer._ending(loops, Pace(35, 1, 1.0)) == (30, 35)
+    assert trainer._ending(loops, Pace(100, 1, 1.0)) == (30, 60)
+    assert trainer._ending(loops[:2], Pace(35, 1, 1.0)) == (35, 35)
+
+
 QUICK = Recipe("quick", trajectories=2, sampling_steps=2, steps=3, batch=2, rank=2)
 
 
@@ -262,7 +269,7 @@ def test_an_adversary_that_no_term_faces_changes_nothing(untrained):
         ({"spread": -1}, "`spread` must not be negative"),
         ({"rounds": 5, "memory": 4}, "`memory` must be no less than `rounds`.* got 4 and 5"),
         ({"enough": 0}, "`enough` is a positive loss"),
-        ({"enough": 1.2, "rounds": 2}, "ends no run that has a number of `rounds`; got 1.2"),
+        ({"enough": 1.2, "rounds": 2}, "ends no run with `rounds`; got 1.2"),
         ({"tokens": 0}, "`tokens` is a number of 1 or more"),
         ({"rounds": 1}, "`rounds` is a number of 2 or more searches, or 0 .* got 1"),
     ],
@@ -286,11 +293,13 @@ def test_a_place_keeps_its_preposition():
 
 
 def test_a_term_for_an_adversary_needs_one():
-    with pytest.raises(ErasureError, match="has the role `adversary`, and there is none"):
+    with pytest.raises(ErasureError, match="has the role `adversary`, and no adversary has"):
         Recipe("x", keep=((1.0, Steer(role="adversary")),))
     words = LearntWords(role="words")
     with pytest.raises(ErasureError, match="role in the view `concept`"):
         Recipe("x", keep=((1.0, Steer(role="word")),), adversaries=(words,))
+    with pytest.raises(ErasureError, match="would end the run before another one's `rounds`"):
+        Recipe("x", adversaries=(replace(words, rounds=2), LearntWords(enough=1.0)))
     for same in ("words", "concept"):
         with pytest.raises(ErasureError, match="`role` of its own"):
             Recipe("x", adversaries=(words, NearbyStates(role=same)))
@@ -321,9 +330,13 @@ def test_states_nearby_lie_in_their_shell_and_the_first_token_stays(context):
     torch.testing.assert_close(near.norm(dim=-1), own.norm(dim=-1))
     assert torch.equal(again["adversary"], near)
     assert not torch.equal(other["adversary"], near)
+    further = replace(loop.settings, role="beyond").begin(context.context, seed=0)
+    beyond = further(3, {"concept": view})["concept"].states["beyond"]
+    rest = [(each - own)[:, 1:].flatten() for each in (near, beyond)]
+    assert torch.nn.functional.cosine_similarity(*rest, dim=0) < 0.5  # each has its own directions
 
 
-@pytest.mark.parametrize("cosine", [(0.8, 0.7), (-0.1, 0.5), (0.5, 1.1)])
+@pytest.mark.parametrize("cosine", [(0.8, 0.7), (-0.1, 0.5), (0.5, 1.1), 0.8, (0.8,), [0.7, 0.8]])
 def test_a_shell_has_cosines_between_0_and_1(cosine):
     with pytest.raises(ErasureError, match="range in 0"):
         NearbyStates(cosine=cosine)
