@@ -121,6 +121,7 @@ def _loop(
         tuple(prompt for prompt, _ in prompts),
         torch.tensor([k for _, k in prompts]),
         trajectories["concept"],
+        guided=len(texts) * recipe.sampling_steps,
         resampled=recipe.refresh > 0,
         known=own_words(model.tokenizer),
         pipeline=model.pipeline,

@@ -38,6 +38,8 @@ class TargetContext:
     """Index of the concept that each prompt names, P."""
     trajectories: Trajectories
     """Sampled from these prompts."""
+    guided: int | None = None
+    """Number of its latents, the first ones, that lie on guided runs; all if omitted."""
     apply_edit: Callable[[Tensor, Tensor], None] | None = None
     """Sets the student to the closed-form edit that maps the first text states to the second."""
     resampled: bool = False
@@ -72,11 +74,11 @@ class TargetContext:
         return self.encode([p.about(t) for p, t in zip(self.prompts, own, strict=True)])
 
     def probe_rows(self, count: int) -> Tensor:
-        """Rows of `count` latents of every concept, spread evenly over its trajectories.
+        """Rows of `count` latents of every concept, spread evenly over its guided runs.
 
         They are divided among its names; more if there are not `PROBES_PER_NAME` for each.
         """
-        owner = self.name_of[self.trajectories.prompt]
+        owner = self.name_of[self.trajectories.prompt[: self.guided]]
         rows = []
         for index, (k, _) in enumerate(self.names):
             own = (owner == index).nonzero()[:, 0]
