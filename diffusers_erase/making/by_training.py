@@ -121,7 +121,7 @@ def _loop(
         tuple(prompt for prompt, _ in prompts),
         torch.tensor([k for _, k in prompts]),
         trajectories["concept"],
-        guided=len(texts) * recipe.sampling_steps,
+        guided=len(trajectories["concept"]) - len(texts) * recipe.noised,
         resampled=recipe.refresh > 0,
         known=own_words(model.tokenizer),
         pipeline=model.pipeline,

@@ -261,6 +261,24 @@ def test_every_trained_recipe_makes_an_eraser_and_records_its_choice(untrained, 
             assert oak.ranked[0][0] == oak.target
 
 
+def test_noised_pictures_do_not_change_which_target_is_chosen(untrained):
+    def scores(noised):
+        recipe = replace(
+            RECIPES["surgical-age"],
+            trajectories=2,
+            sampling_steps=2,
+            noised=noised,
+            batch=2,
+            steps=1,
+            pool=0,
+        )
+        options = {"recipe": recipe, "progress": False, "check": False}
+        (oak,) = erase(untrained, "oak", vocabulary=WORDS, **options).config.concepts
+        return oak.scores
+
+    assert scores(3) == pytest.approx(scores(0))
+
+
 def test_protect_null_leaves_the_empty_prompt_unchanged(untrained):
     null, oak = encode(untrained, [""])[0], encode(untrained, ["an oak"])[0]
     for hold, protect in ((True, ["a red car"]), (False, [])):
