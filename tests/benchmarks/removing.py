@@ -170,7 +170,10 @@ def made(
     pipe: Any, name: str, method: str, recipe: Recipe | Edit, asked: argparse.Namespace
 ) -> EraserAdapter:
     """The eraser from the folder, or a new one."""
-    folder = asked.erasers and asked.erasers / f"{method}-{name}-{asked.seed}".replace(" ", "-")
+    changed = asked.changes if method == "changed" else {}
+    numbers = [f"{key}-{value}" for key, value in changed.items()]
+    parts = [method, name, str(asked.seed), *numbers, *([asked.target] if asked.target else [])]
+    folder = asked.erasers and asked.erasers / "-".join(parts).replace(" ", "-")
     if folder and folder.exists():
         return EraserAdapter.from_pretrained(folder)
     concept = concept_of(name)
