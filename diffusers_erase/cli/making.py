@@ -73,7 +73,7 @@ def train(
         str | None,
         typer.Option(
             help="surgical-age (the default), surgical-age-sd, age, age-table, all-but-one, "
-            "anti-editing, esd, receler, stereo, surgical-remove or replace."
+            "anti-editing, esd, receler, realera-trained, stereo, surgical-remove or replace."
         ),
     ] = None,
     robust: Robust = False,
