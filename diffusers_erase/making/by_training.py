@@ -225,7 +225,7 @@ class _Sampling:
     weights: str
 
     def __call__(self, prompts: Sequence[str], seed: int, *, noised: int = 0) -> Trajectories:
-        """Of these prompts, with so many noised pictures of each."""
+        """Sample these prompts, and noise the picture of each at `noised` times."""
         states, null = self.model.encode(prompts), self.model.encode([""])
 
         if self.cache is None:

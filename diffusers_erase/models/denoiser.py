@@ -138,7 +138,7 @@ class Denoiser:
 
 @contextmanager
 def counted(unet: Any) -> Iterator[Callable[[], int]]:
-    """Context manager that counts UNet evaluations, whoever calls the UNet.
+    """Count the evaluations of a UNet in a `with` block, whoever calls it.
 
     A forward pass of one latent counts one, and three if its output has a graph for a backward.
     """

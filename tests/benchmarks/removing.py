@@ -261,6 +261,7 @@ def main() -> None:
         pipe, started = load_pipeline(), time.perf_counter()
         pipe.set_progress_bar_config(disable=True)
         line = {"recipe": method, "concept": name, "seed": asked.seed, "changes": asked.changes}
+        line["given_target"] = asked.target
         if method != "none":
             recipe = recipe_of(asked) if method == "changed" else rows[method]
             with counted(pipe.unet) as cost:
