@@ -16,6 +16,9 @@ PARTS = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_PARTS = ("to_k", "to_v")
 """The projections that read the text."""
 
+SELF_PARTS = tuple(f"attn1.{part}" for part in PARTS)
+"""The same of the self-attention beside a cross-attention."""
+
 COMPONENTS = ("unet", "transformer")
 """Names of the denoiser in pipelines."""
 
@@ -113,14 +116,16 @@ def architecture_or_default(name: str) -> Architecture:
 
 
 def projections(unet: nn.Module, parts: tuple[str, ...] = PARTS) -> dict[str, nn.Linear]:
-    """Path -> linear layer, for these parts of every text cross-attention, in module order.
+    """Path -> linear layer, for these `PARTS` and `SELF_PARTS` of every block, in module order.
 
-    Empty for transformers, which have none.
+    Empty for transformers, which have no text cross-attention.
     """
     attention = architecture(type(unet).__name__).attention
     if attention is None:
         return {}
-    return _layers(unet, rf"{attention}\.(?:{'|'.join(map(re.escape, parts))})")
+    block, _, cross = attention.rpartition(r"\.")
+    paths = (part if part in SELF_PARTS else f"{cross}.{part}" for part in parts)
+    return _layers(unet, rf"{block}\.(?:{'|'.join(map(re.escape, paths))})")
 
 
 def text_layers(denoiser: nn.Module) -> dict[str, nn.Linear]:

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.subspace import project_out, row_space
-from diffusers_erase.models.architectures import PARTS, TEXT_PARTS, Factors, projections
+from diffusers_erase.models.architectures import PARTS, SELF_PARTS, TEXT_PARTS, Factors, projections
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def attached(
 
     Args:
         unet: the denoiser.
-        parts: which projections of every cross-attention.
+        parts: which projections of every cross-attention and the self-attention beside it.
         rank: of every layer's change.
         seed: of the first A.
         protect: N x width text states that `to_k` and `to_v` map exactly as the base does, at any
@@ -59,7 +59,7 @@ def attached(
     if not paths:
         raise ErasureError(
             f"There is no cross-attention with {' or '.join(parts)} in '{type(unet).__name__}'. "
-            f"Known parts: {', '.join(PARTS)}."
+            f"Known parts: {', '.join((*PARTS, *SELF_PARTS))}."
         )
     if protect is not None and set(parts) - set(TEXT_PARTS):
         raise ErasureError(

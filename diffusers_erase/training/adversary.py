@@ -50,6 +50,9 @@ class LearntWords:
     """Token embeddings of a word."""
     beside: bool = False
     """The word stands after the whole prompt instead of in the concept's place."""
+    mixed: bool = False
+    """What lies between two words that are remembered is answered, too: each latent's word is a
+    random point between the one whose turn it is and another."""
     enough: float = math.inf
     """A search that ends with a loss of this or more, in units of the guidance of the concept, has
     found nothing: it is the last one, and the run ends with its steps."""
@@ -140,11 +143,17 @@ class LearntWordsState:
             self.words = torch.cat([self.words, found])[-self.settings.memory :]
             self._searched = step
         view = views["concept"]
-        chosen = len(self.words) - 1
+        chosen, chance = len(self.words) - 1, self._chance(step)
         if step % 2 or 0 < restart <= step:
-            chosen = int(torch.randint(len(self.words), (1,), generator=self._chance(step)))
+            chosen = int(torch.randint(len(self.words), (1,), generator=chance))
+        owners = self._owners(view)
+        words = self.words[chosen, owners]
+        if self.settings.mixed:
+            others = torch.randint(len(self.words), (len(owners),), generator=chance)
+            shares = torch.rand((len(owners), 1, 1), generator=chance).to(words)
+            words = words.lerp(self.words[others, owners], shares)
         with torch.no_grad():
-            states = self._states(self.words[chosen], view)
+            states = self._states(words, view)
         return {**views, "concept": view.with_role(self.settings.role, states)}
 
     def learn(self, views: Views, loss: Loss, mean: Callable[[Tensor], Tensor]) -> None:
@@ -179,9 +188,8 @@ class LearntWordsState:
             view = context.trajectories.draw(context.denoiser, settings.batch, chance)
             wanted = view.teacher("concept")
             with torch.enable_grad():
-                student = view.with_role("adversary", self._states(words, view)).student(
-                    "adversary"
-                )
+                states = self._states(words[self._owners(view)], view)
+                student = view.with_role("adversary", states).student("adversary")
                 loss = (student - wanted).square().mean()
                 (words.grad,) = torch.autograd.grad(loss, [words])
             optimiser.step()
@@ -192,12 +200,14 @@ class LearntWordsState:
         return found
 
     def _states(self, words: Tensor, view: View) -> Tensor:
-        """Text states of the prompts of a view's latents with these words, B x tokens x width."""
-        context = self._context
-        rows = context.trajectories.prompt[view.rows].tolist()
-        owners = context.concept_of[rows]
+        """Text states of the prompts of a view's latents, with a word each, B x tokens x width."""
+        rows = self._context.trajectories.prompt[view.rows].tolist()
         texts = [self._templates[row] for row in rows]
-        return word_states(context.pipeline, texts, words[owners], self._placeholder)
+        return word_states(self._context.pipeline, texts, words, self._placeholder)
+
+    def _owners(self, view: View) -> Tensor:
+        """Index of the concept of each latent, B."""
+        return self._context.concept_of[self._context.trajectories.prompt[view.rows].cpu()]
 
     def _chance(self, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + step + 500_009)

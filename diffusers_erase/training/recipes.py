@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from diffusers_erase.concepts import Vocabulary
 from diffusers_erase.errors import ErasureError, require_choice
-from diffusers_erase.models.architectures import PARTS, TEXT_PARTS
+from diffusers_erase.models.architectures import PARTS, SELF_PARTS, TEXT_PARTS
 from diffusers_erase.models.model import Model
 from diffusers_erase.models.trajectories import Sampler
 from diffusers_erase.training.adaptive import Adaptive
@@ -60,7 +60,8 @@ class Recipe:
     pool: int = 0
     """Prompts of the preservation pool, about words of the vocabulary."""
     parts: tuple[str, ...] = TEXT_PARTS
-    """Trained projections of every cross-attention; `to_k` and `to_v` see the text alone."""
+    """Trained projections of every cross-attention (`to_k` and `to_v` see the text alone), and of
+    the self-attention beside it (`attn1.to_q` ...)."""
     rank: int = 4
     """Rank of the eraser for each of its concepts."""
     guidance: float = 5.0
@@ -117,8 +118,9 @@ class Recipe:
         require_choice("`choose`", self.choose, get_args(Choose))
         require_choice("`sampler`", self.sampler, get_args(Sampler))
         self._check_roles()
-        if not self.parts or set(self.parts) - set(PARTS):
-            raise ErasureError(f"`parts` are some of {', '.join(PARTS)}; got {self.parts!r}.")
+        known = (*PARTS, *SELF_PARTS)
+        if not self.parts or set(self.parts) - set(known):
+            raise ErasureError(f"`parts` are some of {', '.join(known)}; got {self.parts!r}.")
         if self.protect_null and self.steers_null:
             raise ErasureError(
                 "`protect_null` holds the score of the empty prompt, and a term of the recipe is "

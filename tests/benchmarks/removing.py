@@ -46,7 +46,8 @@ from diffusers_erase.training.recipes import RECIPES, SURGICAL_REMOVE, Recipe
 
 
 STEPS, LEARNT_FROM, DRAWN = 10, 16, 24
-PARTS = {"kv": ("to_k", "to_v"), "all": ("to_q", "to_k", "to_v", "to_out.0")}
+ALL = ("to_q", "to_k", "to_v", "to_out.0")
+PARTS = {"kv": ALL[1:3], "all": ALL, "self": (*ALL, *(f"attn1.{part}" for part in ALL))}
 STYLE_OF = {painter: style for style, painter in ARTISTS.items()}
 
 RECIPE = (
@@ -79,7 +80,7 @@ def recipe_of(asked: argparse.Namespace) -> Recipe:
     return replace(
         SURGICAL_REMOVE,
         name="changed",
-        keep=((given.get("weight", weight), Steer(role="adversary")), *kept) if rounds else kept,
+        keep=((given.get("weight", weight), Steer(given.get("eta", 0.0), role="adversary")), *kept) if rounds else kept,
         protect_null=len(parts) == 2,
         adversaries=(words,) if rounds else (),
         parts=parts,
@@ -124,16 +125,19 @@ def groups(name: str, erased: Sequence[str] = ()) -> dict[str, tuple[list[str], 
 def measured(pipe: Any, judge: Any, name: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Pictures of the pipeline as it is, and those of words learnt on it."""
     found: dict[str, Any] = {}
-    colours = [0, 0]
+    colours, lost = [0, 0], list[str]()
     for title, (names, first) in groups(name, asked.beside).items():
         verdicts = judge(draw(pipe, prompts(names), steps=STEPS, seed=first))
         found[title] = right(verdicts, names)
+        if title != "left":
+            pairs = zip(verdicts, names, strict=True)
+            lost += [word for v, word in pairs if not right([v], [word])[0]]
         if title != "left" and names[0] in OBJECTS:
             wanted = (COLOURS[i % len(COLOURS)] for i in range(len(names)))
             pairs = zip(verdicts, wanted, strict=True)
             colours[0] += sum(v.colour == colour for v, colour in pairs)
             colours[1] += len(names)
-    found["colours"] = colours
+    found |= {"colours": colours, "lost": lost}
     own = prompts([name] * LEARNT_FROM)
     kept = prompts(groups(name, asked.beside)["near"][0][:LEARNT_FROM])
     found["drift"] = drift(pipe, base_predictions(pipe, own, kept)).to_dict()
@@ -240,6 +244,7 @@ def parsed() -> argparse.Namespace:
     changes.add_argument("--pool", type=int)
     changes.add_argument("--keep-weight", type=float, help="weight of the pool")
     changes.add_argument("--weight", type=float, help="of the words' term")
+    changes.add_argument("--eta", type=float, help="of the words' term: how far from the concept")
     changes.add_argument("--null", type=float, help="weight of the empty prompt")
     changes.add_argument("--learning-rate", type=float)
     changes.add_argument("--noised", type=int, help="noised pictures per prompt")

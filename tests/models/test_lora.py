@@ -3,9 +3,10 @@ import torch
 
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.subspace import row_space
-from diffusers_erase.models.architectures import linear, projections
+from diffusers_erase.models.architectures import SELF_PARTS, linear, projections
 from diffusers_erase.models.lora import attached
 from diffusers_erase.models.text_states import encode
+from diffusers_erase.training.recipes import Recipe
 
 
 def test_attaching_changes_nothing_and_leaves_nothing(untrained):
@@ -34,6 +35,19 @@ def test_attaching_where_there_is_nothing_to_attach_to_leaves_the_denoiser_usabl
         pass
     with attached(untrained.unet, parts=("to_k",), rank=1, seed=0) as lora:
         assert len(lora.factors()) == 7
+
+
+def test_self_attention_is_trained_beside_cross_attention(untrained):
+    parts = ("to_v", *SELF_PARTS)
+    with attached(untrained.unet, parts=parts, rank=1, seed=0) as lora:
+        names = [path.rsplit(".attn", 1)[1] for path in lora.factors()]
+    each = ["1.to_q", "1.to_k", "1.to_v", "1.to_out.0", "2.to_v"]
+    assert sorted(names) == sorted(7 * each)
+    for unknown in ("attn1.to_kk", "attn3.to_q"):
+        with pytest.raises(ErasureError, match=f"`parts` are some of .*; got .*{unknown}"):
+            Recipe("new", parts=(unknown,))
+    with pytest.raises(ErasureError, match="only to_k and to_v are trained"):
+        Recipe("new", parts=("to_v", "attn1.to_k"), protect_null=True)
 
 
 def test_erasers_are_made_from_the_bare_base(untrained, make_eraser, tmp_path):

@@ -106,6 +106,33 @@ def test_words_are_searched_every_so_many_steps_and_the_newest_are_remembered(co
     assert torch.equal(found.words[0], newest[4])
 
 
+def test_mixed_words_lie_between_two_that_are_remembered(context, monkeypatch):
+    """A word for each latent, of the latent's own concept."""
+    view = context.context.trajectories.at(context.context.denoiser, torch.arange(9))
+    owners = context.context.concept_of[context.context.trajectories.prompt]
+    taken = []
+
+    def states(pipe, texts, words, placeholder):
+        taken.append(words)
+        return encode(pipe, list(texts))
+
+    for mixed in (True, False):
+        found = LearntWords(every=100, updates=1, mixed=mixed).begin(context.context, seed=0)
+        found(0, {"concept": view})
+        with monkeypatch.context() as patch:
+            patch.setattr(adversary, "word_states", states)
+            found(2, {"concept": view})
+            assert torch.allclose(taken[-1], found.words[0, owners])  # there is one word alone
+            first, second = torch.zeros_like(found.words[0]), torch.ones_like(found.words[0])
+            second[1] = 3
+            found.words = torch.stack([first, second])
+            found(4, {"concept": view})
+        words = taken[-1][:, 0] / second[owners, 0]
+        assert words.std(1).max() < 1e-6
+        assert ((words >= 0) & (words <= 1)).all()
+        assert len(set(words[:, 0].tolist())) > 3 if mixed else (words == 1).all()
+
+
 def test_after_the_last_round_no_word_is_searched_and_all_take_turns(context):
     found = LearntWords(every=2, updates=1, rounds=3).begin(context.context, seed=0)
     view = context.context.trajectories.at(context.context.denoiser, torch.arange(3))
