@@ -33,10 +33,11 @@ from diffusers_erase.models.model import Model
 from diffusers_erase.models.trajectories import Trajectories, sample_trajectories
 from diffusers_erase.storage.tensor_cache import TensorCache, digest
 from diffusers_erase.training.checkpoints import Checkpoints
+from diffusers_erase.training.inner_loop import InnerLoop
 from diffusers_erase.training.pool import NEAR_WORDS, near_words, pool
 from diffusers_erase.training.recipes import Recipe
 from diffusers_erase.training.targets import Target, TargetContext, TargetState
-from diffusers_erase.training.trainer import Renewal, Step, train
+from diffusers_erase.training.trainer import Renewal, Step, ending, train
 
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,7 +67,7 @@ def train_eraser(
         unet, parts=recipe.parts, rank=request.rank, seed=request.seed, protect=protect
     ) as lora:
         shared = statistics()
-        loop, targets = _loop(model, request, way, lora, shared, work=work, accelerator=accelerator)
+        loop, inner = _loop(model, request, way, lora, shared, work=work, accelerator=accelerator)
         names = ", ".join(repr(c.name) for c in request.concepts)
         bar = tqdm(loop, f"erasing {names}", recipe.steps, disable=not progress)
         for step in bar:
@@ -76,12 +77,15 @@ def train_eraser(
             if callback_on_step_end is not None:
                 callback_on_step_end(step)
         factors = lora.factors()
+    _, end = ending(inner, recipe.steps)
+    early = {"ended_after_steps": end} if end < recipe.steps else {}
     known = {
         "rank": request.rank,
         "fingerprint": fingerprint(unet),
-        "parameters": shared.used,
+        "parameters": {**shared.used, **early},
     }
-    return EraserAdapter((Lora(factors),), config_of(model, request, targets.choices(), **known))
+    choices = [choice for each in inner for choice in each.choices()]
+    return EraserAdapter((Lora(factors),), config_of(model, request, choices, **known))
 
 
 def _recipe(request: Request) -> Recipe:
@@ -98,8 +102,8 @@ def _loop(
     *,
     work: Path | None,
     accelerator: Any,
-) -> tuple[Iterator[Step], TargetState]:
-    """The training loop before its first step, and its targets."""
+) -> tuple[Iterator[Step], tuple[InnerLoop, ...]]:
+    """The training loop before its first step, and its inner loops."""
     recipe, seed = _recipe(request), request.seed
     precision = PRECISIONS[accelerator.mixed_precision if accelerator is not None else "no"]
     schedule = model.schedule
@@ -122,6 +126,7 @@ def _loop(
         torch.tensor([k for _, k in prompts]),
         trajectories["concept"],
         guided=len(trajectories["concept"]) - len(texts) * recipe.noised,
+        factors=lora.factors,
         resampled=recipe.refresh > 0,
         known=own_words(model.tokenizer),
         pipeline=model.pipeline,
@@ -137,19 +142,20 @@ def _loop(
     kept = (*request.keep, *pool(context, request.vocabulary, recipe.pool))
     if kept:
         trajectories["kept"] = sample(kept, seed + 1)
+    inner = (targets, *(each.begin(context, seed=seed) for each in recipe.adversaries))
     loop = train(
         denoiser,
         lora.parameters,
         trajectories,
         recipe.loss(keeps=bool(kept)),
         pace=recipe.pace,
-        inner=(targets, *(each.begin(context, seed=seed) for each in recipe.adversaries)),
+        inner=inner,
         renewal=sample.anew(texts, seed),
         seed=seed,
         accelerator=accelerator,
         checkpoints=_checkpoints(request, work, weights, str(precision)) if work else None,
     )
-    return loop, targets
+    return loop, inner
 
 
 def _texts(context: TargetContext, targets: TargetState) -> tuple[Tensor, Tensor]:

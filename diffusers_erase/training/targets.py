@@ -13,6 +13,7 @@ from diffusers_erase.concepts import Concept, Prompt, Vocabulary
 from diffusers_erase.concepts.candidates import SYNONYM, admissible, proposed
 from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.errors import ErasureError
+from diffusers_erase.models.architectures import Factors
 from diffusers_erase.models.denoiser import Denoiser
 from diffusers_erase.models.trajectories import Trajectories, View
 from diffusers_erase.training.inner_loop import InnerLoop, Loss, Views
@@ -42,6 +43,8 @@ class TargetContext:
     """Number of its latents, the first ones, that lie on guided runs; all if omitted."""
     apply_edit: Callable[[Tensor, Tensor], None] | None = None
     """Sets the student to the closed-form edit that maps the first text states to the second."""
+    factors: Callable[[], Mapping[str, Factors]] | None = None
+    """Path -> factors of the LoRA as it is now."""
     resampled: bool = False
     """The latents will be sampled anew, so that scores at these are not kept."""
     known: tuple[str, ...] = ()

@@ -110,7 +110,7 @@ def train(
     if found:
         run.restore(found[1])
     for index in range(found[0] if found else 0, pace.steps):
-        if index >= _ending(inner, pace)[1]:
+        if index >= ending(inner, pace.steps)[1]:
             return
         if renewal and index and index % renewal.every == 0:
             run.renew(renewal.sample(index))
@@ -130,23 +130,23 @@ def train(
             total += _finite(loss, index)
             run.scaler.scale(loss).backward()
         _average(parameters, mean)
-        begun, end = _ending(inner, pace)
+        begun, end = ending(inner, pace.steps)
         fall = _fallen(index, begun, end) if index >= begun else 1.0
         run.descend(fall * pace.rate(index), pace.clip)
         for loop in inner:
             loop.learn(views, objective, mean)
         done = index + 1
-        last = done == _ending(inner, pace)[1]
+        last = done == ending(inner, pace.steps)[1]
         if checkpoints and rank == 0 and (done % checkpoints.every == 0 or last):
             checkpoints.save(done, run.state())
         yield Step(index, total, tuple(choice for loop in inner for choice in loop.choices()))
 
 
-def _ending(inner: Sequence[InnerLoop], pace: Pace) -> tuple[int, int]:
-    """First step of the last part of the run, and its end; both the number of steps by default."""
+def ending(inner: Sequence[InnerLoop], steps: int) -> tuple[int, int]:
+    """First step of the last part of the run, and its end; both are `steps` by default."""
     endings = (getattr(loop, "ending", None) for loop in inner)
-    begun, end = min((each for each in endings if each), key=max, default=(pace.steps, pace.steps))
-    return begun, min(end, pace.steps)
+    begun, end = min((each for each in endings if each), key=max, default=(steps, steps))
+    return begun, min(end, steps)
 
 
 @dataclass

@@ -41,13 +41,22 @@ from diffusers_erase.playground import (
     load_judge,
     load_pipeline,
 )
+from diffusers_erase.training.adversary import LearntWords
+from diffusers_erase.training.nearby import NearbyStates
 from diffusers_erase.training.objectives import Keep, Steer
 from diffusers_erase.training.recipes import RECIPES, SURGICAL_REMOVE, Recipe
+from diffusers_erase.training.regenerated import RegeneratedStates
 
 
 STEPS, LEARNT_FROM, DRAWN = 10, 16, 24
 ALL = ("to_q", "to_k", "to_v", "to_out.0")
 PARTS = {"kv": ALL[1:3], "all": ALL, "self": (*ALL, *(f"attn1.{part}" for part in ALL))}
+ADVERSARIES = {
+    "soft": LearntWords(every=1, updates=5, memory=1, tokens=8, beside=True),
+    "nearby": NearbyStates(),
+    "regenerated": RegeneratedStates(),
+}
+"""Instead of learnt words: Receler's soft tokens, RealEra's random states, RECE's states."""
 STYLE_OF = {painter: style for style, painter in ARTISTS.items()}
 
 RECIPE = (
@@ -61,7 +70,7 @@ RECIPE = (
     "batch",
 )
 """Options that are numbers of the recipe."""
-SEARCH = ("updates", "latents", "memory", "speed", "spread", "enough")
+SEARCH = ("updates", "latents", "memory", "speed", "spread", "enough", "mixed")
 """Options that are numbers of its adversary."""
 
 
@@ -72,17 +81,20 @@ def recipe_of(asked: argparse.Namespace) -> Recipe:
     search = {name: given[name] for name in SEARCH if name in given}
     named = {"speed": "learning_rate", "latents": "batch"}
     search = {named.get(name, name): value for name, value in search.items()}
+    search |= {"mixed": bool(search["mixed"])} if "mixed" in search else {}
     (weight, _), (null, _) = SURGICAL_REMOVE.keep
     words = replace(words, every=given.get("defence", words.every), **search)
+    adversary = ADVERSARIES.get(given.get("adversary"), words)
     parts = PARTS[given.get("parts", "all")]
     kept = ((given.get("null", null), Keep("null", at="concept")),) if len(parts) > 2 else ()
+    facing = Steer(given.get("eta", 0.0), role="adversary")
     rounds = given.get("rounds", SURGICAL_REMOVE.steps // words.every)
     return replace(
         SURGICAL_REMOVE,
         name="changed",
-        keep=((given.get("weight", weight), Steer(given.get("eta", 0.0), role="adversary")), *kept) if rounds else kept,
+        keep=((given.get("weight", weight), facing), *kept) if rounds else kept,
         protect_null=len(parts) == 2,
-        adversaries=(words,) if rounds else (),
+        adversaries=(adversary,) if rounds else (),
         parts=parts,
         steps=rounds * words.every if rounds else SURGICAL_REMOVE.steps,
         **{name: given[name] for name in RECIPE if name in given},
@@ -230,6 +242,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("build/removing.jsonl"))
     parser.add_argument("--plot", type=Path, help="only draw what the file holds, here")
     changes = parser.add_argument_group("changes of surgical-remove")
+    changes.add_argument("--adversary", choices=ADVERSARIES, help="learnt words by default")
+    changes.add_argument("--mixed", type=int, choices=(0, 1), help="words between those found")
     changes.add_argument("--rounds", type=int, help="0 for no adversary")
     changes.add_argument("--updates", type=int, help="of a word in a round")
     changes.add_argument("--defence", type=int, help="steps of a round")

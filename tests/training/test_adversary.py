@@ -10,6 +10,7 @@ import torch
 from diffusers_erase import ErasureError, erase
 from diffusers_erase.attacks.inversion import LearntWord
 from diffusers_erase.concepts import Concept, Prompt
+from diffusers_erase.models.architectures import text_weights
 from diffusers_erase.models.denoiser import Denoiser, NoiseSchedule
 from diffusers_erase.models.embedding_hooks import placeholder_words
 from diffusers_erase.models.lora import attached
@@ -21,6 +22,7 @@ from diffusers_erase.training.checkpoints import Checkpoints
 from diffusers_erase.training.nearby import NearbyStates
 from diffusers_erase.training.objectives import Keep, Steer
 from diffusers_erase.training.recipes import Recipe
+from diffusers_erase.training.regenerated import RegeneratedStates
 from diffusers_erase.training.targets import TargetContext
 from diffusers_erase.training.trainer import Pace, train
 
@@ -248,9 +250,9 @@ def test_a_search_that_finds_nothing_is_the_last_one(context, tmp_path, monkeypa
 
 def test_a_run_does_not_end_after_its_steps():
     loops = [SimpleNamespace(), SimpleNamespace(ending=None), SimpleNamespace(ending=(30, 60))]
-    assert trainer._ending(loops, Pace(35, 1, 1.0)) == (30, 35)
-    assert trainer._ending(loops, Pace(100, 1, 1.0)) == (30, 60)
-    assert trainer._ending(loops[:2], Pace(35, 1, 1.0)) == (35, 35)
+    assert trainer.ending(loops, 35) == (30, 35)
+    assert trainer.ending(loops, 100) == (30, 60)
+    assert trainer.ending(loops[:2], 35) == (35, 35)
 
 
 QUICK = Recipe("quick", trajectories=2, sampling_steps=2, steps=3, batch=2, rank=2)
@@ -274,6 +276,9 @@ def test_an_eraser_is_trained_against_the_words_and_the_card_says_so(untrained):
     assert not torch.equal(one, factors(replace(against, keep=against.keep[1:]))[1])
     assert eraser.config.parameters["adversaries"][0].startswith("LearntWords(every=2")
     assert "role='adversary'" in eraser.config.parameters["keep"][0][1]
+    assert "ended_after_steps" not in eraser.config.parameters
+    ends = replace(against, adversaries=(replace(against.adversaries[0], enough=1e-9),))
+    assert factors(ends)[0].config.parameters["ended_after_steps"] == 2
 
 
 def test_an_adversary_that_no_term_faces_changes_nothing(untrained):
@@ -366,6 +371,31 @@ def test_states_nearby_lie_in_their_shell_and_the_first_token_stays(context):
 def test_a_shell_has_cosines_between_0_and_1(cosine):
     with pytest.raises(ErasureError, match="range in 0"):
         NearbyStates(cosine=cosine)
+
+
+def test_regenerated_states_regain_the_keys_and_values_of_the_concept(context):
+    """They are the concept's own as long as the eraser changes nothing."""
+    about = replace(context.context, factors=context.lora.factors)
+    view = about.trajectories.at(about.denoiser, torch.arange(9))
+    c = view.states["concept"]
+    loop = RegeneratedStates(bound=1e-9, role="regained").begin(about, seed=0)
+    assert torch.allclose(loop(0, {"concept": view})["concept"].states["regained"], c, atol=1e-4)
+    generator = torch.Generator().manual_seed(1)
+    for p in context.lora.parameters:
+        p.data = 0.2 * torch.randn(p.shape, generator=generator)
+    found = loop(1, {"concept": view})["concept"].states["regained"]
+    weights = text_weights(about.denoiser.unet)
+    assert len(weights) == len(context.lora.factors())
+    left, moved = 0.0, 0.0
+    for path, (A, B) in context.lora.factors().items():
+        W = weights[path]
+        left += (found @ (W + B @ A).T - c @ W.T).square().sum().item()
+        moved += (c @ (B @ A).T).square().sum().item()
+    assert left < 0.2 * moved
+    with pytest.raises(ErasureError, match="a context with `factors`"):
+        RegeneratedStates().begin(context.context, seed=0)
+    with pytest.raises(ErasureError, match="`bound` must be positive; got 0"):
+        RegeneratedStates(bound=0)
 
 
 def test_a_pipeline_without_one_text_encoder_is_refused(context):
