@@ -142,6 +142,7 @@ def _loop(
     kept = (*request.keep, *pool(context, request.vocabulary, recipe.pool))
     if kept:
         trajectories["kept"] = sample(kept, seed + 1)
+        context = replace(context, kept=trajectories["kept"])
     inner = (targets, *(each.begin(context, seed=seed) for each in recipe.adversaries))
     loop = train(
         denoiser,

@@ -12,6 +12,7 @@ from diffusers_erase.models.model import Model
 from diffusers_erase.models.trajectories import Sampler
 from diffusers_erase.training.adaptive import Adaptive
 from diffusers_erase.training.adversary import LearntWords
+from diffusers_erase.training.hard_examples import HardExamples
 from diffusers_erase.training.nearby import NearbyStates
 from diffusers_erase.training.objectives import (
     Compose,
@@ -308,11 +309,20 @@ SURGICAL_REMOVE = replace(
     keep_weight=8.0,
     protect_null=False,
     adversaries=(
-        LearntWords(every=30, updates=200, batch=4, learning_rate=0.05, spread=0.0, enough=1.2),
+        LearntWords(
+            every=30,
+            updates=200,
+            batch=4,
+            learning_rate=0.05,
+            spread=0.0,
+            mixed=True,
+            enough=1.2,
+        ),
+        HardExamples(every=30),
     ),
     pool=64,
     noised=20,
-    parts=PARTS,
+    parts=(*PARTS, *SELF_PARTS),
     rank=16,
     trajectories=24,
     sampling_steps=10,

@@ -39,6 +39,8 @@ class TargetContext:
     """Index of the concept that each prompt names, P."""
     trajectories: Trajectories
     """Sampled from these prompts."""
+    kept: Trajectories | None = None
+    """Of the kept prompts, if there are any; not known yet while targets are chosen."""
     guided: int | None = None
     """Number of its latents, the first ones, that lie on guided runs; all if omitted."""
     apply_edit: Callable[[Tensor, Tensor], None] | None = None

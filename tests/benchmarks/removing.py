@@ -30,6 +30,7 @@ from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.evaluation.drift import base_predictions, drift
 from diffusers_erase.evaluation.pictures import draw
 from diffusers_erase.making.api import erase
+from diffusers_erase.models.architectures import PARTS, SELF_PARTS, TEXT_PARTS
 from diffusers_erase.models.denoiser import counted
 from diffusers_erase.models.text_states import encode
 from diffusers_erase.playground import (
@@ -49,8 +50,7 @@ from diffusers_erase.training.regenerated import RegeneratedStates
 
 
 STEPS, LEARNT_FROM, DRAWN = 10, 16, 24
-ALL = ("to_q", "to_k", "to_v", "to_out.0")
-PARTS = {"kv": ALL[1:3], "all": ALL, "self": (*ALL, *(f"attn1.{part}" for part in ALL))}
+TRAINED = {"kv": TEXT_PARTS, "cross": PARTS, "self": (*PARTS, *SELF_PARTS)}
 ADVERSARIES = {
     "soft": LearntWords(every=1, updates=5, memory=1, tokens=8, beside=True),
     "nearby": NearbyStates(),
@@ -77,7 +77,9 @@ SEARCH = ("updates", "latents", "memory", "speed", "spread", "enough", "mixed")
 def recipe_of(asked: argparse.Namespace) -> Recipe:
     """`surgical-remove` with the numbers that are given."""
     given = {name: value for name, value in vars(asked).items() if value is not None}
-    words: Any = SURGICAL_REMOVE.adversaries[0]
+    words: Any
+    hard: Any
+    words, hard = SURGICAL_REMOVE.adversaries
     search = {name: given[name] for name in SEARCH if name in given}
     named = {"speed": "learning_rate", "latents": "batch"}
     search = {named.get(name, name): value for name, value in search.items()}
@@ -85,7 +87,8 @@ def recipe_of(asked: argparse.Namespace) -> Recipe:
     (weight, _), (null, _) = SURGICAL_REMOVE.keep
     words = replace(words, every=given.get("defence", words.every), **search)
     adversary = ADVERSARIES.get(given.get("adversary"), words)
-    parts = PARTS[given.get("parts", "all")]
+    hard = replace(hard, every=words.every, share=given.get("hard", hard.share))
+    parts = TRAINED.get(given.get("parts"), SURGICAL_REMOVE.parts)
     kept = ((given.get("null", null), Keep("null", at="concept")),) if len(parts) > 2 else ()
     facing = Steer(given.get("eta", 0.0), role="adversary")
     rounds = given.get("rounds", SURGICAL_REMOVE.steps // words.every)
@@ -94,7 +97,7 @@ def recipe_of(asked: argparse.Namespace) -> Recipe:
         name="changed",
         keep=((given.get("weight", weight), facing), *kept) if rounds else kept,
         protect_null=len(parts) == 2,
-        adversaries=(adversary,) if rounds else (),
+        adversaries=(adversary, hard) if rounds else (),
         parts=parts,
         steps=rounds * words.every if rounds else SURGICAL_REMOVE.steps,
         **{name: given[name] for name in RECIPE if name in given},
@@ -253,10 +256,11 @@ def parsed() -> argparse.Namespace:
     changes.add_argument("--spread", type=float, help="of a word's beginning")
     changes.add_argument("--enough", type=float, help="loss of a word that is not found")
     changes.add_argument("--memory", type=int)
-    changes.add_argument("--parts", choices=PARTS)
+    changes.add_argument("--parts", choices=TRAINED)
     changes.add_argument("--rank", type=int)
     changes.add_argument("--pool", type=int)
     changes.add_argument("--keep-weight", type=float, help="weight of the pool")
+    changes.add_argument("--hard", type=float, help="share of kept latents drawn by their errors")
     changes.add_argument("--weight", type=float, help="of the words' term")
     changes.add_argument("--eta", type=float, help="of the words' term: how far from the concept")
     changes.add_argument("--null", type=float, help="weight of the empty prompt")
