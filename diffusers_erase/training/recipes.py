@@ -305,8 +305,8 @@ guidance, more and smaller steps. SDXL's erasers are not made here yet."""
 SURGICAL_REMOVE = replace(
     SURGICAL_AGE,
     name="surgical-remove",
-    keep=((2.0, Steer(role="adversary")), (2.0, Keep("null", at="concept"))),
-    keep_weight=8.0,
+    keep=((2.0, Steer(eta=0.5, role="adversary")), (2.0, Keep("null", at="concept"))),
+    keep_weight=12.0,
     protect_null=False,
     adversaries=(
         LearntWords(
@@ -326,12 +326,12 @@ SURGICAL_REMOVE = replace(
     rank=16,
     trajectories=24,
     sampling_steps=10,
-    steps=240,
+    steps=150,
     learning_rate=2e-3,
 )
-"""Ours, against learnt words: `surgical-age`, all parts of every cross-attention, noised pictures,
-and up to eight rounds of a word learnt against the student and answered, until one is not found.
-The numbers are those of the playground."""
+"""Ours, against learnt words: `surgical-age` with both attentions trained, noised pictures, and up
+to five rounds of a word learnt against the student and answered, until one is not found. What the
+answers change most of the pool is kept most. The numbers are those of the playground."""
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe

@@ -44,7 +44,7 @@ from diffusers_erase.playground import (
 )
 from diffusers_erase.training.adversary import LearntWords
 from diffusers_erase.training.nearby import NearbyStates
-from diffusers_erase.training.objectives import Keep, Steer
+from diffusers_erase.training.objectives import Keep
 from diffusers_erase.training.recipes import RECIPES, SURGICAL_REMOVE, Recipe
 from diffusers_erase.training.regenerated import RegeneratedStates
 
@@ -84,13 +84,14 @@ def recipe_of(asked: argparse.Namespace) -> Recipe:
     named = {"speed": "learning_rate", "latents": "batch"}
     search = {named.get(name, name): value for name, value in search.items()}
     search |= {"mixed": bool(search["mixed"])} if "mixed" in search else {}
-    (weight, _), (null, _) = SURGICAL_REMOVE.keep
+    facing: Any
+    (weight, facing), (null, _) = SURGICAL_REMOVE.keep
     words = replace(words, every=given.get("defence", words.every), **search)
     adversary = ADVERSARIES.get(given.get("adversary"), words)
     hard = replace(hard, every=words.every, share=given.get("hard", hard.share))
     parts = TRAINED.get(given.get("parts"), SURGICAL_REMOVE.parts)
     kept = ((given.get("null", null), Keep("null", at="concept")),) if len(parts) > 2 else ()
-    facing = Steer(given.get("eta", 0.0), role="adversary")
+    facing = replace(facing, eta=given.get("eta", facing.eta))
     rounds = given.get("rounds", SURGICAL_REMOVE.steps // words.every)
     return replace(
         SURGICAL_REMOVE,
@@ -133,7 +134,7 @@ def groups(name: str, erased: Sequence[str] = ()) -> dict[str, tuple[list[str], 
         of_family = [word for family in FAMILIES.values() if name in family for word in family]
         near = [word for word in dict.fromkeys(of_family) if word in OBJECTS and word != name] * 10
     near = [word for word in near if word not in erased]
-    others = [word for word in OBJECTS if word not in (name, *near, *erased)]
+    others = [word for word in OBJECTS if word not in (name, *near, *erased)] * 3
     return {"left": ([name] * DRAWN, 910_000), "near": (near, 920_000), "others": (others, 930_000)}
 
 
