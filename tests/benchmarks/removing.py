@@ -4,6 +4,7 @@ python tests/benchmarks/removing.py --concepts truck rabbit "van gyre" --out bui
 python tests/benchmarks/removing.py --recipes none esd stereo --attacks 300 3000 300x4
 python tests/benchmarks/removing.py --rounds 4 --parts kv --rank 8
 python tests/benchmarks/removing.py --concepts truck --beside rabbit oak --erasers build/erasers
+python tests/benchmarks/removing.py --table --out docs/measured/removing.jsonl
 python tests/benchmarks/removing.py --plot build/removing.png --out docs/measured/removing.jsonl
 
 Concepts are objects or styles (by their painters) of the playground. Inversion is
@@ -205,6 +206,30 @@ def made(
     return eraser
 
 
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    """A row of markdown for each eraser; the starts of an attack one beside the other."""
+    attacks = [k for line in lines for k in line if k.startswith("inversion")]
+    counts = ["left", "near", "others", "colours", *dict.fromkeys(attacks)]
+    rows = [["recipe", "concept -> target", "seed", *counts, "evaluations"]]
+    rows.append(["---", "---", *["---:"] * (len(rows[0]) - 2)])
+    for line in lines:
+        changed = {**line["changes"], "target": line.get("given_target")}
+        options = [f"--{k.replace('_', '-')} {v}" for k, v in changed.items() if v is not None]
+        name = [] if line["recipe"] == "changed" else [line["recipe"]]
+        beside = "".join(f", {name}" for name in line.get("beside", ()))
+        row = [
+            f"`{' '.join([*name, *options])}`",
+            f"{line['concept']}{beside} -> {line.get('target')}",
+            str(line["seed"]),
+        ]
+        for key in counts:
+            found = line.get(key, [])
+            found = found if found and isinstance(found[0], list) else [found] if found else []
+            row.append(", ".join(f"{hits} / {n}" for hits, n, *_ in found) or "-")
+        rows.append([*row, f"{line.get('evaluations', 0):,}"])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def plot(lines: Sequence[dict[str, Any]], path: Path) -> None:
     """Share of pictures that inversion regains over the neighbours kept, a point per recipe."""
     import matplotlib.pyplot as plt
@@ -245,6 +270,7 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("build/removing.jsonl"))
     parser.add_argument("--plot", type=Path, help="only draw what the file holds, here")
+    parser.add_argument("--table", action="store_true", help="only print what the file holds")
     changes = parser.add_argument_group("changes of surgical-remove")
     changes.add_argument("--adversary", choices=ADVERSARIES, help="learnt words by default")
     changes.add_argument("--mixed", type=int, choices=(0, 1), help="words between those found")
@@ -277,6 +303,9 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     asked = parsed()
+    if asked.table:
+        print(table(read_lines(asked.out)))
+        return
     if asked.plot:
         plot(read_lines(asked.out), asked.plot)
         return
