@@ -316,7 +316,7 @@ SURGICAL_REMOVE = replace(
             learning_rate=0.05,
             spread=0.0,
             mixed=True,
-            enough=1.2,
+            enough=2.5,
         ),
         HardExamples(every=30),
     ),
