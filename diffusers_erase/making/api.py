@@ -112,7 +112,7 @@ def erase(
     if robust:
         if recipe is not None:
             raise ErasureError("`robust=True` chooses the recipe; leave out `recipe`, or `robust`.")
-        recipe = robust_recipe(words)
+        recipe = robust_recipe(words, concepts)
     if recipe is None:
         trains = bool(given) or not isinstance(goal, Fixed | None)
         recipe = choose_recipe(model, words, training=trains, verbose=progress)

@@ -1,26 +1,27 @@
 """The recipe that `erase()` takes if none is named."""
 
 import sys
+from collections.abc import Sequence
 
 from tqdm.auto import tqdm
 
-from diffusers_erase.concepts import Vocabulary
+from diffusers_erase.concepts import Concept, Vocabulary
 from diffusers_erase.editing.recipes import CLOSED_FORM, Edit
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.model import Model
 from diffusers_erase.training.recipes import SURGICAL_REMOVE, Recipe, default_recipe
 
 
-def robust_recipe(vocabulary: Vocabulary | None) -> Recipe:
+def robust_recipe(vocabulary: Vocabulary | None, concepts: Sequence[Concept]) -> Recipe:
     """The recipe that faces learnt words.
 
     Raises:
-        ErasureError: there is no vocabulary to preserve.
+        ErasureError: there is no vocabulary of other concepts to preserve.
     """
-    if vocabulary is None:
+    if vocabulary is None or not vocabulary.others(concepts):
         raise ErasureError(
-            "`robust=True` changes all parts of every cross-attention, so it needs a "
-            "`vocabulary` of other concepts to preserve; pass one, or leave `robust` out."
+            "`robust=True` changes all parts of every attention, so it needs a `vocabulary` of "
+            "other concepts to preserve; pass one, or leave `robust` out."
         )
     return SURGICAL_REMOVE
 

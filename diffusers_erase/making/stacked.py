@@ -15,6 +15,7 @@ from diffusers_erase.eraser.adapter import EraserAdapter
 from diffusers_erase.eraser.stacking import KEEP, Rest, compact, fused, protected, scaled, summed
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.subspace import row_space
+from diffusers_erase.models.architectures import reads_text
 from diffusers_erase.models.model import Model
 
 
@@ -53,7 +54,8 @@ def stack(
             is kept of the change's energy.
 
     Raises:
-        ErasureError: there are none, they do not fit together, or a pipeline is needed.
+        ErasureError: there are none, they do not fit together, a pipeline is needed, or prompts
+            cannot be protected from an eraser, which changes more than keys and values.
     """
     loaded = [
         e if isinstance(e, EraserAdapter) else EraserAdapter.from_pretrained(e) for e in erasers
@@ -66,6 +68,8 @@ def stack(
     if pipe is None and (protect or fusion == "gram"):
         wanted = "`protect`" if protect else "Gram fusion"
         raise ErasureError(f"{wanted} needs the text encoder: pass the pipeline.")
+    if protect:
+        _require_text_layers(loaded, Model.of(pipe))
     parts = [scaled(eraser, s) for eraser, s in zip(loaded, factors, strict=True)]
     Q = row_space(Model.of(pipe).encode(["", *protect])) if protect or fusion == "gram" else None
     if fusion == "gram":
@@ -90,6 +94,17 @@ def stack(
         "kept_energy": kept,
     }
     return replace(together, config=replace(together.config, parameters=parameters))
+
+
+def _require_text_layers(erasers: Sequence[EraserAdapter], model: Model) -> None:
+    for eraser in erasers:
+        others = [path for path in eraser.paths(model.denoiser) if not reads_text(path)]
+        if others:
+            raise ErasureError(
+                f"The eraser of '{eraser.config.title}' changes layers that do not read the text "
+                f"('{others[0]}' and {len(others) - 1} others), from which no prompt can be "
+                "protected; leave `protect` out, or the eraser."
+            )
 
 
 def _kept(texts: Texts, listed: Sequence[str], own: Sequence[str]) -> Tensor:

@@ -66,6 +66,8 @@ class LearntWords:
                 raise ErasureError(
                     f"`{name}` is a number of 1 or more, without a fraction; got {value!r}."
                 )
+        if not isinstance(self.mixed, bool):
+            raise ErasureError(f"`mixed` is True or False; got {self.mixed!r}.")
         if not isinstance(self.rounds, int) or self.rounds < 0 or self.rounds == 1:
             raise ErasureError(
                 "`rounds` is a number of 2 or more searches, or 0 for searches to the end; got "
@@ -132,7 +134,8 @@ class LearntWordsState:
         """Of the last search: one per update, in units of the guidance of the concept."""
         self.ending: tuple[int, int] | None = None
         """First step of the last round, and its end, once a search has found nothing."""
-        self._searched = -1
+        self._searched = self._step = -1
+        self._step_chance = self._chance(0)
 
     def __call__(self, step: int, views: Views) -> Views:
         """The view `concept` with the role: its prompts with a word that was found."""
@@ -143,7 +146,9 @@ class LearntWordsState:
             self.words = torch.cat([self.words, found])[-self.settings.memory :]
             self._searched = step
         view = views["concept"]
-        chosen, chance = len(self.words) - 1, self._chance(step)
+        if step != self._step:  # minibatches of one step go on with its chance
+            self._step, self._step_chance = step, self._chance(step)
+        chosen, chance = len(self.words) - 1, self._step_chance
         if step % 2 or 0 < restart <= step:
             chosen = int(torch.randint(len(self.words), (1,), generator=chance))
         owners = self._owners(view)

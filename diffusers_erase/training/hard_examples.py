@@ -36,8 +36,8 @@ class HardExamples:
                 raise ErasureError(
                     f"`{name}` is a number of 1 or more; got {getattr(self, name)!r}."
                 )
-        if not 0 <= self.share <= 1:
-            raise ErasureError(f"`share` is in 0 .. 1; got {self.share}.")
+        if not isinstance(self.share, int | float) or not 0 <= self.share <= 1:
+            raise ErasureError(f"`share` is in 0 .. 1; got {self.share!r}.")
 
     def begin(self, context: TargetContext, *, seed: int) -> "HardExamplesLoop":
         """The inner loop; it changes nothing if no prompts are kept."""
@@ -65,8 +65,9 @@ class HardExamplesLoop:
         rows = views["kept"].rows
         # the rows differ among processes and minibatches, and so do their latents
         chance = self._chance(step, int(rows.sum()))
-        weights = self.errors[self._kept.prompt.cpu()]
-        hard = torch.multinomial(weights + 1e-12, len(rows), replacement=True, generator=chance)
+        errors = self.errors.nan_to_num(1.0, posinf=1.0)  # the loss says that a run diverged
+        weights = errors[self._kept.prompt.cpu()] + 1e-12
+        hard = torch.multinomial(weights, len(rows), replacement=True, generator=chance)
         exchanged = torch.rand(len(rows), generator=chance) < self.settings.share
         view = self._kept.at(self._denoiser, torch.where(exchanged, hard, rows))
         return {**views, "kept": view}

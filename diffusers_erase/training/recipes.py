@@ -103,6 +103,13 @@ class Recipe:
                 "`noised` pictures are the base's, and with `refresh` the student samples: leave "
                 "one of them out."
             )
+        if not isinstance(self.adversaries, tuple) or not all(
+            hasattr(each, "begin") and not isinstance(each, type) for each in self.adversaries
+        ):
+            raise ErasureError(
+                "`adversaries` is a tuple of adversaries, such as (LearntWords(),); got "
+                f"{self.adversaries!r}."
+            )
         ends = any(getattr(each, "enough", math.inf) < math.inf for each in self.adversaries)
         if self.restart and ends:
             raise ErasureError(
@@ -122,6 +129,11 @@ class Recipe:
         known = (*PARTS, *SELF_PARTS)
         if not self.parts or set(self.parts) - set(known):
             raise ErasureError(f"`parts` are some of {', '.join(known)}; got {self.parts!r}.")
+        if (self.warm or self.choose == "trial") and not set(self.parts) & set(TEXT_PARTS):
+            raise ErasureError(
+                f"`warm` and a choice by `trial` edit {' and '.join(TEXT_PARTS)}, and `parts` have "
+                f"neither; got {self.parts!r}. Add one, or set `warm=False` and another `choose`."
+            )
         if self.protect_null and self.steers_null:
             raise ErasureError(
                 "`protect_null` holds the score of the empty prompt, and a term of the recipe is "

@@ -28,8 +28,8 @@ class RegeneratedStates:
     role: str = "adversary"
 
     def __post_init__(self) -> None:
-        if not 0 < self.bound < float("inf"):
-            raise ErasureError(f"`bound` must be positive; got {self.bound}.")
+        if not isinstance(self.bound, int | float) or not 0 < self.bound < float("inf"):
+            raise ErasureError(f"`bound` must be a positive number; got {self.bound!r}.")
 
     def begin(self, context: TargetContext, *, seed: int) -> "RegeneratedStatesLoop":
         """The inner loop.

@@ -61,7 +61,12 @@ def test_robust_trains_against_learnt_words(untrained, monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({}, "needs a `vocabulary`"), ({"vocabulary": WORDS, "recipe": "esd"}, "chooses the recipe")],
+    [
+        ({}, "needs a `vocabulary`"),
+        ({"vocabulary": Vocabulary(())}, "needs a `vocabulary`"),
+        ({"vocabulary": Vocabulary(("car",))}, "needs a `vocabulary` of other concepts"),
+        ({"vocabulary": WORDS, "recipe": "esd"}, "chooses the recipe"),
+    ],
 )
 def test_robust_is_refused_before_any_work(untrained, options, message):
     with pytest.raises(ErasureError, match=message):

@@ -55,6 +55,16 @@ def test_stack_does_not_change_protected_prompts(untrained, pair, kind, fusion):
         assert (moved @ D.T).norm() > 1e-3
 
 
+@pytest.mark.parametrize("fusion", ["sum", "gram"])
+@pytest.mark.parametrize("parts", [("to_q",), ("to_v", "attn1.to_v")])
+def test_prompts_are_not_protected_from_what_does_not_read_the_text(
+    untrained, make_eraser, pair, parts, fusion
+):
+    other = make_eraser(untrained.unet, concept="oak", parts=parts)
+    with pytest.raises(ErasureError, match=r"eraser of 'oak' changes layers .* 6 others\), from"):
+        stack([*pair, other], untrained, fusion=fusion, protect=["a cat"], vocabulary=WORDS)
+
+
 def test_gram_fusion_lets_erasers_interfere_less_than_their_sum(untrained):
     pair = [
         erase(untrained, n, vocabulary=WORDS, recipe="uce", check=False) for n in ("car", "dog")

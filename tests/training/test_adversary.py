@@ -129,7 +129,9 @@ def test_mixed_words_lie_between_two_that_are_remembered(context, monkeypatch):
             second[1] = 3
             found.words = torch.stack([first, second])
             found(4, {"concept": view})
+            found(4, {"concept": view})  # another minibatch of this step
         words = taken[-1][:, 0] / second[owners, 0]
+        assert torch.equal(taken[-2], taken[-1]) != mixed
         assert words.std(1).max() < 1e-6
         assert ((words >= 0) & (words <= 1)).all()
         assert len(set(words[:, 0].tolist())) > 3 if mixed else (words == 1).all()
@@ -296,6 +298,7 @@ def test_an_adversary_that_no_term_faces_changes_nothing(untrained):
     [
         ({"updates": 0}, "`updates` is a number of 1 or more, without a fraction; got 0"),
         ({"memory": 1.5}, "`memory` is a number of 1 or more"),
+        ({"mixed": "no"}, "`mixed` is True or False; got 'no'"),
         ({"learning_rate": 0}, "`learning_rate` must be positive"),
         ({"spread": -1}, "`spread` must not be negative"),
         ({"rounds": 5, "memory": 4}, "`memory` must be no less than `rounds`.* got 4 and 5"),
@@ -394,7 +397,7 @@ def test_regenerated_states_regain_the_keys_and_values_of_the_concept(context):
     assert left < 0.2 * moved
     with pytest.raises(ErasureError, match="a context with `factors`"):
         RegeneratedStates().begin(context.context, seed=0)
-    with pytest.raises(ErasureError, match="`bound` must be positive; got 0"):
+    with pytest.raises(ErasureError, match="`bound` must be a positive number; got 0"):
         RegeneratedStates(bound=0)
 
 

@@ -67,6 +67,14 @@ def test_nothing_changes_without_kept_prompts_or_with_a_share_of_0(context):
     assert HardExamples().begin(bare, seed=0)(0, given) is given
 
 
+def test_a_run_that_diverged_reaches_the_loss_that_says_so(context):
+    loop = HardExamples(every=1, latents=1).begin(context, seed=0)
+    for p in context.lora.parameters:
+        p.data = torch.full_like(p, torch.nan)
+    assert sum(counts(context, loop)) == 600
+    assert not loop.errors.isfinite().any()
+
+
 def test_a_resumed_run_draws_the_same(context):
     def loop():
         return HardExamples(every=2, latents=1).begin(context, seed=0)
@@ -92,6 +100,7 @@ def test_a_resumed_run_draws_the_same(context):
     [
         ({"every": 0}, "`every` is a number of 1 or more; got 0"),
         ({"latents": 1.5}, "`latents` is a number of 1 or more; got 1.5"),
+        ({"share": "all"}, "`share` is in 0 .. 1; got 'all'"),
         ({"share": 1.1}, r"`share` is in 0 .. 1; got 1.1"),
     ],
 )

@@ -137,6 +137,10 @@ def test_recipes_are_listed_by_their_names():
         ({"erase": Compose((("concpet", 1.0),))}, r"'concpet'\. Did you mean 'concept'"),
         ({"erase": ANTI_EDITING.erase, "protect_null": True}, "the empty prompt, and a term of"),
         ({"keep": ((0.1, Steer(role="null")),), "protect_null": True}, "is to change it; leave"),
+        ({"parts": ("attn1.to_v", "to_q"), "warm": True}, "edit to_k and to_v, and `parts` have"),
+        ({"parts": ("to_out.0",), "choose": "trial"}, "Add one, or set `warm=False`"),
+        ({"adversaries": LearntWords()}, r"a tuple of adversaries.* got LearntWords\(every=20"),
+        ({"adversaries": (LearntWords,)}, "`adversaries` is a tuple of adversaries"),
         (
             {"adversaries": (LearntWords(every=30, rounds=4),), "steps": 90},
             "`steps` must be more than the 90 of an adversary's search",
