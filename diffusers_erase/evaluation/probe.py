@@ -92,13 +92,12 @@ def _reading(denoiser: nn.Module, eraser: EraserAdapter, cache: TensorCache | No
     G = _gram([*rows.values()], cache)
     if T is not None:
         return EditedLayers.mapped(G, T.U, T.V)
-    reached, parts = {*eraser.paths(denoiser)}, [G.new_zeros(3, 0, G.shape[1])]
+    reached, changes = {*eraser.paths(denoiser)}, []
     for index, (path, layer) in enumerate(layers.items()):
         if path in reached:
             A, B = (x.cpu().float() for x in eraser.pair(path, layer.weight.detach()))
-            B = B[index % every :: every]
-            parts.append(torch.stack((A, B.T @ rows[path], B.T @ B @ A)).double())
-    return EditedLayers.changed(G, *torch.cat(parts, 1))
+            changes.append((rows[path], A, B[index % every :: every]))
+    return EditedLayers.with_factors(G, changes)
 
 
 def _gram(rows: Sequence[Tensor], cache: TensorCache | None) -> Tensor:

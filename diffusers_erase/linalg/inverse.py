@@ -1,5 +1,6 @@
 """Inverses on the complement of protected directions, and the inversion of edited layers."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -96,6 +97,18 @@ class EditedLayers:
         """
         across = torch.addmm(G, A.T, read)
         return cls(G, torch.addmm(across, (read + added).T, A), across)
+
+    @classmethod
+    def with_factors(
+        cls, G: Tensor, changes: Iterable[tuple[Tensor, Tensor, Tensor]]
+    ) -> "EditedLayers":
+        """Layers with Gram matrix G before the edit, some of which, W, become W + B A.
+
+        `changes` are W, A and B of each: rows x width, rank x width and rows x rank.
+        """
+        parts = [G.new_zeros(3, 0, G.shape[1])]
+        parts += [torch.stack((A, B.T @ W, B.T @ B @ A)).to(G) for W, A, B in changes]
+        return cls.changed(G, *torch.cat(parts, 1))
 
     def regained(self, E: Tensor, bound: float) -> Tensor:
         """Text embeddings that make the edited layers output what they did before (RECE).

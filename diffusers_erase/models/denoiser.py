@@ -138,7 +138,7 @@ class Denoiser:
 
 @contextmanager
 def counted(unet: Any) -> Iterator[Callable[[], int]]:
-    """Count the evaluations of a UNet in a `with` block, whoever calls it.
+    """Count the evaluations of a UNet in a `with` block, all callers together.
 
     A forward pass of one latent counts one, and three if its output has a graph for a backward.
     """

@@ -1,16 +1,15 @@
 """Kept latents drawn in proportion to how much the eraser in training has changed their scores."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.denoiser import Denoiser
 from diffusers_erase.models.trajectories import Trajectories
-from diffusers_erase.training.inner_loop import Loss, Views
+from diffusers_erase.training.inner_loop import PassiveLoop, Views
 from diffusers_erase.training.targets import TargetContext
 
 
@@ -44,7 +43,7 @@ class HardExamples:
         return HardExamplesLoop(self, context.denoiser, context.kept, seed)
 
 
-class HardExamplesLoop:
+class HardExamplesLoop(PassiveLoop):
     """Changes which latents the view `kept` has."""
 
     def __init__(
@@ -71,13 +70,6 @@ class HardExamplesLoop:
         exchanged = torch.rand(len(rows), generator=chance) < self.settings.share
         view = self._kept.at(self._denoiser, torch.where(exchanged, hard, rows))
         return {**views, "kept": view}
-
-    def learn(self, views: Views, loss: Loss, mean: Callable[[Tensor], Tensor]) -> None:
-        """Nothing is learnt."""
-
-    def choices(self) -> tuple[ErasedConcept, ...]:
-        """Empty: it chooses no targets."""
-        return ()
 
     def state(self) -> dict[str, Tensor]:
         """The errors that were measured last."""

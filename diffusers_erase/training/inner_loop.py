@@ -46,3 +46,24 @@ class InnerLoop(Protocol):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
         ...
+
+
+class PassiveLoop:
+    """An inner loop that only changes views: it learns nothing, chooses nothing and has no state.
+
+    Subclasses define `__call__`.
+    """
+
+    def learn(self, views: Views, loss: Loss, mean: Callable[[Tensor], Tensor]) -> None:
+        """Nothing is learnt."""
+
+    def choices(self) -> tuple[ErasedConcept, ...]:
+        """Empty: it chooses no targets."""
+        return ()
+
+    def state(self) -> dict[str, Tensor]:
+        """Empty: nothing changes."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to restore."""

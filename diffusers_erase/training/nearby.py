@@ -1,16 +1,13 @@
 """Random text states near the concept's, which stand for it in training."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from zlib import crc32
 
 import torch
-from torch import Tensor
 
-from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.shell import shell
-from diffusers_erase.training.inner_loop import Loss, Views
+from diffusers_erase.training.inner_loop import PassiveLoop, Views
 from diffusers_erase.training.targets import TargetContext
 
 
@@ -42,7 +39,7 @@ class NearbyStates:
 
 
 @dataclass(frozen=True)
-class NearbyStatesLoop:
+class NearbyStatesLoop(PassiveLoop):
     """Adds the states to the view `concept`."""
 
     settings: NearbyStates
@@ -58,17 +55,3 @@ class NearbyStatesLoop:
         around = shell(rows, 1, cosine=self.settings.cosine, generator=chance).to(states)
         near = torch.cat((states[:, :1], around.unflatten(0, states[:, 1:].shape[:2])), 1)
         return {**views, "concept": view.with_role(self.settings.role, near)}
-
-    def learn(self, views: Views, loss: Loss, mean: Callable[[Tensor], Tensor]) -> None:
-        """Nothing is learnt."""
-
-    def choices(self) -> tuple[ErasedConcept, ...]:
-        """Empty: it chooses no targets."""
-        return ()
-
-    def state(self) -> dict[str, Tensor]:
-        """Empty: nothing changes."""
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to restore."""

@@ -342,8 +342,8 @@ SURGICAL_REMOVE = replace(
     learning_rate=2e-3,
 )
 """Ours, against learnt words: `surgical-age` with both attentions trained, noised pictures, and up
-to five rounds of a word learnt against the student and answered, until one is not found. What the
-answers change most of the pool is kept most. The numbers are those of the playground."""
+to five rounds of a word learnt against the student and answered, until one is not found. Prompts of
+the pool are drawn by how much they have changed. The numbers are those of the playground."""
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe

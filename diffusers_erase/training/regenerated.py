@@ -4,13 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from diffusers_erase.eraser.config import ErasedConcept
 from diffusers_erase.errors import ErasureError
 from diffusers_erase.linalg.inverse import EditedLayers
 from diffusers_erase.models.architectures import Factors, text_weights
-from diffusers_erase.training.inner_loop import Loss, Views
+from diffusers_erase.training.inner_loop import PassiveLoop, Views
 from diffusers_erase.training.targets import TargetContext
 
 
@@ -42,7 +40,7 @@ class RegeneratedStates:
         return RegeneratedStatesLoop(self, context, context.factors)
 
 
-class RegeneratedStatesLoop:
+class RegeneratedStatesLoop(PassiveLoop):
     """Adds the states to the view `concept`."""
 
     def __init__(
@@ -66,25 +64,11 @@ class RegeneratedStatesLoop:
         near = found.to(states).unflatten(0, states.shape[:2])
         return {**views, "concept": view.with_role(self.settings.role, near)}
 
-    def learn(self, views: Views, loss: Loss, mean: Callable[[Tensor], Tensor]) -> None:
-        """Nothing is learnt."""
-
-    def choices(self) -> tuple[ErasedConcept, ...]:
-        """Empty: it chooses no targets."""
-        return ()
-
-    def state(self) -> dict[str, Tensor]:
-        """Empty: the states follow from the student."""
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to restore."""
-
     def _layers(self) -> EditedLayers:
         """Gram matrices of the layers that read text, of the base and of the student."""
-        parts = [self._gram.new_zeros(3, 0, len(self._gram))]
-        for path, (A, B) in self._factors().items():
-            if path in self._weights:
-                A, B = A.double(), B.double()
-                parts.append(torch.stack((A, B.T @ self._weights[path], B.T @ B @ A)))
-        return EditedLayers.changed(self._gram, *torch.cat(parts, 1))
+        changes = (
+            (self._weights[path], A.double(), B.double())
+            for path, (A, B) in self._factors().items()
+            if path in self._weights
+        )
+        return EditedLayers.with_factors(self._gram, changes)

@@ -16,7 +16,7 @@ from diffusers_erase.errors import ErasureError
 from diffusers_erase.models.architectures import Factors
 from diffusers_erase.models.denoiser import Denoiser
 from diffusers_erase.models.trajectories import Trajectories, View
-from diffusers_erase.training.inner_loop import InnerLoop, Loss, Views
+from diffusers_erase.training.inner_loop import InnerLoop, PassiveLoop, Views
 
 
 PROBE_LATENTS = 4
@@ -271,7 +271,7 @@ def mean_by(values: Tensor, owner: Tensor, count: int) -> Tensor:
     return sums / torch.bincount(owner, minlength=count)
 
 
-class FixedTarget:
+class FixedTarget(PassiveLoop):
     """Targets that do not change; their scores are computed once for latents that stay."""
 
     def __init__(
@@ -295,19 +295,9 @@ class FixedTarget:
         """The view `concept` with its targets."""
         return {**views, "concept": self.with_target(views["concept"])}
 
-    def learn(self, views: Views, loss: Loss, mean: Callable[[Tensor], Tensor]) -> None:
-        """Nothing is learnt."""
-
     def choices(self) -> tuple[ErasedConcept, ...]:
         """The targets."""
         return self._choices
-
-    def state(self) -> dict[str, Tensor]:
-        """Empty: nothing changes."""
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to restore."""
 
 
 def as_target(target: Any) -> Target:

@@ -67,7 +67,6 @@ RECIPE = (
     "learning_rate",
     "noised",
     "trajectories",
-    "nearness",
     "batch",
 )
 """Options that are numbers of the recipe."""
@@ -216,7 +215,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         changed = {**line["changes"], "target": line.get("given_target")}
         options = [f"--{k.replace('_', '-')} {v}" for k, v in changed.items() if v is not None]
         name = [] if line["recipe"] == "changed" else [line["recipe"]]
-        beside = "".join(f", {name}" for name in line.get("beside", ()))
+        beside = "".join(f", {other}" for other in line.get("beside", ()))
         row = [
             f"`{' '.join([*name, *options])}`",
             f"{line['concept']}{beside} -> {line.get('target')}",
